@@ -1,0 +1,67 @@
+# `make help` lists the targets. Everything is installed into .venv; delete that folder to start afresh.
+
+TASK ?= trec
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --no-input --no-warn-conflicts --disable-pip-version-check -c .ci/constraints.txt
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+OFFLINE := HF_HUB_OFFLINE=1
+PINS := pyproject.toml .ci/constraints.txt .ci/packages.txt
+
+.PHONY: help demo test lint bench tutorials docs clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/demo.stamp  ## adapt a real model with a circuit: make demo TASK=trec
+	@$(BIN)/python -m qcircuit_peft.demo $(TASK)
+
+test: .venv/full.stamp  ## run the tests and the doctests
+	@$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -n 2
+
+lint: .venv/full.stamp  ## check style, types and the order of imports
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: .venv/full.stamp  ## time the native backend and a training step
+	@$(BIN)/python benchmarks/native.py
+	@$(BIN)/python benchmarks/step.py
+
+tutorials: .venv/full.stamp  ## execute tutorials/*.py into the notebooks beside them
+	@for t in $(basename $(sort $(wildcard tutorials/*.py))); do \
+		$(BIN)/jupytext --quiet --to ipynb --update --set-kernel python3 "$$t.py" && \
+		$(ONE_THREAD) $(OFFLINE) $(BIN)/jupyter-nbconvert --log-level=ERROR --to notebook --inplace --execute \
+			--ExecutePreprocessor.record_timing=False "$$t.ipynb" || exit 1; done
+
+docs: .venv/full.stamp  ## regenerate the generated parts of docs/
+	@if [ -f docs/build.py ]; then $(BIN)/python docs/build.py; else echo "docs/build.py does not exist yet"; fi
+
+clean:  ## remove caches and build products (.venv stays)
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that a build already chosen (a CPU build, say) is kept by all that follows.
+.venv/torch.stamp: .ci/constraints.txt
+	@"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "qcircuit_peft needs Python 3.11 or newer: install it, or name it with make PYTHON=/path/to/python." >&2; \
+		exit 1; }
+	@echo "Creating .venv (a few minutes the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch==2.13.0
+	@touch $@
+
+.venv/demo.stamp: .venv/torch.stamp $(PINS)
+	@echo "Installing qcircuit_peft and what the demo needs ..."
+	@$(PIP) -e '.[demo]'
+	@$(PIP) --no-deps --require-hashes -r .ci/packages.txt
+	@touch $@
+
+.venv/full.stamp: .venv/demo.stamp
+	@echo "Installing all extras ..."
+	@$(PIP) -e '.[pennylane,demo,tutorials,dev]'
+	@touch $@

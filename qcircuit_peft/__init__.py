@@ -1,0 +1,23 @@
+"""Adapt pretrained models with parameterized quantum circuits."""
+
+from qcircuit_peft.ansatz import Ansatz, Step, load
+from qcircuit_peft.backends import apply, columns, matrix, state
+from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.tuner import QCircuitConfig, QCircuitModel, circuits, parameter_count
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "Ansatz",
+    "Circuit",
+    "Op",
+    "QCircuitConfig",
+    "QCircuitModel",
+    "Step",
+    "apply",
+    "circuits",
+    "columns",
+    "load",
+    "matrix",
+    "parameter_count",
+    "state",
+]

@@ -1,0 +1,339 @@
+"""A family of circuits, free in width and number of layers, and its text form in TOML.
+
+A file in ``circuits/`` has ``name``, ``about`` and ``cite``, and three lists of steps: ``first`` (once), ``layer``
+(repeated L times) and ``last`` (once). A step is a gate, or a list of gates, ``on`` a wiring.
+"""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
+from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.gates import GATES
+
+FORMAT_VERSION = 1
+_MAX_FILE_BYTES = 1 << 20
+_FOLDERS = (Path(__file__).parent / "_circuits", Path(__file__).parent.parent / "circuits")  # wheel, checkout
+
+Wires = tuple[int, ...]
+
+
+def _pairs(start: int) -> Callable[[int], list[Wires]]:
+    return lambda n: [(w, w + 1) for w in range(start, n - 1, 2)]
+
+
+def _line(n: int) -> list[Wires]:
+    return [(w, w + 1) for w in range(n - 1)]
+
+
+def _ring(n: int) -> list[Wires]:
+    return _line(n) + ([(n - 1, 0)] if n > 2 else [])
+
+
+def _ring_down(n: int) -> list[Wires]:
+    return [(n - 1, n - 2), (0, n - 1), *((w, w - 1) for w in range(1, n - 1))] if n > 2 else _flip(_line)(n)
+
+
+def _flip(wiring: Callable[[int], list[Wires]]) -> Callable[[int], list[Wires]]:
+    return lambda n: [pair[::-1] for pair in wiring(n)]
+
+
+def _butterfly(n: int) -> list[Wires]:
+    strides = [1 << k for k in range(max(n - 1, 0).bit_length())]
+    return [(w, w + s) for s in strides for w in range(n - s) if not w & s]
+
+
+def _tree(n: int) -> list[Wires]:
+    strides = [1 << k for k in range(max(n - 1, 0).bit_length())]
+    return [(w, w + s) for s in strides for w in range(0, n - s, 2 * s)]
+
+
+WIRINGS: dict[str, Callable[[int], list[Wires]]] = {
+    "each": lambda n: [(w,) for w in range(n)],
+    "even_pairs": _pairs(0),
+    "odd_pairs": _pairs(1),
+    "even_pairs_up": _flip(_pairs(0)),
+    "odd_pairs_up": _flip(_pairs(1)),
+    "line": _line,
+    "stair": lambda n: [(w, w - 1) for w in range(n - 1, 0, -1)],
+    "ring": _ring,
+    "ring_back": lambda n: _ring(n)[::-1],
+    "ring_down": _ring_down,
+    "all_pairs": lambda n: list(combinations(range(n), 2)),
+    "all_to_all": lambda n: list(permutations(range(n - 1, -1, -1), 2)),
+    "butterfly": _butterfly,
+    "tree": _tree,
+}
+
+
+def _known(value: object, table: Mapping[str, object], what: str, where: str) -> None:
+    if not isinstance(value, str) or value not in table:
+        near = get_close_matches(str(value), table, n=3) or list(table)
+        raise ValueError(f"{where}: unknown {what} {value!r}; did you mean one of {', '.join(near)}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One gate, or several gates in turn, on every member of a wiring.
+
+    ``on`` is a name in ``WIRINGS`` or explicit wires such as ``[[0, 3], [1, 2]]``. A one-wire gate on a pair acts on
+    both its wires, first one first.
+
+    Raises ValueError for an unknown gate or wiring, or wires that are not lists of whole numbers.
+
+    >>> Step(["CZ", "RY"], "even_pairs")
+    Step(gate=('CZ', 'RY'), on='even_pairs')
+    """
+
+    gate: str | tuple[str, ...]
+    on: str | tuple[Wires, ...]
+
+    def __post_init__(self) -> None:
+        where = f"step {self.gate!r} on {self.on!r}"
+        if not isinstance(self.gate, str | list | tuple):
+            raise ValueError(f"'gate' is a gate or a list of gates, got {self.gate!r}")
+        if isinstance(self.gate, list):
+            object.__setattr__(self, "gate", tuple(self.gate))
+        for gate in self.gates:
+            _known(gate, GATES, "gate", where)
+        if not self.gates:
+            raise ValueError(f"{where}: a step has at least one gate")
+        if isinstance(self.on, str):
+            _known(self.on, WIRINGS, "wiring", where)
+            return
+        if not isinstance(self.on, list | tuple) or not all(
+            isinstance(wires, list | tuple)
+            and len(wires) in (1, 2)
+            and all(isinstance(w, int) and not isinstance(w, bool) and w >= 0 for w in wires)
+            and len(set(wires)) == len(wires)
+            for wires in self.on
+        ):
+            raise ValueError(
+                f"{where}: 'on' is a wiring or a list of one or two different wires each, such as [[0, 3], [1, 2]]"
+            )
+        object.__setattr__(self, "on", tuple(tuple(wires) for wires in self.on))
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The gates as a tuple, also when there is only one."""
+        return (self.gate,) if isinstance(self.gate, str) else tuple(self.gate)
+
+    def ops(self, n_wires: int) -> Iterator[Op]:
+        """The ops of this step on a register, in time order; raises ValueError if it does not fit the register."""
+        groups = WIRINGS[self.on](n_wires) if isinstance(self.on, str) else self.on
+        for wires in groups:
+            if max(wires) >= n_wires:
+                raise ValueError(
+                    f"step {self.gate!r} on {self.on!r}: wire {max(wires)} is not one of the {n_wires} wires"
+                )
+            for gate in self.gates:
+                arity = GATES[gate].wires
+                if arity > len(wires):
+                    raise ValueError(f"step {self.gate!r} on {self.on!r}: {gate} acts on {arity} wires, got {wires}")
+                for on in [wires] if arity == len(wires) else [(w,) for w in wires]:
+                    yield Op(gate, on)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as plain lists and strings."""
+        plain = self.on if isinstance(self.on, str) else [list(wires) for wires in self.on]
+        return {"gate": self.gate if isinstance(self.gate, str) else list(self.gate), "on": plain}
+
+
+def wire_dims(dim: int) -> tuple[int, ...]:
+    """Wire dimensions whose product is ``dim``: the odd prime factors, largest first, then qubits.
+
+    Raises ValueError unless ``dim`` is a whole number >= 2.
+
+    >>> wire_dims(768)
+    (3, 2, 2, 2, 2, 2, 2, 2, 2)
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
+        raise ValueError(f"a circuit's dimension is a whole number >= 2, got {dim!r}")
+    primes, rest, p = [], dim, 2
+    while rest > 1:
+        if p * p > rest:
+            p = rest
+        while rest % p == 0:
+            primes.append(p)
+            rest //= p
+        p += 1
+    return tuple(sorted(primes, reverse=True))
+
+
+@dataclass(frozen=True)
+class Ansatz:
+    """A family of circuits: steps that run once, L times, and once.
+
+    Raises ValueError if a part is not a sequence of steps or a text is not a string.
+
+    >>> ansatz = Ansatz("line", first=[Step("RY", "each")], layer=[Step(["CZ", "RY"], "line")])
+    >>> ansatz.circuit(qubits=3, layers=2).n_angles
+    11
+    """
+
+    name: str
+    about: str = ""
+    cite: str = ""
+    first: tuple[Step, ...] = ()
+    layer: tuple[Step, ...] = ()
+    last: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("name", "about", "cite"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"ansatz: {key!r} is a text, got {getattr(self, key)!r}")
+        for key in ("first", "layer", "last"):
+            steps = getattr(self, key)
+            if not isinstance(steps, list | tuple) or not all(isinstance(step, Step) for step in steps):
+                raise ValueError(f"ansatz {self.name!r}: {key!r} is a list of steps, got {steps!r}")
+            object.__setattr__(self, key, tuple(steps))
+
+    def circuit(
+        self,
+        *,
+        dim: int | None = None,
+        qubits: int | None = None,
+        dims: tuple[int, ...] | None = None,
+        layers: int = 1,
+    ) -> Circuit:
+        """The member of the family with this width and ``layers`` repetitions.
+
+        Give one of ``dim`` (its odd prime factors become the first wires), ``qubits`` or ``dims``. Raises ValueError
+        for none or several of them, negative layers, or a gate that the wire dimensions do not allow.
+
+        >>> load("simplified_two_design").circuit(qubits=5, layers=1).n_angles
+        13
+        >>> load("simplified_two_design").circuit(dim=768, layers=1).dims
+        (3, 2, 2, 2, 2, 2, 2, 2, 2)
+        """
+        if sum(width is not None for width in (dim, qubits, dims)) != 1:
+            raise ValueError(f"give exactly one of dim, qubits and dims, got dim={dim}, qubits={qubits}, dims={dims}")
+        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
+            raise ValueError(f"layers is a whole number >= 0, got {layers!r}")
+        if qubits is not None:
+            if isinstance(qubits, bool) or not isinstance(qubits, int) or qubits < 1:
+                raise ValueError(f"qubits is a whole number >= 1, got {qubits!r}")
+            dims = (2,) * qubits
+        elif dim is not None:
+            dims = wire_dims(dim)
+        steps = (*self.first, *(self.layer * layers), *self.last)
+        assert dims is not None
+        return Circuit(dims, (op for step in steps for op in step.ops(len(dims))))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "ansatz") -> "Ansatz":
+        """An ansatz from plain data, as read from TOML or JSON; ``where`` names the source in error messages.
+
+        Raises ValueError for unknown or missing keys, a version this library does not know, or a bad step.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{where}: an ansatz is a table, got {data!r}")
+        allowed = ("version", "name", "about", "cite", "first", "layer", "last")
+        unknown = [key for key in data if key not in allowed]
+        if unknown:
+            raise ValueError(f"{where}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
+        version = data.get("version", FORMAT_VERSION)
+        if isinstance(version, bool) or version != FORMAT_VERSION:
+            raise ValueError(
+                f"{where}: format version {version!r} is not known; this library reads version {FORMAT_VERSION}"
+            )
+        if "name" not in data:
+            raise ValueError(f"{where}: the key 'name' is missing")
+        parts: dict[str, list[Step]] = {}
+        for part in ("first", "layer", "last"):
+            entries = data.get(part, [])
+            if not isinstance(entries, list | tuple):
+                raise ValueError(f"{where}: {part!r} is a list of tables [[{part}]], got {entries!r}")
+            parts[part] = []
+            for number, entry in enumerate(entries, 1):
+                here = f"{where}: [[{part}]] entry {number}"
+                if not isinstance(entry, Mapping) or set(entry) != {"gate", "on"}:
+                    found = ", ".join(map(repr, entry)) if isinstance(entry, Mapping) else repr(entry)
+                    raise ValueError(f"{here}: a step has the keys 'gate' and 'on', got {found}")
+                try:
+                    parts[part].append(Step(entry["gate"], entry["on"]))
+                except ValueError as error:
+                    raise ValueError(f"{here}: {error}") from None
+        texts = {key: data.get(key, "") for key in ("name", "about", "cite")}
+        try:
+            return cls(**texts, **{part: tuple(steps) for part, steps in parts.items()})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Ansatz":
+        """An ansatz from a TOML file of at most 1 MiB; raises ValueError naming the file and the entry at fault."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such circuit file")
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError(
+                f"{path}: a circuit file has at most {_MAX_FILE_BYTES} bytes, this has {path.stat().st_size}"
+            )
+        try:
+            data = tomllib.loads(path.read_bytes().decode("utf-8"))
+        except (ValueError, RecursionError) as error:  # TOML and Unicode errors, and numbers too long to read
+            raise ValueError(f"{path}: not a TOML file in UTF-8: {error}") from None
+        return cls.from_dict(data, str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ansatz as plain data with its format version; ``from_dict`` reads it back."""
+        texts = {"name": self.name, "about": self.about, "cite": self.cite}
+        parts = {part: [step.to_dict() for step in getattr(self, part)] for part in ("first", "layer", "last")}
+        return {"version": FORMAT_VERSION, **texts, **parts}
+
+    def to_toml(self) -> str:
+        """The ansatz as the text of a circuit file; ``from_file`` reads it back."""
+        lines = [f"{key:<5} = {_toml(getattr(self, key))}" for key in ("name", "about", "cite")]
+        for part in ("first", "layer", "last"):
+            for step in getattr(self, part):
+                lines += [
+                    "",
+                    f"[[{part}]]",
+                    *(f"{key:<4} = {_toml(value)}" for key, value in step.to_dict().items()),
+                ]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A string, or lists of strings or numbers: there JSON is TOML, but for one control character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for folder in _FOLDERS for path in folder.glob("*.toml")}
+
+
+def names() -> list[str]:
+    """The names of the ansatz files that come with the library, sorted."""
+    return sorted(_shipped())
+
+
+def load(source: "str | Path | Mapping[str, Any] | Ansatz") -> Ansatz:
+    """An ansatz from the name of a shipped file, a path, plain data, or itself.
+
+    A text with a path separator or the ending ``.toml`` is a path; any other is a name. Raises ValueError if there
+    is no such file, or it is not an ansatz.
+
+    >>> load("simplified_two_design").about
+    'RY on all wires; each layer: CZ and RY on even pairs, then on odd pairs.'
+    """
+    if isinstance(source, Ansatz):
+        return source
+    if isinstance(source, Mapping):
+        return Ansatz.from_dict(source)
+    if not isinstance(source, str | Path):
+        raise ValueError(f"an ansatz is a name, a path, a dict or an Ansatz, got {type(source).__name__}")
+    if isinstance(source, Path) or source.endswith(".toml") or "/" in source or "\\" in source:
+        return Ansatz.from_file(source)
+    if source in _shipped():
+        return Ansatz.from_file(_shipped()[source])
+    near = get_close_matches(source, names(), n=3) or names()
+    raise ValueError(
+        f"there is no circuit named {source!r}; did you mean one of {', '.join(near)}, or a path ending in .toml"
+    )

@@ -1,0 +1,159 @@
+"""Q_P of Quantum-PEFT: the first K columns of a parameterized circuit, at any width N."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from jaxtyping import Float
+from torch import Tensor
+
+from qcircuit_peft import backends
+from qcircuit_peft.ansatz import Ansatz, wire_dims
+from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.frames import shannon
+from qcircuit_peft.gates import GATES
+
+WIDTHS = ("auto", "qudit", "shannon")
+MAX_LAYERS = 4096
+_FEW = 4  # "auto" never minds fewer parameters than this many times the width
+
+
+def check_real(ansatz: Ansatz) -> None:
+    """Raise ValueError if a gate of the ansatz is complex: a weight update is real, so its circuit has to be."""
+    steps = (*ansatz.first, *ansatz.layer, *ansatz.last)
+    names = sorted({gate for step in steps for gate in step.gates if not GATES[gate].real})
+    if names:
+        real = ", ".join(name for name, gate in GATES.items() if gate.real)
+        raise ValueError(
+            f"an adapter needs a real circuit, but ansatz {ansatz.name!r} has the complex gates {', '.join(names)}; "
+            f"real gates: {real}"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _qudit_circuit(n: int, ansatz: Ansatz, layers: int) -> Circuit:
+    return ansatz.circuit(dim=n, layers=layers)
+
+
+@lru_cache(maxsize=4096)
+def qudit_parameters(n: int, ansatz: Ansatz, layers: int) -> int | None:
+    """The number of angles on wires whose dimensions multiply to ``n``; None if the ansatz has no such circuit.
+
+    >>> from qcircuit_peft import load
+    >>> [qudit_parameters(n, load("simplified_two_design"), 1) for n in (768, 97, 1)]
+    [29, 4656, None]
+    """
+    if n < 2:
+        return None
+    dims = wire_dims(n)
+    steps = (*ansatz.first, *(ansatz.layer * layers), *ansatz.last)
+    total = 0
+    for op in (op for step in steps for op in step.ops(len(dims))):
+        gate, on = GATES[op.gate], tuple(dims[w] for w in op.wires)
+        if gate.qudit_matrix is None and any(d != 2 for d in on):
+            return None
+        total += gate.n_angles(on)
+    return total
+
+
+def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
+    """The way with fewer parameters, "qudit" or "shannon", to make ``k`` columns of width ``n``.
+
+    An odd part of several primes or a small one favours "qudit" (768: 29 against 350 at L = 1), a large prime
+    "shannon" (97: 4656 against 119). Raises ValueError if even the smaller number, at no more than one layer (depth
+    is the user's own wish), is above the n k entries of the plain factor that LoRA would train, and above 4 n: then
+    the circuit saves nothing. A larger k lifts that, since the parameters do not grow with k.
+    """
+
+    def counts(layers: int) -> dict[str, int]:
+        found = {
+            "qudit": qudit_parameters(n, ansatz, layers),
+            "shannon": shannon.n_parameters(n, ansatz, layers),
+        }
+        return {way: count for way, count in found.items() if count is not None}
+
+    shallow = counts(min(layers, 1))
+    if min(shallow.values()) > max(_FEW, k) * n:
+        told = " and ".join(f"{count} ({way})" for way, count in shallow.items())
+        raise ValueError(
+            f"width {n} does not suit ansatz {ansatz.name!r}: {k} columns would take {told} parameters at one layer, more "
+            f"than {max(_FEW, k) * n} plain numbers; choose a larger r, another module, or width='qudit' or 'shannon'"
+        )
+    found = counts(layers)
+    return min(found, key=lambda way: found[way])
+
+
+@dataclass(frozen=True)
+class CircuitFrame:
+    """The first ``k`` columns of a real circuit of width ``n``: an orthonormal (n, k) matrix.
+
+    ``width`` says how an n that is not a power of two is reached: "qudit" puts its odd primes on wires of their own,
+    "shannon" is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters (``choose_width``).
+    Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, or a width that does not suit.
+    Source: Quantum-PEFT (arXiv 2503.05431), Eqs. (2) and (4); the wires of other dimensions are ours.
+
+    >>> import torch
+    >>> from qcircuit_peft import load
+    >>> frame = CircuitFrame(768, 8, load("simplified_two_design"))
+    >>> frame.width, frame.n_parameters
+    ('qudit', 29)
+    >>> frame.columns(torch.zeros(24, 29)).shape
+    torch.Size([24, 768, 8])
+    """
+
+    n: int
+    k: int
+    ansatz: Ansatz
+    layers: int = 1
+    width: str = field(default="auto")
+    backend: str = "native"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("n", 1, None), ("k", 1, self.n), ("layers", 0, MAX_LAYERS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
+                above = f" to {high}" if high else " or more"
+                raise ValueError(f"frame: {name} is a whole number, {low}{above}, got {value!r}")
+        if self.width not in WIDTHS:
+            raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")
+        backends.backend_module(self.backend)
+        check_real(self.ansatz)
+        if self.width == "auto":
+            object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
+        if self.width == "qudit" and qudit_parameters(self.n, self.ansatz, self.layers) is None:
+            raise ValueError(f"ansatz {self.ansatz.name!r} has no circuit of width {self.n}; width='shannon' uses qubits only")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.n, self.k, self.ansatz, self.layers, self.width, self.backend))
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """The number of parameters, all angles in radians; it does not depend on ``k``."""
+        if self.width == "shannon":
+            return shannon.n_parameters(self.n, self.ansatz, self.layers)
+        return _qudit_circuit(self.n, self.ansatz, self.layers).n_angles
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """What frames have in common that can be generated in one call: everything but ``k``."""
+        return self.n, self.ansatz, self.layers, self.width, self.backend
+
+    def columns(self, angles: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n k"]:
+        """The frame of each row of angles, (*batch, n_parameters) to (*batch, n, k); raises ValueError for other shapes."""
+        if angles.shape[-1] != self.n_parameters:
+            raise ValueError(f"angles have shape (*batch, {self.n_parameters}) for this frame, got {tuple(angles.shape)}")
+        if self.width == "shannon":
+            return shannon.columns(self.n, self.ansatz, self.layers, angles, self.k, self.backend)
+        return backends.columns(_qudit_circuit(self.n, self.ansatz, self.layers), angles, self.k, backend=self.backend)
+
+    def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
+        """The circuits of the frame: a name (empty if there is one only), the circuit, its part of the parameters."""
+        if self.width == "shannon":
+            yield from shannon.leaves(self.n, self.ansatz, self.layers)
+        else:
+            circuit = _qudit_circuit(self.n, self.ansatz, self.layers)
+            yield "", circuit, slice(0, circuit.n_angles)

@@ -1,0 +1,176 @@
+"""One row per gate: how many wires and angles it has, whether it is real, its matrix, and what it is made of.
+
+Angles are in radians. A rotation by ``t`` is ``exp(-i t G / 2)`` for its generator ``G`` (Nielsen and Chuang, sec. 4.2).
+In a two-wire matrix the first wire is the more significant digit; for a controlled gate it is the control.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+_I = np.eye(2)
+_X = np.array([[0, 1], [1, 0]])
+_Y = np.array([[0, -1j], [1j, 0]])
+_Z = np.diag([1, -1])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One gate of a decomposition: its name, which of the parent's wires, and what multiplies the parent's angle."""
+
+    gate: str
+    wires: tuple[int, ...]
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate as a record.
+
+    ``matrix_of(*angles)`` is its matrix on qubits. A one-wire gate with an angle ``t`` is ``C0 + C1 cos(f t) + C2 sin(f t)``
+    with ``f = frequency``. A gate that also acts on wires of dimension d > 2 has ``qudit_matrix(dims, angles)``.
+    A two-wire gate with an angle lists the ``parts`` it is made of, in time order, with two-wire parts that are
+    signed permutations, so that every circuit becomes one-wire matrices and signed permutations.
+
+    >>> GATES["RY"].matrix((0.0,)).tolist()
+    [[1.0, -0.0], [0.0, 1.0]]
+    """
+
+    name: str
+    wires: int
+    angles: int
+    real: bool
+    about: str
+    matrix_of: Callable[..., NDArray]
+    frequency: float = 0.5
+    qudit_matrix: Callable[[tuple[int, ...], NDArray], NDArray] | None = None
+    parts: tuple[Part, ...] = ()
+
+    def n_angles(self, dims: tuple[int, ...]) -> int:
+        """Number of angles on wires of these dimensions: d(d-1)/2 for RY on a wire of dimension d."""
+        return dims[0] * (dims[0] - 1) // 2 if self.name == "RY" else self.angles
+
+    def matrix(self, angles: tuple[float, ...] = (), dims: tuple[int, ...] | None = None) -> NDArray:
+        """The (D, D) matrix with D = prod(dims); qubits if ``dims`` is not given.
+
+        Raises ValueError for a wrong number of angles, or for dims on which the gate is not defined.
+        """
+        dims = dims or (2,) * self.wires
+        if len(angles) != self.n_angles(dims):
+            raise ValueError(
+                f"{self.name} on wires of dimension {dims} takes {self.n_angles(dims)} angles, got {len(angles)}"
+            )
+        if all(d == 2 for d in dims):
+            return self.matrix_of(*angles)
+        if self.qudit_matrix is None:
+            allowed = ", ".join(g.name for g in GATES.values() if g.qudit_matrix)
+            raise ValueError(
+                f"{self.name} acts on qubits only, got dimensions {dims}; gates for any dimension: {allowed}"
+            )
+        return self.qudit_matrix(dims, np.asarray(angles, dtype=float))
+
+
+def _rotation(generator: NDArray) -> Callable[[float], NDArray]:
+    one = np.eye(len(generator))
+    return lambda t: np.cos(t / 2) * one - 1j * np.sin(t / 2) * generator
+
+
+def _ry(t: float) -> NDArray:
+    c, s = np.cos(t / 2), np.sin(t / 2)
+    return np.array([[c, -s], [s, c]])
+
+
+def _ry_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
+    """exp(A), A skew-symmetric with angles/2 below the diagonal, row by row: (1,0), (2,0), (2,1), ..."""
+    a = np.zeros((dims[0], dims[0]))
+    a[np.tril_indices(dims[0], -1)] = angles / 2
+    values, vectors = np.linalg.eigh(1j * (a - a.T))
+    return ((vectors * np.exp(-1j * values)) @ vectors.conj().T).real
+
+
+def _cz_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
+    """diag((-1)^(i j)) over the basis states i, j of the two wires."""
+    return np.diag((-1.0) ** (np.outer(np.arange(dims[0]), np.arange(dims[1])) % 2).ravel())
+
+
+def _controlled(u: NDArray) -> NDArray:
+    return np.block([[_I, np.zeros((2, 2))], [np.zeros((2, 2)), u]])
+
+
+def _givens(t: float) -> NDArray:
+    g = np.eye(4)
+    g[1:3, 1:3] = _ry(t)
+    return g
+
+
+_RX, _RZ = _rotation(_X), _rotation(_Z)
+_CX = _controlled(_X)
+_CXs = Part("CX", (0, 1))
+_CZs = Part("CZ", (0, 1))
+_S_BOTH = (Part("S", (0,)), Part("S", (1,)))
+
+_ROWS = (
+    Gate("RY", 1, 1, True, "rotation about y; on a wire of dimension d the rotation exp(A) of SO(d)", _ry, qudit_matrix=_ry_qudit),
+    Gate("RX", 1, 1, False, "rotation about x", _RX),
+    Gate("RZ", 1, 1, False, "rotation about z", _RZ),
+    Gate("P", 1, 1, False, "phase diag(1, e^it)", lambda t: np.diag([1, np.exp(1j * t)]), frequency=1.0),
+    Gate("H", 1, 0, True, "Hadamard", lambda: np.array([[1, 1], [1, -1]]) / np.sqrt(2)),
+    Gate("X", 1, 0, True, "bit flip", lambda: _X.astype(float)),
+    Gate("Y", 1, 0, False, "Pauli y", lambda: _Y),
+    Gate("Z", 1, 0, True, "phase flip", lambda: _Z.astype(float)),
+    Gate("S", 1, 0, False, "phase diag(1, i)", lambda: np.diag([1, 1j])),
+    Gate("T", 1, 0, False, "phase diag(1, e^(i pi/4))", lambda: np.diag([1, np.exp(0.25j * np.pi)])),
+    Gate("CZ", 2, 0, True, "sign (-1)^(i j) on digits i, j", lambda: np.diag([1.0, 1, 1, -1]), qudit_matrix=_cz_qudit),
+    Gate("CX", 2, 0, True, "flips the second wire if the first is 1", lambda: _CX),
+    Gate("SWAP", 2, 0, True, "exchanges the wires", lambda: np.eye(4)[[0, 2, 1, 3]]),
+    Gate(
+        "CRX", 2, 1, False, "RX on the second wire if the first is 1", lambda t: _controlled(_RX(t)),
+        parts=(Part("RX", (1,), 0.5), _CZs, Part("RX", (1,), -0.5), _CZs),
+    ),
+    Gate(
+        "CRY", 2, 1, True, "RY on the second wire if the first is 1", lambda t: _controlled(_ry(t)),
+        parts=(Part("RY", (1,), 0.5), _CZs, Part("RY", (1,), -0.5), _CZs),
+    ),
+    Gate(
+        "CRZ", 2, 1, False, "RZ on the second wire if the first is 1", lambda t: _controlled(_RZ(t)),
+        parts=(Part("RZ", (1,), 0.5), _CXs, Part("RZ", (1,), -0.5), _CXs),
+    ),
+    Gate(
+        "RXX", 2, 1, False, "exp(-i t X X / 2)", _rotation(np.kron(_X, _X)),
+        parts=(_CXs, Part("RX", (0,), 1.0), _CXs),
+    ),
+    Gate(
+        "RYY", 2, 1, False, "exp(-i t Y Y / 2)", _rotation(np.kron(_Y, _Y)),
+        parts=(*_S_BOTH, Part("Z", (0,)), Part("Z", (1,)), _CXs, Part("RX", (0,), 1.0), _CXs, *_S_BOTH),
+    ),
+    Gate(
+        "RZZ", 2, 1, False, "exp(-i t Z Z / 2)", _rotation(np.kron(_Z, _Z)),
+        parts=(_CXs, Part("RZ", (1,), 1.0), _CXs),
+    ),
+    Gate(
+        "GIVENS", 2, 1, True, "RY in the span of |01> and |10>", _givens,
+        parts=(Part("CX", (1, 0)), Part("RY", (1,), -0.5), _CZs, Part("RY", (1,), 0.5), _CZs, Part("CX", (1, 0))),
+    ),
+)  # fmt: skip
+
+GATES: dict[str, Gate] = {gate.name: gate for gate in _ROWS}
+
+
+def signed_permutation(matrix: NDArray) -> tuple[NDArray, NDArray]:
+    """``(index, phase)`` with ``(M x)[i] = phase[i] * x[index[i]]``, for a matrix with one entry a row and column.
+
+    Raises ValueError if the matrix is not of that form.
+
+    >>> signed_permutation(GATES["CX"].matrix())[0]
+    array([0, 1, 3, 2])
+    """
+    nonzero = np.abs(matrix) > 1e-12
+    if not ((nonzero.sum(0) == 1).all() and (nonzero.sum(1) == 1).all()):
+        raise ValueError(
+            f"a signed permutation has one entry in every row and column, got {nonzero.sum()} in {prod(matrix.shape)}"
+        )
+    index = nonzero.argmax(1)
+    return index, matrix[np.arange(len(matrix)), index]

@@ -1,0 +1,307 @@
+"""One generation serves a forward pass of all layers, is never stale, and gives the right gradients every way round."""
+
+import gc
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from peft import get_peft_model
+from test_tuner import CONTRACT, MODELS, adapted, base, config, inputs, layers, logits, shake
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from qcircuit_peft import QCircuitConfig
+from qcircuit_peft.frames.circuit import CircuitFrame
+from qcircuit_peft.tuner.bank import FrameBank
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:.*use_reentrant.*:UserWarning",
+    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning",
+)
+each_model = pytest.mark.parametrize("model", MODELS)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of every call that generates frames."""
+    seen: list[int] = []
+    plain = CircuitFrame.columns
+
+    def columns(self: CircuitFrame, angles: Tensor) -> Tensor:
+        seen.append(angles.numel() // max(1, angles.shape[-1]))
+        return plain(self, angles)
+
+    monkeypatch.setattr(CircuitFrame, "columns", columns)
+    return seen
+
+
+def grads(net: nn.Module) -> dict[str, Tensor | None]:
+    return {name: p.grad for name, p in net.named_parameters() if "qcircuit" in name}
+
+
+def same(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None], scale: float = 1.0) -> None:
+    for name, grad in wanted.items():
+        assert (found[name] is None) == (grad is None), name
+        if grad is not None:
+            assert torch.allclose(found[name], scale * grad, rtol=1e-4, atol=1e-5 * max(1, scale)), name
+
+
+def plain_grads(model: str, *seeds: int, **change: Any) -> dict[str, Tensor | None]:
+    """The gradients of the summed losses, without the bank: every layer generates its own frames by autograd alone."""
+    net = adapted(model, **change).train()
+    for layer in layers(net):
+
+        def frames(layer: Any, adapters: Any, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+            found = {}
+            for name in adapters:
+                f, (u, v, lam) = layer.factors[name], layer.circuit_parameters(name)
+                found[name] = f.weighted(f.u.columns(u), lam), f.v.columns(v)
+            return found
+
+        layer.bank.frames = frames
+    for seed in seeds or (0,):
+        net(**inputs(model, seed=seed)).loss.backward()
+    return {name: None if g is None else g.clone() for name, g in grads(net).items()}
+
+
+@each_model
+def test_one_call_for_each_family_of_frames(model: str, calls: list[int]) -> None:
+    net = adapted(model).train()
+    families = {f.family for layer in layers(net) for f in (layer.factors["default"].u, layer.factors["default"].v)}
+    for step in range(1, 4):
+        net(**inputs(model)).loss.backward()
+        assert len(calls) == step * len(families) and sum(calls) == step * 2 * len(layers(net))
+        shake(net, seed=step)
+
+
+@pytest.mark.parametrize("entry", CONTRACT)
+@each_model
+def test_gradients_are_those_of_plain_autograd(model: str, entry: str) -> None:
+    wanted = plain_grads(model, entry=entry, dropout=0.0)
+    net = adapted(model, entry, dropout=0.0).train()
+    net(**inputs(model)).loss.backward()
+    same(grads(net), wanted)
+    assert any(g is not None and g.abs().max() > 1e-4 for g in wanted.values())
+
+
+def test_frozen_frames_are_kept_while_evaluating_and_never_stale(calls: list[int]) -> None:
+    net = adapted("bert")
+    bank = layers(net)[0].bank
+
+    def fresh() -> Tensor:
+        """What the model says when it generates everything anew."""
+        kept = bank._current.copy()
+        bank.clear()
+        found = logits(net, "bert")
+        bank._current = kept
+        return found
+
+    def check(generations: int) -> None:
+        before = bank.generations
+        for _ in range(3):
+            found = logits(net, "bert")
+        assert bank.generations - before == generations
+        assert torch.equal(found, fresh())
+
+    check(1)
+    for _ in range(5):
+        logits(net, "bert")
+    check(0)
+    last = layers(net)[-1]
+    last.qcircuit_lambda["default"].data.mul_(2)  # no version is bumped
+    check(1)
+    layers(net)[0].qcircuit_v["default"].data.add_(0.1)
+    check(1)
+    with torch.no_grad():
+        last.qcircuit_u["default"].add_(0.1)
+    check(1)
+    last.qcircuit_u["default"].data = last.qcircuit_u["default"].data + 0.1
+    check(1)
+    last.qcircuit_u["default"] = nn.Parameter(last.qcircuit_u["default"].detach() + 0.1)
+    check(1)
+    net.load_state_dict(adapted("bert", "default", seed=8).state_dict())
+    check(1)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.5)
+    net(**inputs("bert")).loss.backward()
+    optimizer.step()
+    check(1)
+    net.add_adapter("other", config("bert", "ring"))
+    shake(net, "other", 5)
+    net.set_adapter("other")
+    check(1)
+    net.set_adapter("default")
+    check(1)
+    check(0)
+    with torch.inference_mode():
+        first = net(**inputs("bert")).logits
+    assert torch.equal(first, fresh())
+    x = torch.randn(2, 5, 32, requires_grad=True)  # inference frames would refuse this
+    net.requires_grad_(False)
+    layers(net)[0](x).sum().backward()
+
+
+def test_generate_generates_frames_once(calls: list[int]) -> None:
+    net = adapted("gpt2")
+    before = layers(net)[0].bank.generations
+    net.generate(input_ids=inputs("gpt2")["input_ids"], max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert layers(net)[0].bank.generations - before == 1
+
+
+@each_model
+def test_two_forward_passes_before_two_backward_passes(model: str) -> None:
+    wanted = plain_grads(model, 0, 1)
+    net = adapted(model).train()
+    first, second = net(**inputs(model, seed=0)).loss, net(**inputs(model, seed=1)).loss
+    logits(net, model)  # an evaluation in between
+    first.backward()
+    second.backward()
+    same(grads(net), wanted)
+    assert layers(net)[0].bank.generations == 1
+    net.zero_grad()
+    (net(**inputs(model, seed=0)).loss + net(**inputs(model, seed=1)).loss).backward()
+    same(grads(net), wanted)
+    net.zero_grad()
+    for seed in (0, 1):
+        net(**inputs(model, seed=seed)).loss.backward()
+    same(grads(net), wanted)
+
+
+def test_the_value_of_a_parameter_between_two_forward_passes_counts() -> None:
+    net = adapted("llama").train()
+    first = net(**inputs("llama")).loss
+    for layer in layers(net):
+        layer.qcircuit_lambda["default"].data.mul_(3)
+    second = net(**inputs("llama")).loss
+    other = adapted("llama").train()
+    for layer in layers(other):
+        layer.qcircuit_lambda["default"].data.mul_(3)
+    assert first.item() != second.item() and second.item() == other(**inputs("llama")).loss.item()
+
+
+def test_a_layer_used_twice_and_a_layer_not_used() -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        made = nn.ModuleDict({name: nn.Linear(24, 24) for name in "abc"})
+        return shake(get_peft_model(made, QCircuitConfig(r=4, target_modules=["a", "b", "c"], seed=1)))
+
+    x = torch.randn(3, 24)
+    shared, plain = net(), net()
+    a, b, c = layers(shared)
+    a(b(torch.tanh(a(x)))).square().sum().backward()
+    expected = {}
+    for layer in layers(plain):
+        u, v, lam = layer.circuit_parameters("default")
+        f = layer.factors["default"]
+        expected[layer] = layer.base_layer.weight + f.delta(f.weighted(f.u.columns(u), lam), f.v.columns(v)), layer.base_layer.bias
+    pa, pb, pc = layers(plain)
+    linear = nn.functional.linear
+    linear(linear(torch.tanh(linear(x, *expected[pa])), *expected[pb]), *expected[pa]).square().sum().backward()
+    for layer, other in ((a, pa), (b, pb)):
+        for p, q in zip(layer.circuit_parameters("default"), other.circuit_parameters("default"), strict=True):
+            assert torch.allclose(p.grad, q.grad, atol=1e-4)
+    assert all(p.grad is None for p in (*c.circuit_parameters("default"), *pc.circuit_parameters("default")))
+
+
+def checkpointed(net: Any, reentrant: bool) -> Any:
+    net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    net.enable_input_require_grads()
+    return net.train()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@each_model
+def test_gradient_checkpointing(model: str, reentrant: bool) -> None:
+    one, two = plain_grads(model), plain_grads(model, 0, 1)
+    net = checkpointed(adapted(model), reentrant)
+    net(**inputs(model)).loss.backward()
+    same(grads(net), one)
+    net.zero_grad()
+    for seed in (0, 1):
+        net(**inputs(model, seed=seed)).loss.backward()
+    same(grads(net), two)
+    net.zero_grad()
+    (net(**inputs(model, seed=0)).loss + net(**inputs(model, seed=1)).loss).backward()
+    same(grads(net), two)
+    net.zero_grad()
+    loss = net(**inputs(model)).loss
+    logits(net.eval(), model)  # an evaluation between forward and backward
+    net.train()
+    loss.backward()
+    same(grads(net), one)
+
+
+@each_model
+def test_checkpointing_without_reentry_generates_once(model: str) -> None:
+    net = checkpointed(adapted(model), reentrant=False)
+    bank = layers(net)[0].bank
+    for step in range(1, 4):
+        net(**inputs(model, seed=step)).loss.backward()
+        assert bank.generations == step
+
+
+def test_frames_of_frozen_adapters_are_served_in_recomputations_too() -> None:
+    for reentrant in (True, False):
+        net = checkpointed(adapted("llama"), reentrant)
+        for layer in layers(net):
+            layer.set_requires_grad("default", False)
+        net(**inputs("llama")).loss.backward()
+        assert layers(net)[0].bank.generations == 1
+
+
+def test_the_bank_keeps_nothing_alive() -> None:
+    net = adapted("llama").train()
+    net(**inputs("llama")).loss.backward()
+    layer = weakref.ref(layers(net)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        bank = layer().bank
+        held = [sum(1 for r in gc.get_referrers(bank._current))]
+        assert held and isinstance(bank, FrameBank)
+        base_weight = weakref.ref(layer().base_layer.weight)
+        del net, bank
+        assert layer() is None and base_weight() is None
+    finally:
+        gc.enable()
+
+
+def _train_ddp(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = {}
+    for kind in (None, True, False):
+        for model, targets in (("bert", ["query", "value", "dense"]), ("llama", MODELS["llama"][1])):
+            net = adapted(model, target_modules=targets)
+            if kind is not None:
+                checkpointed(net, kind)
+            net.train()
+            parallel = DistributedDataParallel(net)
+            steps = []
+            for step in range(2):
+                net.zero_grad()
+                with parallel.no_sync():
+                    parallel(**inputs(model, seed=10 * step + rank)).loss.backward()
+                parallel(**inputs(model, seed=10 * step + 2 + rank)).loss.backward()
+                steps.append({name: g.clone() for name, g in grads(net).items() if g is not None})
+            found[kind, model] = steps
+    if rank == 0:
+        torch.save(found, f"{folder}/grads.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_both_kinds_of_checkpointing(tmp_path: Path) -> None:
+    mp.spawn(_train_ddp, (str(tmp_path),), nprocs=2)
+    found = torch.load(tmp_path / "grads.pt")
+    for (_, model), steps in found.items():
+        for step, grad in enumerate(steps):
+            wanted = plain_grads(model, *(10 * step + s for s in range(4)))
+            same(grad, {name: g for name, g in wanted.items() if g is not None}, scale=0.5)
+    assert len(found) == 6
+    assert base("bert") is not None

@@ -1,0 +1,136 @@
+"""Frames are orthonormal at every width, the counts are those written down, and columns agree with the whole matrix."""
+
+import pytest
+import torch
+
+from qcircuit_peft import Ansatz, Step, load
+from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.frames.circuit import CircuitFrame, choose_width, qudit_parameters
+from qcircuit_peft.frames.shannon import n_parameters
+
+DESIGN = load("simplified_two_design")
+FULL_WIDTHS = (2, 3, 7, 12, 16, 33)
+
+
+def angles(frame: CircuitFrame, *batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(*batch, frame.n_parameters, dtype=dtype) * 6.3
+
+
+@pytest.mark.parametrize("n", [97, 384, 768, 896, 1536, 2304, 3072, 5120, 11008, 14336])
+@pytest.mark.parametrize("name", FRAMES)
+def test_columns_are_orthonormal_at_the_widths_of_transformers(name: str, n: int) -> None:
+    frame = FRAMES[name](n, 16, DESIGN)
+    u = frame.columns(angles(frame, 2))
+    assert u.shape == (2, n, 16)
+    assert (u.mT @ u - torch.eye(16)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("width", ["qudit", "shannon"])
+@pytest.mark.parametrize("n", FULL_WIDTHS)
+def test_columns_are_the_first_of_an_orthogonal_matrix(n: int, width: str) -> None:
+    whole = CircuitFrame(n, n, DESIGN, 2, width)
+    values = angles(whole, 3, dtype=torch.float64)
+    q = whole.columns(values)
+    assert torch.allclose(q.mT @ q, torch.eye(n, dtype=torch.float64).expand_as(q))
+    for k in range(1, n):
+        assert torch.allclose(CircuitFrame(n, k, DESIGN, 2, width).columns(values), q[..., :k])
+
+
+def test_shannon_is_the_product_of_its_three_factors() -> None:
+    """Q = [U1 0; 0 U2] [C -S 0; 0 0 I; S C 0] [V1 0; 0 V2] at N = 12 = 8 + 4, from plain block matrices."""
+    frame = CircuitFrame(12, 12, DESIGN, 1, "shannon")
+    values = angles(frame, dtype=torch.float64)
+    parts = {name: CircuitFrame(c.dim, c.dim, DESIGN).columns(values[where]) for name, c, where in frame.circuits()}
+    used = torch.zeros(frame.n_parameters, dtype=torch.bool)
+    for _, _, where in frame.circuits():
+        used[where] = True
+    t = values[~used]
+    c, s = torch.diag(t.cos()), torch.diag(t.sin())
+    o, one = torch.zeros(4, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    middle = torch.cat([torch.cat([c, -s, o], 1), torch.cat([o, o, one], 1), torch.cat([s, c, o], 1)])
+    left, right = torch.block_diag(parts["u1"], parts["u2"]), torch.block_diag(parts["v1"], parts["v2"])
+    assert torch.allclose(frame.columns(values), left @ middle @ right)
+
+
+@pytest.mark.parametrize(("n", "count"), [(1, 0), (8, 7), (257, 45), (259, 53), (768, 350), (3072, 1142), (11008, 5950)])
+def test_shannon_counts(n: int, count: int) -> None:
+    assert n_parameters(n, DESIGN, 1) == count
+
+
+@pytest.mark.parametrize(("n", "count"), [(768, 29), (384, 26), (97, 4656), (1024, 28), (7, 21)])
+def test_qudit_counts_are_those_of_the_circuit(n: int, count: int) -> None:
+    assert qudit_parameters(n, DESIGN, 1) == count == DESIGN.circuit(dim=n, layers=1).n_angles
+
+
+@pytest.mark.parametrize(("n", "width", "count"), [(768, "qudit", 29), (97, "shannon", 119), (1024, "qudit", 28), (1, "shannon", 0)])
+def test_auto_takes_the_smaller_count(n: int, width: str, count: int) -> None:
+    frame = CircuitFrame(n, 1, DESIGN)
+    assert (frame.width, frame.n_parameters) == (width, count)
+    assert choose_width(n, 1, DESIGN, 1) == width
+
+
+def test_auto_refuses_a_width_that_saves_nothing_and_names_both_counts() -> None:
+    with pytest.raises(ValueError, match=r"8001 \(qudit\) and 789 \(shannon\)"):
+        CircuitFrame(127, 4, DESIGN)
+    assert CircuitFrame(127, 16, DESIGN).n_parameters == 789  # more columns cost nothing
+    assert CircuitFrame(127, 4, DESIGN, width="shannon").n_parameters == 789
+    assert CircuitFrame(16, 2, DESIGN, layers=64).n_parameters > 16 * 15 / 2  # depth is the user's own wish
+
+
+def test_a_qubit_only_ansatz_falls_back_on_shannon() -> None:
+    swaps = Ansatz("swaps", first=(Step("RY", "each"),), layer=(Step("SWAP", "line"),))
+    assert CircuitFrame(96, 4, swaps).width == "shannon"
+    with pytest.raises(ValueError, match="no circuit of width 96"):
+        CircuitFrame(96, 4, swaps, width="qudit")
+
+
+def test_frames_are_hashable_values_and_know_their_circuits() -> None:
+    frame = CircuitFrame(768, 4, DESIGN)
+    assert frame == CircuitFrame(768, 4, load("simplified_two_design")) and len({frame, CircuitFrame(768, 4, DESIGN)}) == 1
+    [(name, circuit, where)] = frame.circuits()
+    assert (name, circuit.dim, where) == ("", 768, slice(0, 29))
+    leaves = list(CircuitFrame(97, 4, DESIGN).circuits())
+    assert {name for name, _, _ in leaves} == {"v1.v2", "v1.u1", "v2", "u1", "u2.v2", "u2.u1"}
+    assert sum(c.n_angles for _, c, _ in leaves) == 119 - 33 - 2  # all but the cosine-sine angles
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k": 0}, "k is a whole number, 1 to 16, got 0"),
+        ({"k": 17}, "got 17"),
+        ({"n": 0}, "n is a whole number, 1 or more, got 0"),
+        ({"layers": -1}, "layers is"),
+        ({"layers": 1 << 20}, "layers is"),
+        ({"width": "cropped"}, "width is one of auto, qudit, shannon"),
+        ({"backend": "nativ"}, "unknown backend 'nativ'"),
+        ({"ansatz": load("sim01")}, "complex gates RX, RZ"),
+    ],
+)
+def test_bad_frames_are_refused(change: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        CircuitFrame(**({"n": 16, "k": 4, "ansatz": DESIGN} | change))
+    with pytest.raises(ValueError, match="angles have shape"):
+        CircuitFrame(16, 4, DESIGN).columns(torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", FACTORIZATIONS)
+def test_factorizations_apply_what_they_build(name: str) -> None:
+    frames = [CircuitFrame(n, 5, DESIGN) for n in (24, 40)]
+    made = FACTORIZATIONS[name](*frames, scaling=3.0)
+    start = made.initial(generators={"u": torch.Generator().manual_seed(1), "v": torch.Generator().manual_seed(2)})
+    assert {part: value.numel() for part, value in start.items()} == made.sizes
+    assert not start["lambda"].any() and 0 <= start["u"].min() and 3 < start["u"].max() < 6.2832
+    u, v, lam, x = frames[0].columns(start["u"]), frames[1].columns(start["v"]), torch.randn(5), torch.randn(2, 3, 40)
+    weighted = made.weighted(u, lam)
+    delta = made.delta(weighted, v)
+    assert torch.allclose(delta, 3.0 * u @ torch.diag(lam) @ v.T, atol=1e-6)
+    assert torch.allclose(made.forward(x, weighted, v), x @ delta.T, atol=1e-5)
+    a, b = made.lora(weighted, v)
+    assert (a.shape, b.shape) == ((5, 40), (24, 5)) and torch.allclose(b @ a, delta, atol=1e-6)
+    assert torch.linalg.svdvals(delta)[:5] == pytest.approx((3 * lam).abs().sort(descending=True).values, rel=1e-4)
+    with pytest.raises(ValueError, match="init is one of"):
+        made.initial("ones")
+    with pytest.raises(ValueError, match="same number of columns"):
+        FACTORIZATIONS[name](frames[0], CircuitFrame(40, 4, DESIGN))

@@ -1,0 +1,228 @@
+"""Saving, loading, converting and the Trainer: what is saved is what is loaded, wherever and however."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora.conversion import save_as_lora
+from safetensors.torch import load_file
+from test_tuner import CONTRACT, MODELS, adapted, base, config, inputs, layers, logits, shake
+from transformers import Trainer, TrainingArguments
+
+from qcircuit_peft import QCircuitConfig, circuits
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:.*pin_memory.*:UserWarning",
+    "ignore:Could not find a config file:UserWarning",
+)
+both = pytest.mark.parametrize(("model", "entry"), [(m, c) for m in MODELS for c in CONTRACT])
+
+
+@both
+def test_saving_and_loading_gives_the_same_bits(model: str, entry: str, tmp_path: Path) -> None:
+    net = adapted(model, entry)
+    expected = logits(net, model)
+    net.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert len(load_file(tmp_path / "adapter_model.safetensors")) == 3 * len(layers(net))
+    for options in ({}, {"adapter_name": "other"}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
+        torch.manual_seed(77)
+        loaded = PeftModel.from_pretrained(base(model), tmp_path, **options)
+        assert torch.equal(logits(loaded.eval(), model), expected), options
+        frozen = [not p.requires_grad for name, p in loaded.named_parameters() if "qcircuit_lambda" in name]
+        assert all(frozen) != ("is_trainable" in options)
+        assert not any(p.is_meta for p in loaded.parameters())
+    second = get_peft_model(base(model), config(model, "default"))
+    second.load_adapter(tmp_path, "second")
+    second.set_adapter("second")
+    assert torch.equal(logits(second.eval(), model), expected)
+    second.save_pretrained(tmp_path / "again", selected_adapters=["second"])
+    assert json.loads((tmp_path / "again/second/adapter_config.json").read_text())["circuit"] == json.loads((tmp_path / "adapter_config.json").read_text())["circuit"]
+
+
+def test_everything_about_the_circuit_is_under_one_key(tmp_path: Path) -> None:
+    made = config("llama", "ring", seed=3)
+    made.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "adapter_config.json").read_text())
+    ours = {"ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles"}
+    assert set(stored["circuit"]) == {"version"} | ours and not ours & set(stored)
+    assert stored["circuit"]["version"] == 1 and stored["circuit"]["ansatz"]["layer"]
+    for cls in (QCircuitConfig, PeftConfig):
+        assert cls.from_pretrained(str(tmp_path)) == made
+    assert peft.get_peft_config(made.to_dict()) == made
+
+
+def test_the_adapter_does_not_depend_on_the_file_of_its_ansatz(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[[first]]\ngate = "RY"\non = "each"\n[[layer]]\ngate = ["CZ", "RY"]\non = "ring"\n')
+    net = adapted("llama", ansatz=str(path))
+    expected = logits(net, "llama")
+    net.save_pretrained(tmp_path / "saved")
+    path.unlink()
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path / "saved"), "llama"), expected)
+
+
+FRESH = """
+import sys, warnings
+import torch
+torch.set_num_threads(1)
+folder = sys.argv[1]
+import qcircuit_peft
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+ids, expected = torch.load(folder + "/expected.pt")
+def check(model):
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, expected)
+    return model
+def fresh():
+    return AutoModelForCausalLM.from_pretrained(folder + "/base")
+check(PeftModel.from_pretrained(fresh(), folder + "/adapter"))
+check(PeftModel.from_pretrained(fresh(), folder + "/adapter", adapter_name="other"))
+check(PeftModel.from_pretrained(fresh(), folder + "/adapter", low_cpu_mem_usage=True))
+check(AutoPeftModelForCausalLM.from_pretrained(folder + "/adapter"))
+model = fresh()
+model.load_adapter(folder + "/adapter", adapter_name="mine")
+check(model)
+check(torch.load(folder + "/whole.pt", weights_only=False))
+net = PeftModel.from_pretrained(fresh(), folder + "/adapter", is_trainable=True)
+grads = []
+for run in (net, torch.compile(net, backend="eager")):
+    net.zero_grad()
+    run(input_ids=ids, labels=ids).loss.backward()
+    grads.append([p.grad.clone() for p in net.parameters() if p.requires_grad])
+assert len(grads[0]) and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads))
+print("fresh process agrees")
+"""
+
+STOCK = """
+import sys
+import torch
+torch.set_num_threads(1)
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+folder = sys.argv[1]
+ids, expected = torch.load(folder + "/expected.pt")
+for kind in ("lora", "merged"):
+    base = AutoModelForCausalLM.from_pretrained(folder + ("/merged" if kind == "merged" else "/base"))
+    model = PeftModel.from_pretrained(base, folder + "/lora") if kind == "lora" else base
+    with torch.no_grad():
+        error = (model.eval()(ids).logits - expected).abs().max().item()
+    assert error < 1e-5, (kind, error)
+assert "qcircuit_peft" not in sys.modules
+print("stock PEFT agrees")
+"""
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_in_a_fresh_process(model: str, tmp_path: Path) -> None:
+    base(model).save_pretrained(tmp_path / "base")
+    start = type(base(model)).from_pretrained(tmp_path / "base")
+    net = shake(get_peft_model(start, config(model, task_type="CAUSAL_LM"))).eval()
+    net.save_pretrained(tmp_path / "adapter")
+    ids = inputs(model)["input_ids"]
+    with torch.no_grad():
+        torch.save((ids, net(ids).logits), tmp_path / "expected.pt")
+    torch.save(net, tmp_path / "whole.pt")
+    save_as_lora(tmp_path / "lora", net, rank=6)
+    net.merge_and_unload().save_pretrained(tmp_path / "merged")
+    scripts = [(FRESH, "fresh process agrees"), (STOCK, "stock PEFT agrees")] if model == "llama" else [(STOCK, "stock PEFT agrees")]
+    for script, says in scripts:
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        assert says in done.stdout, done.stderr[-3000:]
+
+
+def test_transformers_own_adapter_calls(tmp_path: Path) -> None:
+    model = base("llama")
+    plain = logits(model, "llama")
+    model.add_adapter(config("llama"), "mine")
+    assert torch.equal(logits(model, "llama"), plain)
+    shake(model, "mine")
+    expected = logits(model, "llama")
+    assert len(list(circuits(model))) == 2 * len(layers(model))
+    model.save_pretrained(tmp_path)
+    other = base("llama")
+    other.load_adapter(str(tmp_path), adapter_name="again")
+    assert torch.equal(logits(other, "llama"), expected)
+    model.disable_adapters()
+    assert torch.equal(logits(model, "llama"), plain)
+    model.enable_adapters()
+    model.add_adapter(config("llama", "shannon"), "second")
+    model.set_adapter("mine")
+    assert torch.equal(logits(model, "llama"), expected)
+    model.delete_adapter("second")
+    assert torch.equal(logits(model, "llama"), expected)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = torch.randint(3, 64, (9,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "bf16": True, "use_cpu": True}])
+def test_trainer_saves_and_resumes(options: dict[str, Any], tmp_path: Path) -> None:
+    def trainer(folder: str, steps: int) -> Trainer:
+        torch.manual_seed(0)
+        settings = {"max_steps": steps, "save_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "seed": 1, "learning_rate": 0.03}
+        net = get_peft_model(base("llama"), config("llama", seed=2))
+        arguments = TrainingArguments(str(tmp_path / folder), **settings, **quiet, lr_scheduler_type="constant", **options)
+        return Trainer(net, arguments, train_dataset=Rows())
+
+    straight, first = trainer("straight", 6), trainer("broken", 3)
+    straight.train()
+    first.train()
+    resumed = trainer("broken", 6)
+    resumed.train(resume_from_checkpoint=True)
+    for (name, p), q in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6), name
+    loaded = PeftModel.from_pretrained(base("llama"), tmp_path / "broken/checkpoint-6")
+    assert torch.allclose(logits(loaded, "llama"), logits(straight.model.eval(), "llama"), atol=2e-2 if options else 1e-5)
+    moved = [p for p in layers(loaded)[0].circuit_parameters("default")]
+    start = get_peft_model(base("llama"), config("llama", seed=2))
+    assert not any(torch.equal(p, q) for p, q in zip(moved, layers(start)[0].circuit_parameters("default"), strict=True))
+
+
+@pytest.mark.parametrize("fails", ["weights", "config"])
+def test_a_failed_save_leaves_the_previous_checkpoint_whole(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = adapted("llama")
+    expected = logits(net, "llama")
+    net.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def half(state: Any, path: str, **kwargs: Any) -> None:
+        Path(path).write_bytes(b"\0" * 100)
+        raise OSError("no space left on device")
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    if fails == "weights":
+        monkeypatch.setattr(peft.peft_model, "safe_save_file", half)
+    else:
+        monkeypatch.setattr(QCircuitConfig, "save_pretrained", broken)
+    shake(net, seed=6)
+    with pytest.raises(OSError, match="no space"):
+        net.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path), "llama"), expected)
+    net.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path), "llama"), logits(net, "llama"))
+
+
+def test_other_methods_are_saved_as_before(tmp_path: Path) -> None:
+    net = get_peft_model(base("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    net.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
