@@ -259,9 +259,10 @@ class Ansatz:
                     parts[part].append(Step(entry["gate"], entry["on"]))
                 except ValueError as error:
                     raise ValueError(f"{here}: {error}") from None
-        texts = {key: data.get(key, "") for key in ("name", "about", "cite")}
+        fields: dict[str, Any] = {key: data.get(key, "") for key in ("name", "about", "cite")}
+        fields |= {part: tuple(steps) for part, steps in parts.items()}
         try:
-            return cls(**texts, **{part: tuple(steps) for part, steps in parts.items()})
+            return cls(**fields)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 

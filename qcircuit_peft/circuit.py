@@ -2,7 +2,8 @@
 
 * Ops are in time order: the first op acts first.
 * Wire 0 is the most significant digit of a basis index; a wire has a dimension d >= 2 (a qubit is d = 2).
-* Column k of the matrix of a circuit is U|k>. Angles are in radians, ``RY(t) = [[cos t/2, -sin t/2], [sin t/2, cos t/2]]``.
+* Column k of the matrix of a circuit is U|k>.
+* Angles are in radians, ``RY(t) = [[cos t/2, -sin t/2], [sin t/2, cos t/2]]``.
 * Angles carry batch dimensions first, ``(*batch, n_angles)``; matrices are ``(*batch, N, K)``.
 
 PennyLane and TorchQuantum agree with this; Qiskit, Qulacs and Stim are little-endian.

@@ -71,7 +71,7 @@ def _columns(circuit: Circuit, angles: Angles | None) -> list[list[_Symbol]]:
     if angles is None:
         labels = [f"θ{a}".translate(_SUBSCRIPT) for a in range(circuit.n_angles)]
     else:
-        vector = torch.as_tensor(angles, dtype=torch.float64).detach()
+        vector = torch.as_tensor(angles, dtype=torch.float64)
         if vector.shape != (circuit.n_angles,):
             wanted = (circuit.n_angles,)
             raise ValueError(f"angles have shape {wanted} for this circuit, got {tuple(vector.shape)}")
@@ -111,8 +111,8 @@ def draw(circuit: Circuit, angles: Angles | None = None, style: str = "text", wi
     """The circuit in lines of at most ``width`` characters, or one gate, folded into blocks joined at ``⋯``.
 
     Boxes show the positions of their angles, θ₀, θ₁, ..., or the values of ``angles``, (n_angles,), in
-    radians. ``style`` is "text", or "ascii" for terminals without Unicode. Raises ValueError for angles of
-    another shape or another style.
+    radians; of several values the first. ``style`` is "text", or "ascii" for terminals without Unicode.
+    Raises ValueError for angles of another shape or another style.
 
     >>> print(draw(Circuit((2, 2), [Op("H", (0,)), Op("CX", (0, 1)), Op("RY", (1,))])))
         ┌───┐
@@ -137,11 +137,7 @@ def draw(circuit: Circuit, angles: Angles | None = None, style: str = "text", wi
                 line = names[row // 3].rjust(indent) + head + line + tail
             else:
                 line = " " * (indent + len(head)) + line
-            if (
-                row
-                and row % 3 == 0
-                and all(a == b or " " in a + b for a, b in zip(lines[-1], line, strict=True))
-            ):
+            if row and row % 3 == 0 and all(a == b or " " in a + b for a, b in zip(lines[-1], line, strict=True)):
                 line = "".join(map(max, lines.pop(), line))  # one row does where two do not collide
             lines.append(line)
         blocks.append("\n".join(line.rstrip() for line in lines).strip("\n"))
@@ -193,9 +189,7 @@ _LINE = {"color": "black", "lw": 0.8}
 _MARKERS = {"●": [("o", 6, "black")], "⊕": [("o", 14, "white"), ("+", 14, "black")], "×": [("x", 9, "black")]}
 
 
-def draw_mpl(
-    circuit: Circuit, angles: Angles | None = None, ax: Axes | None = None, width: float = 10.0
-) -> Figure:
+def draw_mpl(circuit: Circuit, angles: Angles | None = None, ax: Axes | None = None, width: float = 10.0) -> Figure:
     """The circuit as a matplotlib figure, folded into rows of at most ``width`` inches.
 
     ``angles`` is as in ``draw``. Without ``ax`` the figure is new, of the size of the drawing, and not one of

@@ -1,7 +1,8 @@
 """One row per gate: how many wires and angles it has, whether it is real, its matrix, and what it is made of.
 
-Angles are in radians. A rotation by ``t`` is ``exp(-i t G / 2)`` for its generator ``G`` (Nielsen and Chuang, sec. 4.2).
-In a two-wire matrix the first wire is the more significant digit; for a controlled gate it is the control.
+Angles are in radians. A rotation by ``t`` is ``exp(-i t G / 2)`` for its generator ``G`` (Nielsen and Chuang,
+sec. 4.2). In a two-wire matrix the first wire is the more significant digit; for a controlled gate it is the
+control.
 """
 
 from collections.abc import Callable
@@ -30,10 +31,11 @@ class Part:
 class Gate:
     """A gate as a record.
 
-    ``matrix_of(*angles)`` is its matrix on qubits. A one-wire gate with an angle ``t`` is ``C0 + C1 cos(f t) + C2 sin(f t)``
-    with ``f = frequency``. A gate that also acts on wires of dimension d > 2 has ``qudit_matrix(dims, angles)``.
-    A two-wire gate with an angle lists the ``parts`` it is made of, in time order, with two-wire parts that are
-    signed permutations, so that every circuit becomes one-wire matrices and signed permutations.
+    ``matrix_of(*angles)`` is its matrix on qubits. A one-wire gate with an angle ``t`` is
+    ``C0 + C1 cos(f t) + C2 sin(f t)`` with ``f = frequency``. A gate that also acts on wires of dimension d > 2 has
+    ``qudit_matrix(dims, angles)``. A two-wire gate with an angle lists the ``parts`` it is made of, in time order,
+    with two-wire parts that are signed permutations, so that every circuit becomes one-wire matrices and signed
+    permutations.
 
     >>> GATES["RY"].matrix((0.0,)).tolist()
     [[1.0, -0.0], [0.0, 1.0]]
@@ -88,7 +90,7 @@ def _ry_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
     a = np.zeros((dims[0], dims[0]))
     a[np.tril_indices(dims[0], -1)] = angles / 2
     values, vectors = np.linalg.eigh(1j * (a - a.T))
-    return ((vectors * np.exp(-1j * values)) @ vectors.conj().T).real
+    return np.real((vectors * np.exp(-1j * values)) @ vectors.conj().T)
 
 
 def _cz_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
@@ -113,7 +115,10 @@ _CZs = Part("CZ", (0, 1))
 _S_BOTH = (Part("S", (0,)), Part("S", (1,)))
 
 _ROWS = (
-    Gate("RY", 1, 1, True, "rotation about y; on a wire of dimension d the rotation exp(A) of SO(d)", _ry, qudit_matrix=_ry_qudit),
+    Gate(
+        "RY", 1, 1, True, "rotation about y; on a wire of dimension d the rotation exp(A) of SO(d)", _ry,
+        qudit_matrix=_ry_qudit,
+    ),
     Gate("RX", 1, 1, False, "rotation about x", _RX),
     Gate("RZ", 1, 1, False, "rotation about z", _RZ),
     Gate("P", 1, 1, False, "phase diag(1, e^it)", lambda t: np.diag([1, np.exp(1j * t)]), frequency=1.0),

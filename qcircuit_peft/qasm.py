@@ -4,7 +4,7 @@ Wire w is ``q[w]``. Wire 0 is the most significant digit here, while Qiskit take
 significant (``reverse_bits`` converts). OpenQASM fixes the size of a register, so it is for export only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import isfinite
 
 import torch
@@ -56,13 +56,14 @@ def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3) ->
         inputs = [f"input float[64] {name};" for name in values]
     else:
         raise ValueError(f"OpenQASM 2 has no inputs: give the {circuit.n_angles} angles or use version 3")
-    definitions = dict(pair for op in circuit.ops for pair in _definitions(op.gate, standard))
+    missing = dict.fromkeys(op.gate for op in circuit.ops if op.gate not in standard)
+    definitions = [_definition(gate, standard) for gate in missing]
     calls = [_call(op, values, standard) for op in circuit.ops]
-    return "\n".join([head, *definitions.values(), *inputs, register.format(len(circuit.dims)), *calls, ""])
+    return "\n".join([head, *definitions, *inputs, register.format(len(circuit.dims)), *calls, ""])
 
 
 def _vector(circuit: Circuit, angles: Angles) -> list[float]:
-    vector = torch.as_tensor(angles, dtype=torch.float64).detach()
+    vector = torch.as_tensor(angles, dtype=torch.float64)
     if vector.shape != (circuit.n_angles,):
         wanted = (circuit.n_angles,)
         raise ValueError(f"angles have shape {wanted} for this circuit, got {tuple(vector.shape)}")
@@ -95,18 +96,14 @@ def _call(op: Op, values: Sequence[str], standard: dict[str, str]) -> str:
     return _statement(name, angles, [f"q[{wire}]" for wire in op.wires]) + ";"
 
 
-def _definitions(gate: str, standard: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The gates to define for this one and the texts that define them; what is used comes before its use."""
-    if gate in standard:
-        return
+def _definition(gate: str, standard: dict[str, str]) -> str:
+    """The definition of a gate by its parts, which are all standard gates."""
     parts = _SWAP if gate == "SWAP" else GATES[gate].parts
     if not parts:
         raise ValueError(f"{gate} is neither a standard gate of OpenQASM nor made of parts that are")
     steps = []
     for part in parts:
-        yield from _definitions(part.gate, standard)
-        name = standard.get(part.gate, part.gate.lower())
         angle = [] if part.scale is None else [f"{_number(part.scale)}*t"]
-        steps.append(_statement(name, angle, ["ab"[w] for w in part.wires]))
+        steps.append(_statement(standard[part.gate], angle, ["ab"[w] for w in part.wires]))
     signature = _statement(gate.lower(), ["t"] * GATES[gate].angles, list("ab"[: GATES[gate].wires]))
-    yield gate, f"gate {signature} {{ {'; '.join(steps)}; }}"
+    return f"gate {signature} {{ {'; '.join(steps)}; }}"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import qcircuit_peft
@@ -45,9 +46,7 @@ def vector(circuit, seed=0):
 @st.composite
 def circuits(draw, gates=tuple(GATES), dimensions=(2, 2, 2, 3, 4), max_dim=24, max_ops=10):
     """Circuits of any allowed gates on mixed wires, with adjoints and shared angles."""
-    dims = draw(
-        st.lists(st.sampled_from(dimensions), min_size=1, max_size=4).filter(lambda d: prod(d) <= max_dim)
-    )
+    dims = draw(st.lists(st.sampled_from(dimensions), min_size=1, max_size=4).filter(lambda d: prod(d) <= max_dim))
     ops, free = [], 0
     for _ in range(draw(st.integers(0, max_ops))):
         gate = GATES[draw(st.sampled_from(gates))]
@@ -147,9 +146,7 @@ MIXED = Circuit(
 
 
 def test_str_is_one_line_per_op():
-    assert str(MIXED) == (
-        "wires 3 2 2\nRY[0 1 2] 0\nCZ 0 2\nH 1\nS† 2\nCRX†[3] 2 1\nRZZ[3] 1 2\nP[1] 1\nRY[4] 2"
-    )
+    assert str(MIXED) == ("wires 3 2 2\nRY[0 1 2] 0\nCZ 0 2\nH 1\nS† 2\nCRX†[3] 2 1\nRZZ[3] 1 2\nP[1] 1\nRY[4] 2")
     assert str(Circuit((5,))) == "wires 5"
 
 
@@ -214,9 +211,7 @@ def test_a_pickled_circuit_is_equal_in_another_process():
 
 
 def test_angles_are_numbered_in_time_order_behind_those_in_use():
-    circuit = Circuit(
-        (2, 3), [Op("RY", (0,)), Op("RY", (1,)), Op("RY", (0,), (1,)), Op("RX", (0,)), Op("H", (0,))]
-    )
+    circuit = Circuit((2, 3), [Op("RY", (0,)), Op("RY", (1,)), Op("RY", (0,), (1,)), Op("RX", (0,)), Op("H", (0,))])
     assert [op.angles for op in circuit.ops] == [(0,), (1, 2, 3), (1,), (4,), ()]
     assert circuit.n_angles == 5
     later = Circuit((2,), [Op("RY", (0,), (1,)), Op("RY", (0,)), Op("RY", (0,), (0,))])
@@ -253,6 +248,7 @@ def test_depth(ops, depth):
     assert Circuit((2, 2, 2), [Op(gate, tuple(wires)) for gate, *wires in ops]).depth == depth
 
 
+@hypothesis_settings(max_examples=40)
 @given(circuits())
 def test_is_real_means_a_real_matrix(circuit):
     assert circuit.is_real == all(GATES[op.gate].real for op in circuit.ops)
@@ -263,6 +259,7 @@ def test_is_real_means_a_real_matrix(circuit):
 # --- composition --------------------------------------------------------------------------------------------
 
 
+@hypothesis_settings(max_examples=40)
 @given(st.data())
 def test_a_plus_b_runs_a_then_b(data):
     a = data.draw(circuits())
@@ -285,6 +282,7 @@ def test_addition_keeps_shared_angles_shared():
     assert [op.angles for op in (a + a).ops] == [(0,), (0,), (1,), (1,)]
 
 
+@hypothesis_settings(max_examples=40)
 @given(circuits())
 def test_the_inverse_undoes_the_circuit(circuit):
     inverse, angles = circuit.inverse(), vector(circuit)

@@ -63,15 +63,15 @@ SYMBOLS = """
 """
 
 EARLY = """
-    ┌───┐
-0: ─┤ H ├─●───────
-    └───┘ │
-    ┌───┐ │ ┌───┐
-1: ─┤ Y ├─┼─┤ X ├─
-    └───┘ │ └───┘
-          │ ┌───┐
-2: ───────●─┤ Z ├─
-            └───┘
+          ┌───┐
+0: ───●───┤ H ├─●───────
+      │   └───┘ │ ┌───┐
+1: ───┼─────⊕───┼─┤ X ├─
+      │     │   │ └───┘
+2: ───●─────┼───●───────
+    ┌───┐   │
+3: ─┤ Z ├───●───────────
+    └───┘
 """
 
 WIRES = """
@@ -112,12 +112,13 @@ def test_every_kind_of_symbol():
 
 
 def test_an_op_is_as_early_as_its_wires_are_free_and_nothing_is_in_its_way():
-    ops = [Op("H", (0,)), Op("CZ", (0, 2)), Op("Y", (1,)), Op("X", (1,)), Op("Z", (2,))]
-    assert draw(Circuit((2, 2, 2), ops)) == EARLY[1:-1]
+    ops = [Op("Z", (3,)), Op("CX", (3, 1)), Op("CZ", (0, 2)), Op("H", (0,)), Op("CZ", (0, 2)), Op("X", (1,))]
+    assert draw(Circuit((2, 2, 2, 2), ops)) == EARLY[1:-1]
 
 
 def test_a_circuit_without_ops_is_its_wires():
     assert draw(Circuit((2, 3))) == WIRES[1:-1]
+    assert len(draw_mpl(Circuit((2, 3))).axes[0].lines) == 2
 
 
 def test_a_long_circuit_folds():
@@ -164,9 +165,7 @@ def test_on_every_wire_time_runs_from_left_to_right(name):
         for op in circuit.ops:
             if wire in op.wires and op.gate not in ("GIVENS", "H"):
                 boxed = op.angles and wire == op.wires[-1]
-                wanted.append(
-                    str(op.angles[0]) if boxed else "⊕" if op.gate == "CX" and wire == op.wires[1] else "●"
-                )
+                wanted.append(str(op.angles[0]) if boxed else "⊕" if op.gate == "CX" and wire == op.wires[1] else "●")
         assert re.findall(r"(?<=θ)\d+|[●⊕]", line) == wanted
 
 

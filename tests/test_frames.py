@@ -53,7 +53,9 @@ def test_shannon_is_the_product_of_its_three_factors() -> None:
     assert torch.allclose(frame.columns(values), left @ middle @ right)
 
 
-@pytest.mark.parametrize(("n", "count"), [(1, 0), (8, 7), (257, 45), (259, 53), (768, 350), (3072, 1142), (11008, 5950)])
+@pytest.mark.parametrize(
+    ("n", "count"), [(1, 0), (8, 7), (257, 45), (259, 53), (768, 350), (3072, 1142), (11008, 5950)]
+)
 def test_shannon_counts(n: int, count: int) -> None:
     assert n_parameters(n, DESIGN, 1) == count
 
@@ -63,7 +65,9 @@ def test_qudit_counts_are_those_of_the_circuit(n: int, count: int) -> None:
     assert qudit_parameters(n, DESIGN, 1) == count == DESIGN.circuit(dim=n, layers=1).n_angles
 
 
-@pytest.mark.parametrize(("n", "width", "count"), [(768, "qudit", 29), (97, "shannon", 119), (1024, "qudit", 28), (1, "shannon", 0)])
+@pytest.mark.parametrize(
+    ("n", "width", "count"), [(768, "qudit", 29), (97, "shannon", 119), (1024, "qudit", 28), (1, "shannon", 0)]
+)
 def test_auto_takes_the_smaller_count(n: int, width: str, count: int) -> None:
     frame = CircuitFrame(n, 1, DESIGN)
     assert (frame.width, frame.n_parameters) == (width, count)
@@ -87,7 +91,9 @@ def test_a_qubit_only_ansatz_falls_back_on_shannon() -> None:
 
 def test_frames_are_hashable_values_and_know_their_circuits() -> None:
     frame = CircuitFrame(768, 4, DESIGN)
-    assert frame == CircuitFrame(768, 4, load("simplified_two_design")) and len({frame, CircuitFrame(768, 4, DESIGN)}) == 1
+    assert (
+        frame == CircuitFrame(768, 4, load("simplified_two_design")) and len({frame, CircuitFrame(768, 4, DESIGN)}) == 1
+    )
     [(name, circuit, where)] = frame.circuits()
     assert (name, circuit.dim, where) == ("", 768, slice(0, 29))
     leaves = list(CircuitFrame(97, 4, DESIGN).circuits())
@@ -121,7 +127,7 @@ def test_factorizations_apply_what_they_build(name: str) -> None:
     made = FACTORIZATIONS[name](*frames, scaling=3.0)
     start = made.initial(generators={"u": torch.Generator().manual_seed(1), "v": torch.Generator().manual_seed(2)})
     assert {part: value.numel() for part, value in start.items()} == made.sizes
-    assert not start["lambda"].any() and 0 <= start["u"].min() and 3 < start["u"].max() < 6.2832
+    assert not start["lambda"].any() and start["u"].min() >= 0 and 3 < start["u"].max() < 6.2832
     u, v, lam, x = frames[0].columns(start["u"]), frames[1].columns(start["v"]), torch.randn(5), torch.randn(2, 3, 40)
     weighted = made.weighted(u, lam)
     delta = made.delta(weighted, v)

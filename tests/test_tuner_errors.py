@@ -24,7 +24,10 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"ansatz": "simplified_two_desing"}, "no circuit named 'simplified_two_desing'; did you mean one of simplified_two_design"),
+        (
+            {"ansatz": "simplified_two_desing"},
+            "no circuit named 'simplified_two_desing'; did you mean one of simplified_two_design",
+        ),
         ({"ansatz": "nowhere/file.toml"}, "there is no such circuit file"),
         ({"ansatz": {"name": "x", "layr": []}}, "unknown key 'layr'"),
         ({"ansatz": "sim01"}, "needs a real circuit, but ansatz 'sim01' has the complex gates RX, RZ"),
@@ -35,20 +38,23 @@ pytestmark = pytest.mark.filterwarnings(
         ({"r": "4"}, "r is a whole number >= 1, got '4'"),
         ({"alpha": float("nan")}, "alpha is a finite number, got nan"),
         ({"dropout": 1.0}, "dropout is a probability of at least 0 and below 1, got 1.0"),
-        ({"frame": "lie_"}, "frame is not 'lie_'; did you mean circuit"),
-        ({"factorization": 3}, "factorization is not 3"),
-        ({"backend": "nativ"}, "backend is not 'nativ'; did you mean native"),
-        ({"width": "crop"}, "width is not 'crop'"),
-        ({"init": "ones"}, "init is not 'ones'"),
-        ({"bias": "lora_only"}, "bias is not 'lora_only'; did you mean qcircuit_only"),
+        ({"frame": "lie_"}, "frame is one of circuit.*, got 'lie_'"),
+        ({"factorization": 3}, "factorization is one of svd.*, got 3"),
+        ({"backend": "nativ"}, "backend is one of native.*, got 'nativ'"),
+        ({"width": "crop"}, "width is one of auto, qudit, shannon, got 'crop'"),
+        ({"init": "ones"}, "init is one of uniform, normal, zeros, got 'ones'"),
+        ({"bias": "lora_only"}, "bias is one of none, all, qcircuit_only, got 'lora_only'"),
         ({"seed": -4}, "seed is a whole number >= 0, got -4"),
         ({"train_angles": "yes"}, "train_angles is true or false, got 'yes'"),
-        ({"rank_pattern": {"q": 0}}, "rank_pattern is a whole number >= 1, got 0"),
+        ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\] is a whole number >= 1, got 0"),
         ({"rank_pattern": [3]}, "rank_pattern maps names"),
-        ({"alpha_pattern": {"q": "8"}}, "alpha_pattern is a finite number, got '8'"),
+        ({"alpha_pattern": {"q": "8"}}, r"alpha_pattern\['q'\] is a finite number, got '8'"),
         ({"target_modules": [3]}, "target_modules is a text or a list of texts, got"),
         ({"layers_pattern": "h"}, "layers_pattern needs layers_to_transform"),
-        ({"target_modules": ".*q", "layers_to_transform": [1]}, "layers_to_transform works with a list of target_modules"),
+        (
+            {"target_modules": ".*q", "layers_to_transform": [1]},
+            "layers_to_transform works with a list of target_modules",
+        ),
         ({"task_type": "CLS"}, "Invalid task type"),
     ],
 )
@@ -68,7 +74,7 @@ def saved(tmp_path: Path, **change: Any) -> Path:
     [
         ({"version": 2}, "format version 2, but this qcircuit_peft reads up to 1"),
         ({"version": "1"}, "format version '1'"),
-        ({"width": None}, "width is not None"),
+        ({"width": None}, "width is one of auto, qudit, shannon, got None"),
         ({"wires": 3}, "'wires' was found"),
         ({"ansatz": "simplified_two_design"}, "holds its ansatz as a table"),
         ({"ansatz": {"name": "x", "version": 9}}, "format version 9 is not known"),
@@ -85,7 +91,11 @@ def test_stored_circuits(change: dict[str, Any], says: str, tmp_path: Path) -> N
     path.write_text(json.dumps(stored))
     model = base("llama")
     before = repr(model)
-    for read in (QCircuitConfig.from_pretrained, PeftConfig.from_pretrained, lambda f: PeftModel.from_pretrained(model, f)):
+    for read in (
+        QCircuitConfig.from_pretrained,
+        PeftConfig.from_pretrained,
+        lambda f: PeftModel.from_pretrained(model, f),
+    ):
         with pytest.raises(ValueError, match=says):
             read(str(folder))
     assert repr(model) == before
@@ -189,7 +199,10 @@ def test_a_checkpoint_of_another_circuit_or_model_is_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"target_modules": ["q_proj", "embed_tokens"]}, r"'model.embed_tokens' is a torch.nn.modules.sparse.Embedding"),
+        (
+            {"target_modules": ["q_proj", "embed_tokens"]},
+            r"'model.embed_tokens' is a torch.nn.modules.sparse.Embedding",
+        ),
         ({"target_modules": ["q_proj", "self_attn"]}, r"'model.layers.0.self_attn' is a .*LlamaAttention"),
         ({"r": 33}, r"32 for 'model.layers.0.self_attn.v_proj' \(64 in, 32 out\), got 33"),
         ({"r": 4, "rank_pattern": {"up_proj": 65}}, r"64 for 'model.layers.0.mlp.up_proj' \(64 in, 96 out\), got 65"),
@@ -200,7 +213,11 @@ def test_targets_are_all_checked_before_the_first_is_replaced(change: dict[str, 
     model = base("llama")
     before = repr(model)
     settings = config("llama", **change)
-    for call in (lambda: get_peft_model(model, settings), lambda: parameter_count(settings, model), lambda: model.add_adapter(settings)):
+    for call in (
+        lambda: get_peft_model(model, settings),
+        lambda: parameter_count(settings, model),
+        lambda: model.add_adapter(settings),
+    ):
         with pytest.raises(ValueError, match=says):
             call()
         assert repr(model) == before and all(p.requires_grad for p in model.parameters())
@@ -214,12 +231,12 @@ def test_targets_are_all_checked_before_the_first_is_replaced(change: dict[str, 
 
 def test_the_projection_inside_multihead_attention_is_refused() -> None:
     model = nn.TransformerEncoderLayer(32, 4, 64)
-    with pytest.raises(ValueError, match="outside nn.MultiheadAttention"):
+    with pytest.raises(ValueError, match=r"outside nn\.MultiheadAttention"):
         get_peft_model(model, QCircuitConfig(target_modules=["out_proj"]))
 
 
 def test_a_width_that_does_not_suit_is_refused_with_its_counts() -> None:
-    with pytest.raises(ValueError, match=r"module '0': width 127 .* 8001 \(qdit\)|module '0': width 127 .* 8001 \(qudit\) and 789 \(shannon\)"):
+    with pytest.raises(ValueError, match=r"module '0': width 127 .* 8001 \(qudit\) and 789 \(shannon\)"):
         get_peft_model(nn.Sequential(nn.Linear(127, 64)), QCircuitConfig(r=4, target_modules=["0"]))
     assert parameter_count(QCircuitConfig(r=2, target_modules=["0"]), nn.Sequential(nn.Linear(97, 64))) == 119 + 16 + 2
 
@@ -247,7 +264,7 @@ def test_merging_a_tied_head_is_refused() -> None:
             layer.qcircuit_lambda["default"].fill_(0.1)
     before, embedding = logits(net, "gpt2"), model.transformer.wte.weight.clone()
     for merge in (net.merge_adapter, net.merge_and_unload):
-        with pytest.raises(ValueError, match="'lm_head' shares its weight with 'transformer.wte'"):
+        with pytest.raises(ValueError, match=r"'lm_head' shares its weight with 'transformer\.wte'"):
             merge()
     assert torch.equal(logits(net, "gpt2"), before) and torch.equal(model.transformer.wte.weight, embedding)
     untied = get_peft_model(gpt2(tie_word_embeddings=False), config("gpt2", target_modules=["lm_head"]))
@@ -258,7 +275,10 @@ def test_weighted_sums_and_wrong_batches_are_refused() -> None:
     net = adapted("bert")
     with pytest.raises(ValueError, match="angles do not add up"):
         net.add_weighted_adapter(["default"], [1.0], "sum")
-    for names, says in ((["default"], "one name for every input, got 1 for 3"), (["default", "x", "default"], "unknown adapter 'x'")):
+    for names, says in (
+        (["default"], "one name for every input, got 1 for 3"),
+        (["default", "x", "default"], "unknown adapter 'x'"),
+    ):
         with pytest.raises(ValueError, match=says):
             net(**inputs("bert"), adapter_names=names)
     net.merge_adapter()

@@ -21,6 +21,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:.*pin_memory.*:UserWarning",
     "ignore:Could not find a config file:UserWarning",
+    "ignore:Already found a `peft_config` attribute:UserWarning",  # PEFT, when it injects a second time
+    "ignore:`gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning",
+    "ignore:.*use_reentrant.*:UserWarning",
 )
 both = pytest.mark.parametrize(("model", "entry"), [(m, c) for m in MODELS for c in CONTRACT])
 
@@ -30,7 +34,11 @@ def test_saving_and_loading_gives_the_same_bits(model: str, entry: str, tmp_path
     net = adapted(model, entry)
     expected = logits(net, model)
     net.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 3 * len(layers(net))
     for options in ({}, {"adapter_name": "other"}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
         torch.manual_seed(77)
@@ -44,7 +52,10 @@ def test_saving_and_loading_gives_the_same_bits(model: str, entry: str, tmp_path
     second.set_adapter("second")
     assert torch.equal(logits(second.eval(), model), expected)
     second.save_pretrained(tmp_path / "again", selected_adapters=["second"])
-    assert json.loads((tmp_path / "again/second/adapter_config.json").read_text())["circuit"] == json.loads((tmp_path / "adapter_config.json").read_text())["circuit"]
+    assert (
+        json.loads((tmp_path / "again/second/adapter_config.json").read_text())["circuit"]
+        == json.loads((tmp_path / "adapter_config.json").read_text())["circuit"]
+    )
 
 
 def test_everything_about_the_circuit_is_under_one_key(tmp_path: Path) -> None:
@@ -133,9 +144,18 @@ def test_in_a_fresh_process(model: str, tmp_path: Path) -> None:
     torch.save(net, tmp_path / "whole.pt")
     save_as_lora(tmp_path / "lora", net, rank=6)
     net.merge_and_unload().save_pretrained(tmp_path / "merged")
-    scripts = [(FRESH, "fresh process agrees"), (STOCK, "stock PEFT agrees")] if model == "llama" else [(STOCK, "stock PEFT agrees")]
+    scripts = (
+        [(FRESH, "fresh process agrees"), (STOCK, "stock PEFT agrees")]
+        if model == "llama"
+        else [(STOCK, "stock PEFT agrees")]
+    )
     for script, says in scripts:
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
         assert says in done.stdout, done.stderr[-3000:]
 
 
@@ -174,10 +194,17 @@ class Rows(torch.utils.data.Dataset):
 def test_trainer_saves_and_resumes(options: dict[str, Any], tmp_path: Path) -> None:
     def trainer(folder: str, steps: int) -> Trainer:
         torch.manual_seed(0)
-        settings = {"max_steps": steps, "save_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        settings = {
+            "max_steps": steps,
+            "save_steps": 3,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+        }
         quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "seed": 1, "learning_rate": 0.03}
         net = get_peft_model(base("llama"), config("llama", seed=2))
-        arguments = TrainingArguments(str(tmp_path / folder), **settings, **quiet, lr_scheduler_type="constant", **options)
+        arguments = TrainingArguments(
+            str(tmp_path / folder), **settings, **quiet, lr_scheduler_type="constant", **options
+        )
         return Trainer(net, arguments, train_dataset=Rows())
 
     straight, first = trainer("straight", 6), trainer("broken", 3)
@@ -188,14 +215,20 @@ def test_trainer_saves_and_resumes(options: dict[str, Any], tmp_path: Path) -> N
     for (name, p), q in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6), name
     loaded = PeftModel.from_pretrained(base("llama"), tmp_path / "broken/checkpoint-6")
-    assert torch.allclose(logits(loaded, "llama"), logits(straight.model.eval(), "llama"), atol=2e-2 if options else 1e-5)
+    assert torch.allclose(
+        logits(loaded, "llama"), logits(straight.model.eval(), "llama"), atol=2e-2 if options else 1e-5
+    )
     moved = [p for p in layers(loaded)[0].circuit_parameters("default")]
     start = get_peft_model(base("llama"), config("llama", seed=2))
-    assert not any(torch.equal(p, q) for p, q in zip(moved, layers(start)[0].circuit_parameters("default"), strict=True))
+    assert not any(
+        torch.equal(p, q) for p, q in zip(moved, layers(start)[0].circuit_parameters("default"), strict=True)
+    )
 
 
 @pytest.mark.parametrize("fails", ["weights", "config"])
-def test_a_failed_save_leaves_the_previous_checkpoint_whole(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_previous_checkpoint_whole(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = adapted("llama")
     expected = logits(net, "llama")
     net.save_pretrained(tmp_path)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._guards import detect_fake_mode
@@ -36,15 +37,16 @@ Job = tuple[int, tuple[int, ...]]  # a level, and neighbouring wires: the Kronec
 ToTensor = Callable[[NDArray], Tensor]
 
 
-# --- matrices of blocks of wires, all levels at once -------------------------------------------------------------------
+# --- matrices of blocks of wires, all levels at once ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Matrices:
     """Products of one-wire gates on wires of one dimension d, as a function of the angles.
 
-    A qubit gate with scaled angle t is ``constant + (cos t, sin t) @ basis``; on d > 2 it is ``exp(t @ basis)``. Factors
-    without an angle, and those that fill up short products, have scale 0. The r-th factors of all products stand together.
+    A qubit gate with scaled angle t is ``constant + (cos t, sin t) @ basis``; on d > 2 it is ``exp(t @ basis)``.
+    Factors without an angle, and those that fill up short products, have scale 0. The r-th factors of all products
+    stand together.
     """
 
     d: int
@@ -71,7 +73,7 @@ class _Matrices:
 
 
 def _harmonics(factor: plan.Factor | None, turn: str) -> tuple[NDArray, NDArray]:
-    """``(C0, (C1, C2))`` with matrix C0 + C1 cos(t) + C2 sin(t) at the scaled angle t, read off the matrix at three angles.
+    """``(C0, (C1, C2))``: the matrix is C0 + C1 cos(t) + C2 sin(t) at the scaled angle t. Read off at three angles.
 
     Nothing stands for the identity: the gate ``turn`` at t = 0.
     """
@@ -180,7 +182,7 @@ def _blocks(
     return _Blocks(kinds, counted, tuple(tuple(sizes[d]) for d in products), work(np.ones(0)).dtype), places
 
 
-# --- the first levels: a sum of Kronecker products over a cut ----------------------------------------------------------
+# --- the first levels: a sum of Kronecker products over a cut ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _run_half(steps: Sequence[Tensor], k: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The first k columns of the first levels of a circuit. The jobs are the left half's levels, then the right one's."""
+    """The first k columns of the first levels of a circuit. The jobs are the left half's levels, then the right's."""
 
     blocks: _Blocks
     steps: tuple[_Steps, ...]  # one a group
@@ -232,21 +234,38 @@ class _Prefix:
 
     def __call__(self, angles: Tensor) -> Tensor:
         """(F, n_angles) -> (F, N, k)."""
+        left, right = self.halves(angles)
+        (n_left, k_left), (n_right, k_right) = self.sides
+        out, n = left @ right, n_left * n_right
+        if self.k == n:
+            return out.view(len(out), n, n)
+        out = out.view(len(out), k_left * k_right, n)
+        return (out if self.k == k_left * k_right else out[:, : self.k]).transpose(1, 2)
+
+    def halves(self, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, n_angles) -> the halves, so that their product is the result in the order it is written in."""
         jobs = [job for steps, group in zip(self.steps, self.blocks(angles), strict=True) for job in steps(group)]
         (n_left, k_left), (n_right, k_right) = self.sides
         left, right = _run_half(jobs[: self.levels], k_left), _run_half(jobs[self.levels :], k_right)
-        n = n_left * n_right
-        if self.k == n:  # write the square matrix row by row: (a, b, ka, kb)
-            out = left.permute(0, 3, 1, 2).unsqueeze(2) @ right.permute(0, 3, 2, 1).unsqueeze(1)
-            return out.view(len(out), n, n)
-        out = left.transpose(2, 3).unsqueeze(2) @ right.unsqueeze(1)  # (ka, kb, a, b)
-        out = out.view(len(out), k_left * k_right, n)
-        return (out if self.k == k_left * k_right else out[:, : self.k]).transpose(1, 2)
+        if self.k == n_left * n_right:  # write the square matrix row by row: (a, b, ka, kb)
+            return left.permute(0, 3, 1, 2).unsqueeze(2), right.permute(0, 3, 2, 1).unsqueeze(1)
+        return left.transpose(2, 3).unsqueeze(2), right.unsqueeze(1)  # (ka, kb, a, b)
+
+    def undo(self, left: Tensor, right: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the halves from that of the result, which need not be made again."""
+        (n_left, k_left), (n_right, k_right) = self.sides
+        if self.k == n_left * n_right:
+            g = g.reshape(-1, n_left, n_right, n_left, n_right)
+        else:
+            unwanted = k_left * k_right - self.k
+            g = F.pad(g, (0, unwanted)) if unwanted else g
+            g = g.transpose(1, 2).reshape(-1, k_left, k_right, n_left, n_right)
+        return (g @ right.mH).sum_to_size(left.shape), (left.mH @ g).sum_to_size(right.shape)
 
 
 @lru_cache(maxsize=1024)
 def _split(circuit: Circuit, k: int) -> tuple[int, int]:
-    """``(cut, done)``: where to cut, and how many levels' permutations the prefix takes, by counting multiplications."""
+    """``(cut, done)``: where to cut, and how many levels' permutations the prefix takes; counts multiplications."""
     dims, levels = circuit.dims, plan.levels(circuit)
     n = circuit.dim
     cut = min(range(len(dims)), key=lambda c: (prod(dims[:c]) + prod(dims[c:]), c))
@@ -288,7 +307,7 @@ def _prefix(circuit: Circuit, k: int, real: ToTensor, work: ToTensor, index: ToT
     )
 
 
-# --- the other levels: on the whole state ------------------------------------------------------------------------------
+# --- the other levels: on the whole state -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -398,7 +417,7 @@ def _whole(circuit: Circuit, done: int | None, real: ToTensor, work: ToTensor, i
     return _Whole(blocks, tuple(steps))
 
 
-# --- differentiation ---------------------------------------------------------------------------------------------------
+# --- differentiation --------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
@@ -413,15 +432,13 @@ def _cached(
         return torch.tensor(array, dtype=dtype, device=device)
 
     def work(array: NDArray) -> Tensor:
-        return torch.tensor(array.real if circuit.is_real else array, dtype=work_dtype, device=device)
+        return torch.tensor(np.real(array) if circuit.is_real else array, dtype=work_dtype, device=device)
 
     def index(array: NDArray) -> Tensor:
         return torch.tensor(array, dtype=torch.int64, device=device)
 
-    with (
-        torch.inference_mode(False),
-        torch._C._DisableFuncTorch(),
-    ):  # plain tensors, whoever asks for them first
+    # plain tensors, whoever asks for them first
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
         if k is None:
             return None, _whole(circuit, None, real, work, index)
         done = _split(circuit, k)[1]
@@ -464,8 +481,8 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (angles,) = ctx.saved_tensors
-        _, pull = torch.func.vjp(ctx.prefix, angles)
-        return None, pull(*grads)[0]
+        halves, pull, *_ = torch.func.vjp(ctx.prefix.halves, angles)
+        return None, pull(ctx.prefix.undo(*halves, grads[0]))[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, prefix: _Prefix, angles: Tensor) -> tuple[Tensor, int]:
@@ -488,7 +505,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         angles, output = ctx.saved_tensors
-        matrices, pull = torch.func.vjp(ctx.whole.matrices, angles)
+        matrices, pull, *_ = torch.func.vjp(ctx.whole.matrices, angles)
         gradients, x = ctx.whole.undo(matrices, output, grads[0])
         return None, pull(gradients)[0], x
 
@@ -504,7 +521,7 @@ def _batch_first(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
 
 
 def _plain() -> bool:
-    """Whether to leave the backward pass to torch: a compiler plans it better, and forward mode needs the operations."""
+    """Whether torch does the backward pass itself: a compiler plans it better, forward mode needs the operations."""
     return torch.compiler.is_compiling() or forward_ad._current_level >= 0
 
 
@@ -516,7 +533,7 @@ def _run_whole(whole: _Whole, angles: Tensor, x: Tensor) -> Tensor:
     return whole(angles, x) if _plain() else _Reversible.apply(whole, angles, x)
 
 
-# --- the contract of a backend -----------------------------------------------------------------------------------------
+# --- the contract of a backend ----------------------------------------------------------------------------------------
 
 
 def _flat(circuit: Circuit, angles: Tensor, batch: Sequence[int]) -> Tensor:
@@ -529,6 +546,7 @@ def _flat(circuit: Circuit, angles: Tensor, batch: Sequence[int]) -> Tensor:
 def columns(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
     """The first k columns of the circuit's matrix, (*batch, N, k)."""
     prefix, whole = _program(circuit, k, angles)
+    assert prefix is not None
     flat = _flat(circuit, angles, angles.shape[:-1])
     out = _run_prefix(prefix, flat)
     if whole is not None:
@@ -539,6 +557,7 @@ def columns(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
 def apply(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
     """U x for the columns of x, (*batch, N, K)."""
     _, whole = _program(circuit, None, angles)
+    assert whole is not None
     batch = torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
     dtype = (
         angles.dtype if circuit.is_real and not x.is_complex() else torch.promote_types(angles.dtype, torch.complex64)

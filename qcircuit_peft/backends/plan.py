@@ -1,12 +1,13 @@
 """A circuit as the native engine sees it: levels of one-wire matrices and signed permutations. No tensors here.
 
-Every gate is a one-wire matrix, a fixed two-wire signed permutation, or made of these (``Gate.parts``). Each op goes into
-the earliest level its wires allow; a level is one matrix a wire, then signed permutations in time order:
+Every gate is a one-wire matrix, a fixed two-wire signed permutation, or made of these (``Gate.parts``). Each op goes
+into the earliest level its wires allow; a level is one matrix a wire, then signed permutations in time order:
 
     U = P_T (m_T,0 x m_T,1 x ...) ... P_0 (m_0,0 x m_0,1 x ...)
 
 Over a cut of the wires into a left and a right half, the permutation of a level is a short sum of Kronecker products
-(``halves``): two terms for every CZ or CX that crosses. A shallow circuit is therefore a short sum of Kronecker products.
+(``halves``): two terms for every CZ or CX that crosses. A shallow circuit is therefore a short sum of Kronecker
+products.
 """
 
 from collections.abc import Iterator
@@ -81,10 +82,7 @@ def levels(circuit: Circuit) -> tuple[Level, ...]:
     n = len(circuit.dims)
     factors: list[list[list[Factor]]] = []
     monomials: list[list[Monomial]] = []
-    level, closed = (
-        [0] * n,
-        [False] * n,
-    )  # where the next op of a wire goes; whether a permutation stands there already
+    level, closed = [0] * n, [False] * n  # where a wire's next op goes; whether a permutation stands there already
 
     def at(index: int) -> None:
         while len(factors) <= index:
@@ -121,7 +119,7 @@ def _lift(gather: Gather, wires: tuple[int, ...], dims: tuple[int, ...]) -> Gath
     at = np.ravel_multi_index(tuple(digits[list(wires)]), own)
     source = digits.copy()
     source[list(wires)] = np.unravel_index(gather[0][at], own)
-    return np.ravel_multi_index(tuple(source), dims), gather[1][at]
+    return np.asarray(np.ravel_multi_index(tuple(source), dims)), gather[1][at]
 
 
 def _identity(n: int) -> Gather:
@@ -130,7 +128,7 @@ def _identity(n: int) -> Gather:
 
 def _gather(monomial: Monomial) -> Gather:
     phase = np.array(monomial.phase)
-    return np.array(monomial.index), phase.real if not np.iscomplexobj(phase) or not phase.imag.any() else phase
+    return np.array(monomial.index), phase if np.imag(phase).any() else np.real(phase)
 
 
 @lru_cache(maxsize=512)
@@ -197,7 +195,7 @@ def n_terms(monomials: tuple[Monomial, ...], dims: tuple[int, ...], cut: int, li
 
 
 def blocks(dims: tuple[int, ...], largest: int) -> tuple[tuple[int, ...], ...]:
-    """Neighbouring wires grouped so that each group's dimension is at most ``largest`` where a single wire allows it."""
+    """Neighbouring wires in groups, each of dimension at most ``largest`` where a single wire allows it."""
     groups: list[list[int]] = [[0]]
     for w in range(1, len(dims)):
         if prod(dims[v] for v in groups[-1]) * dims[w] <= largest:

@@ -38,9 +38,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
-            raise ValueError(
-                f"a split has {len(self.inputs)} inputs and {len(self.labels)} labels, not as many"
-            )
+            raise ValueError(f"a split has {len(self.inputs)} inputs and {len(self.labels)} labels, not as many")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
             low, high = self.labels.min().item(), self.labels.max().item()
             raise ValueError(f"labels must lie in 0..{len(self.names) - 1}, found {low}..{high}")
@@ -145,9 +143,7 @@ def _movie_ratings(content: str, where: str) -> dict[str, float]:
     seen: defaultdict[str, list[float]] = defaultdict(list)
     for number, row in enumerate(rows, 1):
         if len(row) != 3 or not _is_rating(row[1]) or not row[2].strip():
-            raise ValueError(
-                f"{where}, row {number}: expected id, rating (-4..4), text, found {str(row)[:80]}"
-            )
+            raise ValueError(f"{where}, row {number}: expected id, rating (-4..4), text, found {str(row)[:80]}")
         seen[" ".join(row[2].split())].append(float(row[1]))
     return {text: fmean(values) for text, values in seen.items()}
 
@@ -189,9 +185,7 @@ def _split_texts(pairs: list[tuple[str, str]], seed: int, validation: int, test:
     keys = ["".join(re.findall(r"\w+", text.casefold())) for text, _ in pairs]
     often = Counter(keys)
     shuffled = np.random.default_rng(seed).permutation(len(pairs)).tolist()
-    order = sorted(
-        shuffled, key=lambda row: often[keys[row]] > 1
-    )  # stable: only the near-duplicates move, last
+    order = sorted(shuffled, key=lambda row: often[keys[row]] > 1)  # stable: only the near-duplicates move, last
     if len(pairs) <= validation + test:
         raise ValueError(f"a split into {validation} and {test} needs more texts than found, {len(pairs)}")
 

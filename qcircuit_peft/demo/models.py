@@ -101,9 +101,7 @@ def _move(draft: Path, folder: Path) -> None:
 def _check_files(folder: Path, *names: str) -> None:
     lost = [name for name in names if not (folder / name).is_file()]
     if lost:
-        raise OSError(
-            f"the model folder {folder} lacks {', '.join(lost)}; delete it or reinstall its package"
-        )
+        raise OSError(f"the model folder {folder} lacks {', '.join(lost)}; delete it or reinstall its package")
 
 
 def _write_dinov2(onnx_file: Path, folder: Path) -> None:

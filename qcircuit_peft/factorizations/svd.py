@@ -63,7 +63,9 @@ class SVD:
                 values[name] = torch.zeros(size)
         return values
 
-    def weighted(self, u: Float[Tensor, "*batch out r"], lam: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch out r"]:
+    def weighted(
+        self, u: Float[Tensor, "*batch out r"], lam: Float[Tensor, "*batch r"]
+    ) -> Float[Tensor, "*batch out r"]:
         """scaling * U diag(lambda)."""
         return u * (lam * self.scaling).unsqueeze(-2)
 

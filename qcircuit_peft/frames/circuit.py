@@ -1,8 +1,9 @@
 """Q_P of Quantum-PEFT: the first K columns of a parameterized circuit, at any width N."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -76,8 +77,8 @@ def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
     if min(shallow.values()) > max(_FEW, k) * n:
         told = " and ".join(f"{count} ({way})" for way, count in shallow.items())
         raise ValueError(
-            f"width {n} does not suit ansatz {ansatz.name!r}: {k} columns would take {told} parameters at one layer, more "
-            f"than {max(_FEW, k) * n} plain numbers; choose a larger r, another module, or width='qudit' or 'shannon'"
+            f"width {n} does not suit ansatz {ansatz.name!r}: {k} columns would take {told} parameters at one layer, "
+            f"more than {max(_FEW, k) * n} plain numbers; take a larger r, another module, or name the width"
         )
     found = counts(layers)
     return min(found, key=lambda way: found[way])
@@ -105,7 +106,7 @@ class CircuitFrame:
     k: int
     ansatz: Ansatz
     layers: int = 1
-    width: str = field(default="auto")
+    width: str = "auto"
     backend: str = "native"
 
     def __post_init__(self) -> None:
@@ -121,10 +122,18 @@ class CircuitFrame:
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
         if self.width == "qudit" and qudit_parameters(self.n, self.ansatz, self.layers) is None:
-            raise ValueError(f"ansatz {self.ansatz.name!r} has no circuit of width {self.n}; width='shannon' uses qubits only")
+            raise ValueError(
+                f"ansatz {self.ansatz.name!r} has no circuit of width {self.n}; width='shannon' uses qubits only"
+            )
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:  # without what is cached: a hash is not the same in another process
+        return CircuitFrame, (self.n, self.k, self.ansatz, self.layers, self.width, self.backend)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CircuitFrame":
+        return self
 
     @cached_property
     def _hash(self) -> int:
@@ -137,15 +146,17 @@ class CircuitFrame:
             return shannon.n_parameters(self.n, self.ansatz, self.layers)
         return _qudit_circuit(self.n, self.ansatz, self.layers).n_angles
 
-    @property
-    def family(self) -> tuple[object, ...]:
-        """What frames have in common that can be generated in one call: everything but ``k``."""
-        return self.n, self.ansatz, self.layers, self.width, self.backend
+    @cached_property
+    def family(self) -> "CircuitFrame":
+        """The same for all frames that can be generated in one call: those that differ in ``k`` only."""
+        return _family(self.n, self.ansatz, self.layers, self.width, self.backend)
 
     def columns(self, angles: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n k"]:
-        """The frame of each row of angles, (*batch, n_parameters) to (*batch, n, k); raises ValueError for other shapes."""
+        """The frame of each row of angles (radians), orthonormal; raises ValueError for a wrong number of angles."""
         if angles.shape[-1] != self.n_parameters:
-            raise ValueError(f"angles have shape (*batch, {self.n_parameters}) for this frame, got {tuple(angles.shape)}")
+            raise ValueError(
+                f"angles have shape (*batch, {self.n_parameters}) for this frame, got {tuple(angles.shape)}"
+            )
         if self.width == "shannon":
             return shannon.columns(self.n, self.ansatz, self.layers, angles, self.k, self.backend)
         return backends.columns(_qudit_circuit(self.n, self.ansatz, self.layers), angles, self.k, backend=self.backend)
@@ -157,3 +168,8 @@ class CircuitFrame:
         else:
             circuit = _qudit_circuit(self.n, self.ansatz, self.layers)
             yield "", circuit, slice(0, circuit.n_angles)
+
+
+@lru_cache(maxsize=4096)
+def _family(n: int, ansatz: Ansatz, layers: int, width: str, backend: str) -> CircuitFrame:
+    return CircuitFrame(n, 1, ansatz, layers, width, backend)

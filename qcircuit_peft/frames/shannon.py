@@ -39,7 +39,7 @@ def split(n: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def n_parameters(n: int, ansatz: Ansatz, layers: int) -> int:
-    """The number of parameters at width ``n``: 2 n(N1) + 2 n(N2) + N2, the ansatz's own number for a power of two, 0 for 1.
+    """The number of parameters at width N: 2 n(N1) + 2 n(N2) + N2; for a power of two the ansatz's own, for 1 none.
 
     >>> from qcircuit_peft import load
     >>> [n_parameters(n, load("simplified_two_design"), 1) for n in (1, 257, 768, 3072)]
@@ -53,7 +53,7 @@ def n_parameters(n: int, ansatz: Ansatz, layers: int) -> int:
 
 
 def leaves(n: int, ansatz: Ansatz, layers: int, name: str = "", start: int = 0) -> Iterator[tuple[str, Circuit, slice]]:
-    """Every circuit of the recursion in time order: its name such as "u2.v1", itself, and its part of the parameters."""
+    """Every circuit in time order: its name, such as "u2.v1", itself, and its part of the parameters."""
     n1, n2 = split(n)
     if not n2:
         circuit = leaf(n, ansatz, layers)

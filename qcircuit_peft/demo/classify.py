@@ -1,0 +1,28 @@
+"""``python -m qcircuit_peft.demo.classify TASK FOLDER [QUESTION ...]``: a saved adapter at work, from its folder."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from qcircuit_peft.demo.report import quiet
+from qcircuit_peft.demo.task import TASKS
+from qcircuit_peft.demo.train import trained
+
+QUESTIONS = ("How far is it from Denver to Aspen ?", "Who wrote the Declaration of Independence ?")
+
+
+@torch.no_grad()
+def main(task: str, folder: Path, questions: tuple[str, ...]) -> None:
+    """Print the class of each question, or of the first two test images."""
+    quiet()
+    net, encode = trained(task, folder)
+    test = TASKS[task].splits().test
+    inputs = (questions or QUESTIONS) if TASKS[task].text else test.inputs[:2]
+    for number, scores in enumerate(net(**encode(inputs))):
+        shown = inputs[number] if TASKS[task].text else f"test image {number} (a {test.names[test.labels[number]]})"
+        print(f"  {shown!s:<48} -> {test.names[int(scores.argmax())]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), tuple(sys.argv[3:]))

@@ -1,0 +1,55 @@
+"""What the demo compares: adapters, and how fast each of their parameters learns. Chosen on the validation split."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peft import FourierFTConfig, LoraConfig, PeftConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from qcircuit_peft import QCircuitConfig, parameter_count
+from qcircuit_peft.demo.task import Task, pretrained
+
+HEAD_RATE = 2e-3  # AdamW learning rate of the linear head, for every method
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name, the adapter (none: only the head learns) and its AdamW learning rate."""
+
+    name: str
+    config: Callable[[Task], PeftConfig] | None
+    rate: float
+
+    def attach(self, task: Task) -> nn.Module:
+        """The task's pretrained model with a fresh adapter."""
+        model: PreTrainedModel = pretrained(task)
+        return model if self.config is None else get_peft_model(model, self.config(task))
+
+
+def _circuit(task: Task) -> PeftConfig:
+    return QCircuitConfig(target_modules=list(task.targets), seed=0)
+
+
+def _frozen(task: Task) -> PeftConfig:
+    return QCircuitConfig(target_modules=list(task.targets), seed=0, train_angles=False)
+
+
+def _fourier(task: Task) -> PeftConfig:
+    """FourierFT with at least as many parameters as the circuit has."""
+    modules = [name for name, _ in pretrained(task).named_modules() if name.rpartition(".")[2] in task.targets]
+    each = -(-parameter_count(_circuit(task), pretrained(task)) // len(modules))
+    return FourierFTConfig(target_modules=list(task.targets), n_frequency=each, scaling=150.0)
+
+
+def _lora(task: Task) -> PeftConfig:
+    return LoraConfig(target_modules=list(task.targets), r=1, lora_alpha=8)
+
+
+METHODS: dict[str, Method] = {
+    "probe": Method("linear probe", None, 0.0),
+    "circuit": Method("circuit", _circuit, 2e-2),
+    "frozen": Method("circuit, angles frozen at random", _frozen, 2e-2),
+    "fourier": Method("FourierFT, as many parameters", _fourier, 5e-2),
+    "lora": Method("LoRA r = 1", _lora, 4e-3),
+}

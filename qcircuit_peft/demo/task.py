@@ -1,0 +1,95 @@
+"""The tasks of the demo: a pretrained model, labelled data, and how one becomes input of the other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+from qcircuit_peft.demo import data, models
+
+
+@dataclass(frozen=True)
+class Task:
+    """A demo task; ``targets`` are the modules that adapters attach to, ``epochs`` the passes over the data."""
+
+    about: str
+    folder: Callable[[], Path]
+    splits: Callable[[], data.Splits]
+    targets: tuple[str, ...]
+    epochs: int
+    scale: float  # multiplies the pooled features, whose norm is small, before the linear head
+    text: bool
+
+
+TASKS: dict[str, Task] = {
+    "trec": Task(
+        "MiniLM, TREC questions, 50 classes", models.minilm, data.trec, ("query", "value"), 3, 4.0, True
+    ),
+    "trec6": Task(
+        "MiniLM, TREC questions, 6 classes", models.minilm, partial(data.trec, False), ("query", "value"), 3, 4.0, True
+    ),
+    "movies": Task(
+        "MiniLM, movie sentences, 2 classes", models.minilm, data.movies, ("query", "value"), 2, 4.0, True
+    ),
+    "digits": Task(
+        "DINOv2-small, MNIST digits, 10 classes", models.dinov2, data.digits, ("q_proj", "v_proj"), 5, 1.0, False
+    ),
+}  # fmt: skip
+
+
+class Encoder:
+    """Turns texts or images into the arguments of the task's model."""
+
+    def __init__(self, task: Task) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(task.folder()) if task.text else None
+
+    def __call__(self, inputs: Sequence[str] | Tensor) -> dict[str, Tensor]:
+        """n texts, or images (n, 3, h, w) -> keyword arguments of the model."""
+        if self.tokenizer is None:
+            assert isinstance(inputs, Tensor)
+            return {"pixel_values": inputs}
+        return dict(self.tokenizer(list(inputs), padding=True, truncation=True, max_length=64, return_tensors="pt"))
+
+    def lengths(self, inputs: Sequence[str] | Tensor) -> list[int]:
+        """The cost of each input: its number of tokens, or one for an image."""
+        if self.tokenizer is None:
+            return [1] * len(inputs)
+        return [len(ids) for ids in self.tokenizer(list(inputs))["input_ids"]]
+
+
+class Classifier(nn.Module):
+    """A pretrained model, the mean of its last hidden states, and a linear head."""
+
+    def __init__(self, task: Task, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.scale = model, task.scale
+        self.head = nn.Linear(384, classes)
+
+    def features(self, **batch: Tensor) -> Float[Tensor, "n 384"]:
+        """Pooled features (n, 384) of a batch of n inputs; padding does not count."""
+        states = self.model(**batch).last_hidden_state
+        mask = batch.get("attention_mask", torch.ones(states.shape[:2])).unsqueeze(-1).to(states.dtype)
+        return (states * mask).sum(1) / mask.sum(1) * self.scale
+
+    def forward(self, **batch: Tensor) -> Float[Tensor, "n classes"]:
+        """Class scores (n, classes) of a batch of n inputs."""
+        return self.head(self.features(**batch))
+
+    def save_head(self, path: Path) -> None:
+        """The head as safetensors."""
+        save_file({name: value.detach().contiguous() for name, value in self.head.state_dict().items()}, path)
+
+    def load_head(self, path: Path) -> None:
+        """The head from safetensors."""
+        self.head.load_state_dict(load_file(path))
+
+
+def pretrained(task: Task) -> PreTrainedModel:
+    """The task's model, frozen."""
+    return AutoModel.from_pretrained(task.folder()).requires_grad_(False)

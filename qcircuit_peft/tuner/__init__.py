@@ -1,0 +1,11 @@
+"""Circuit adapters for any PyTorch model, through Hugging Face PEFT. Importing this registers them with PEFT."""
+
+from qcircuit_peft.tuner.config import QCircuitConfig
+from qcircuit_peft.tuner.count import parameter_count
+from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
+from qcircuit_peft.tuner.model import QCircuitModel, circuits
+from qcircuit_peft.tuner.register import register
+
+register(QCircuitConfig, QCircuitModel)
+
+__all__ = ["QCircuitConfig", "QCircuitLayer", "QCircuitLinear", "QCircuitModel", "circuits", "parameter_count"]

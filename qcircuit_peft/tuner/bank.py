@@ -1,0 +1,253 @@
+"""One generation of frames for all adapted layers of a model.
+
+In a forward pass every layer asks the bank for its frames. The first one to ask has those of all layers generated, one
+call for each family of frames; they serve later requests, and later passes, as long as no parameter has changed.
+"""
+
+import weakref
+from collections.abc import Iterable
+from contextlib import nullcontext
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Frames = tuple[Tensor, Tensor]  # weighted U (out, r) and V (in, r) of one layer and adapter
+
+
+def _signature(parameters: Iterable[Tensor]) -> list[tuple[Any, ...]]:
+    """What changes when a parameter is moved, frozen or written to (but for a write through ``.data``)."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.requires_grad, p.dtype) for p in parameters]
+
+
+def _stack(parameters: list[Tensor]) -> Tensor:
+    """The values of some parameters, copied, in the dtype that circuits run in."""
+    stacked = torch.stack(parameters)
+    return stacked if stacked.dtype == torch.float64 else stacked.float()
+
+
+class _Entry:
+    """One adapter of one layer: its parameters now, and where its frames lie among the outputs of the generation."""
+
+    def __init__(self, layer: Any, adapter: str) -> None:
+        self.layer, self.adapter, self.factors = weakref.ref(layer), adapter, layer.factors[adapter]
+        self.parameters: tuple[Tensor, ...] = layer.circuit_parameters(adapter)
+        self.signature = _signature(self.parameters)
+        self.u_output = self.v_output = -1
+
+    def is_current(self, layer: Any) -> bool:
+        """Whether the layer still has the same parameters, as far as can be seen without reading them."""
+        now = layer.circuit_parameters(self.adapter)
+        return all(p is q for p, q in zip(now, self.parameters, strict=True)) and _signature(now) == self.signature
+
+
+class _SharedFrames(torch.autograd.Function):
+    """The outputs of a generation, detached from the graph that made them, which is kept aside.
+
+    So no tensor is saved in the graph of the model, and several backward passes may go through one generation: two
+    losses of two forward passes, or the nested passes of re-entrant gradient checkpointing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, generation: "_Generation", *parameters: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        # Hooks of gradient checkpointing count what a region saves, but the frames of all layers are not the region's.
+        autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+        hooked = autograd._top_saved_tensors_default_hooks(True) is not None
+        aside = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooked else nullcontext()
+        with torch.enable_grad(), aside:
+            ctx.stacks = generation.stacks()
+        ctx.leaves, ctx.places, ctx.state = generation.leaves, generation.places, generation.state
+        ctx.set_materialize_grads(False)
+        return tuple(output for stack in ctx.stacks for output in stack.detach().unbind(0))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        ctx.state["spent"] = True
+        outputs, given, start = [], [], 0
+        for stack in ctx.stacks:
+            rows = grads[start : start + len(stack)]
+            start += len(stack)
+            if stack.requires_grad and any(row is not None for row in rows):
+                rest = torch.zeros_like(stack[0]) if any(row is None for row in rows) else None
+                outputs.append(stack)
+                given.append(torch.stack([rest if row is None else row for row in rows]))  # type: ignore[misc]
+        wanted = [leaf for leaf in ctx.leaves if leaf.requires_grad]
+        found = torch.autograd.grad(outputs, wanted, given, retain_graph=True, allow_unused=True) if outputs else ()
+        rows_of = {id(leaf): grad.unbind(0) for leaf, grad in zip(wanted, found, strict=False) if grad is not None}
+        # A layer that took no part in the pass gets no gradient, rather than zeros that an optimizer would act on.
+        taken = [id(leaf) in rows_of and grads[output] is not None for leaf, _, output in ctx.places]
+        return None, *(
+            rows_of[id(leaf)][row] if take else None for take, (leaf, row, _) in zip(taken, ctx.places, strict=True)
+        )
+
+
+class _Generation:
+    """The frames of some layers and adapters, all on one device, made at one time for use in one dtype."""
+
+    def __init__(
+        self, layers: Iterable[Any], adapters: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.adapters, self.device, self.dtype = adapters, device, dtype
+        self.entries: dict[tuple[int, str], _Entry] = {}
+        self.asked: set[int] = set()  # layers that have asked in this forward pass
+        self.handed: set[int] = set()  # layers whose last request, outside a backward pass, was to train
+        self.state = {"spent": False}  # a backward pass has gone through
+        for layer in layers:
+            for adapter in adapters:
+                if adapter in layer.factors and layer.circuit_parameters(adapter)[0].device == device:
+                    self.entries[id(layer), adapter] = _Entry(layer, adapter)
+        with torch.inference_mode(False), torch.no_grad():
+            self._arrange()
+        parameters = [p for entry in self.entries.values() for p in entry.parameters]
+        self.grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self.grad:
+            self.outputs: tuple[Tensor, ...] = _SharedFrames.apply(self, *parameters)  # type: ignore[assignment]
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                self.outputs = tuple(output for stack in self.stacks() for output in stack.unbind(0))
+
+    def _arrange(self) -> None:
+        """Order the frames by family, within it by role, rank and scaling, so that a product acts on a run of them."""
+        slots: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        for entry in self.entries.values():
+            u, v, lam = entry.parameters
+            svd = entry.factors
+            for role, frame, angles, weight, run in (
+                ("u", svd.u, u, lam, (0, svd.u.k, svd.scaling, lam.dtype)),
+                ("v", svd.v, v, None, (1, svd.v.k)),
+            ):
+                slots.setdefault((frame.family, angles.dtype), []).append((run, role, frame, angles, weight, entry))
+        self.leaves: list[Tensor] = []  # stacked values, from which the kept graph starts
+        self._sources: list[list[Tensor]] = []  # the parameters in them
+        self._plan: list[tuple[Any, Tensor, list[int], list[tuple[Any, Tensor | None]]]] = []
+        place: dict[tuple[int, str], tuple[Tensor, int, int]] = {}
+        n_outputs = 0
+        for members in slots.values():
+            members.sort(key=lambda slot: repr(slot[0]))
+            widest = max((slot[2] for slot in members), key=lambda frame: frame.k)
+            angles = self._leaf([slot[3] for slot in members])
+            runs: list[tuple[Any, Tensor | None]] = []
+            sizes: list[int] = []
+            for (kind, *_), found in groupby(members, key=lambda slot: slot[0]):
+                run = list(found)
+                weight = None if kind else self._leaf([slot[4] for slot in run])
+                for row, (_, role, _, _, _, entry) in enumerate(run):
+                    key = id(entry)
+                    place[key, role] = angles, sum(sizes) + row, n_outputs
+                    if weight is not None:
+                        place[key, "lambda"] = weight, row, n_outputs
+                    setattr(entry, f"{role}_output", n_outputs)
+                    n_outputs += 1
+                runs.append((run[0][5].factors, weight))
+                sizes.append(len(run))
+            self._plan.append((widest, angles, sizes, runs))
+        self.places = [place[id(entry), role] for entry in self.entries.values() for role in ("u", "v", "lambda")]
+
+    def _leaf(self, parameters: list[Tensor]) -> Tensor:
+        leaf = _stack(parameters).requires_grad_(any(p.requires_grad for p in parameters))
+        self.leaves.append(leaf)
+        self._sources.append(parameters)
+        return leaf
+
+    def stacks(self) -> list[Tensor]:
+        """The frames, one stacked tensor (members, n, r) for each run; a run of U is weighted by its lambda."""
+        found: list[Tensor] = []
+        kind = self.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            for frame, angles, sizes, runs in self._plan:
+                columns = frame.columns(angles)
+                parts = torch.split(columns, sizes) if len(sizes) > 1 else (columns,)
+                for part, (svd, weight) in zip(parts, runs, strict=True):
+                    part = part[..., : svd.u.k] if svd.u.k < frame.k else part
+                    part = part if weight is None else svd.weighted(part, weight)
+                    found.append(part if part.dtype == self.dtype else part.to(self.dtype))
+        return found
+
+    def fits(self, layer: Any, adapters: tuple[str, ...], trains: bool) -> bool:
+        """Whether these frames can serve a layer, as far as can be seen without reading its parameters."""
+        if self.adapters != adapters or trains > self.grad:
+            return False
+        entries = [self.entries.get((id(layer), adapter)) for adapter in adapters if adapter in layer.factors]
+        return all(entry is not None and entry.layer() is layer and entry.is_current(layer) for entry in entries)
+
+    @torch.no_grad()
+    def unchanged(self) -> bool:
+        """Whether all parameters have the values that the frames were made of; they are read and compared."""
+        if any(_signature(entry.parameters) != entry.signature for entry in self.entries.values()):
+            return False
+        return all(torch.equal(_stack(now), then) for now, then in zip(self._sources, self.leaves, strict=True))
+
+    def of(self, layer: Any) -> dict[str, Frames]:
+        """The frames of one layer, by adapter."""
+        found = ((adapter, self.entries.get((id(layer), adapter))) for adapter in self.adapters)
+        return {a: (self.outputs[e.u_output], self.outputs[e.v_output]) for a, e in found if e is not None}
+
+
+class FrameBank:
+    """Hands every layer of a model its frames, generated for all layers at once and kept while they are up to date.
+
+    Layers are held weakly, so that a layer can be copied or freed by itself. A copied or unpickled bank starts empty.
+    """
+
+    def __init__(self) -> None:
+        self.generations = 0  # how many there have been, for tests and curiosity
+        self._layers: dict[int, weakref.ref[Any]] = {}
+        self._current: dict[tuple[torch.device, torch.dtype], _Generation] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrameBank, ()
+
+    def register(self, layer: Any) -> None:
+        """Generate the frames of this layer with those of the others from now on."""
+        self._layers[id(layer)] = weakref.ref(layer)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        self._current.clear()
+
+    def _generate(self, layers: Iterable[Any], *key: Any) -> _Generation:
+        self.generations += 1
+        return _Generation(layers, *key)
+
+    @torch.compiler.disable()
+    def frames(self, layer: Any, adapters: tuple[str, ...], dtype: torch.dtype) -> dict[str, Frames]:
+        """The frames of a layer for those of the adapters that it has, in ``dtype``: weighted U (out, r) and V (in, r).
+
+        ``adapters`` are all adapters that the model now uses; the first request has those of all layers generated.
+        """
+        own = [p for adapter in adapters if adapter in layer.factors for p in layer.circuit_parameters(adapter)]
+        if not own:
+            return {}
+        place = own[0].device, dtype
+        key = adapters, *place
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in own)
+        found = self._layers.get(id(layer))
+        if found is None or found() is not layer:  # a replica of nn.DataParallel
+            return self._generate([layer], *key).of(layer)
+        last = self._current.get(place)
+        current = last if last is not None and last.fits(layer, adapters, trains) else None
+        if torch._C._current_graph_task_id() != -1 and (trains or current is not None):
+            # Within a backward pass this is a checkpoint's recomputation. If the original pass trained, it used the
+            # shared frames and recomputes with them; a re-entrant one ran under no_grad, and the layer's gradient
+            # shall arrive now, once, so that its frames are made for it alone.
+            if current is not None and (not trains or id(layer) in current.handed):
+                return current.of(layer)
+            return self._generate([layer], *key).of(layer)
+        if current is not None and id(layer) in current.asked and not current.state["spent"]:  # a new pass
+            current = current if current.unchanged() else None
+            if current is not None:
+                current.asked.clear()
+        if current is None or current.state["spent"]:
+            layers = [other for ref in self._layers.values() if (other := ref()) is not None]
+            amid = last is not None and last.adapters == adapters and trains and not last.grad
+            if last is not None and amid and id(layer) not in last.asked:
+                # Amid a pass that began under no_grad, in re-entrant checkpoints: those layers are recomputed alone.
+                layers = [other for other in layers if id(other) not in last.asked]
+            self._current[place] = current = self._generate(layers, *key)
+        current.asked.add(id(layer))
+        (current.handed.add if trains else current.handed.discard)(id(layer))
+        return current.of(layer)

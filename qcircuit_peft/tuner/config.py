@@ -1,0 +1,235 @@
+"""The configuration of a circuit adapter, and how it is stored in adapter_config.json."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME, PeftType
+
+from qcircuit_peft import backends
+from qcircuit_peft.ansatz import Ansatz, load
+from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.factorizations.svd import INITS
+from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
+from qcircuit_peft.tuner.checkpoint import read_shapes
+
+# Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
+DEFAULT_R = 16
+DEFAULT_ALPHA = 128.0
+
+CIRCUIT_VERSION = 1
+_CIRCUIT_KEYS = ("ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles")
+_BIAS = ("none", "all", "qcircuit_only")
+_MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass
+class QCircuitConfig(PeftConfig):
+    """What `get_peft_model` needs to adapt a model with parameterized quantum circuits.
+
+    Every adapted weight gets delta W = (alpha / r) U diag(lambda) V^T; U and V are the first r columns of circuits.
+
+    ansatz: a name in ``circuits/``, the path of a TOML file, plain data or an ``Ansatz``; read now, stored whole.
+    layers: the number L of times the ansatz's layer is repeated.
+    r, alpha, rank_pattern, alpha_pattern: rank and scaling, for all modules and by module name, as in LoRA. Unlike
+        there, r costs one number per adapted module.
+    dropout: probability of zeroing an input of the update while training.
+    frame, factorization: names in ``FRAMES`` and ``FACTORIZATIONS``. backend: a name in ``BACKENDS``.
+    width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
+    init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
+    seed: fixes the initial angles of every module whatever the global random state; None draws from that state.
+    train_angles: False freezes the angles, so that only lambda is trained (the control experiment).
+    target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save, bias, task_type: as in LoRA;
+        bias is "none", "all" or "qcircuit_only".
+    fan_in_fan_out: accepted for LoRA's sake; the layer's type decides.
+    circuit: the stored form of the circuit, as found in adapter_config.json; it replaces the nine fields it holds.
+
+    Raises ValueError, in one sentence, for anything else.
+
+    >>> config = QCircuitConfig(r=8, target_modules=["query", "value"])
+    >>> config.to_dict()["circuit"]["ansatz"]["name"]
+    'simplified_two_design'
+    """
+
+    ansatz: str | Path | dict[str, Any] | Ansatz = "simplified_two_design"
+    layers: int = 1
+    r: int = DEFAULT_R
+    alpha: int | float = DEFAULT_ALPHA
+    dropout: int | float = 0.0
+    frame: str = "circuit"
+    factorization: str = "svd"
+    width: str = "auto"
+    backend: str = "native"
+    init: str = "uniform"
+    seed: int | None = None
+    train_angles: bool = True
+    target_modules: str | list[str] | set[str] | None = None
+    exclude_modules: str | list[str] | set[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int | float] = field(default_factory=dict)
+    modules_to_save: list[str] | None = None
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    circuit: dict[str, Any] | None = None
+
+    _shapes: ClassVar[Any] = (
+        None  # of the parameters in the checkpoint that the configuration was read with, until a model takes them
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.QCIRCUIT  # type: ignore[attr-defined]
+        if self.circuit is not None:
+            self._restore(self.circuit)
+            self.circuit = None
+        self.ansatz = load(self.ansatz)
+        check_real(self.ansatz)
+        _whole("layers", self.layers, 0, MAX_LAYERS)
+        _whole("r", self.r, 1)
+        _number("alpha", self.alpha)
+        if not 0 <= _number("dropout", self.dropout) < 1:
+            raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
+        for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS), ("backend", backends.BACKENDS)):
+            _one_of(name, getattr(self, name), table)
+        _one_of("width", self.width, WIDTHS)
+        _one_of("init", self.init, INITS)
+        _one_of("bias", self.bias, _BIAS)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0)
+        if not isinstance(self.train_angles, bool):
+            raise ValueError(f"train_angles is true or false, got {self.train_angles!r}")
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(self, name) or {}
+            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
+                raise ValueError(f"{name} maps names or patterns of modules to numbers, got {pattern!r}")
+            for key, value in pattern.items():
+                _whole(f"{name}[{key!r}]", value, 1) if name == "rank_pattern" else _number(f"{name}[{key!r}]", value)
+            setattr(self, name, pattern)
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                if not isinstance(value, list | tuple | set) or not all(isinstance(entry, str) for entry in value):
+                    raise ValueError(f"{name} is a text or a list of texts, got {value!r}")
+                setattr(self, name, set(value))
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                f"layers_pattern needs layers_to_transform, got layers_pattern={self.layers_pattern!r} alone"
+            )
+        for name in ("layers_to_transform", "layers_pattern"):
+            if getattr(self, name) is not None and isinstance(self.target_modules, str):
+                raise ValueError(f"{name} works with a list of target_modules, got the pattern {self.target_modules!r}")
+
+    def _restore(self, stored: object) -> None:
+        if not isinstance(stored, dict):
+            raise ValueError(f"the key 'circuit' of an adapter configuration is a table, got {stored!r}")
+        version = stored.get("version")
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= CIRCUIT_VERSION:
+            raise ValueError(
+                f"the adapter's circuit has format version {version!r}, but this qcircuit_peft reads up to "
+                f"{CIRCUIT_VERSION}; a newer one may read it"
+            )
+        unknown = sorted(map(str, set(stored) - {"version", *_CIRCUIT_KEYS}))
+        missing = [key for key in _CIRCUIT_KEYS if key not in stored]
+        if unknown or missing:
+            raise ValueError(
+                f"the adapter's circuit has the keys version, {', '.join(_CIRCUIT_KEYS)}, but "
+                + (f"{unknown[0]!r} was found" if unknown else f"{missing[0]!r} is missing")
+            )
+        if not isinstance(stored["ansatz"], dict):
+            raise ValueError(f"the adapter's circuit holds its ansatz as a table, got {stored['ansatz']!r}")
+        for key in _CIRCUIT_KEYS:
+            setattr(self, key, stored[key])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain data, all about the circuit under the one key ``circuit``."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_CIRCUIT_KEYS, "circuit")}
+        circuit = {key: getattr(self, key) for key in _CIRCUIT_KEYS}
+        return {**plain, "circuit": {"version": CIRCUIT_VERSION, **circuit, "ansatz": load(self.ansatz).to_dict()}}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write adapter_config.json; the file that was there stays whole if that fails."""
+        auto_mapping = kwargs.pop("auto_mapping_dict", None)
+        data = {key: sorted(value) if isinstance(value, set) else value for key, value in self.to_dict().items()}
+        if auto_mapping is not None:
+            data["auto_mapping"] = auto_mapping
+        text = json.dumps(data, indent=2, sort_keys=True)
+        if len(text.encode()) > _MAX_JSON_BYTES:
+            raise ValueError(
+                f"an adapter configuration has at most {_MAX_JSON_BYTES} bytes, this has {len(text.encode())}"
+            )
+        if os.path.isfile(save_directory):
+            raise ValueError(f"an adapter is saved in a folder, but {save_directory} is a file")
+        path = Path(save_directory) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".json.part")
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """The contents of an adapter_config.json; raises ValueError if it is too large or not a JSON table."""
+        size = os.path.getsize(path_json_file)
+        if size > _MAX_JSON_BYTES:
+            raise ValueError(
+                f"{path_json_file}: an adapter configuration has at most {_MAX_JSON_BYTES} bytes, this has {size}"
+            )
+        try:
+            data = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path_json_file}: not a JSON file: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{path_json_file}: an adapter configuration is a table, got {type(data).__name__}")
+        return data
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuse stored keys that this class does not have: PEFT would drop them with a warning."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            near = get_close_matches(unknown[0], known, n=1) or ["one of LoRA's or 'circuit'"]
+            raise ValueError(f"adapter configuration: unknown key {unknown[0]!r}; did you mean {near[0]}")
+        if "circuit" not in kwargs:
+            raise ValueError("adapter configuration: the key 'circuit' is missing")
+        return kwargs
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> "QCircuitConfig":
+        """The configuration saved in a folder or a Hub repository.
+
+        The weights file beside it is read and checked now, before any model has been changed. Raises ValueError for
+        a configuration or a weights file that is damaged, newer than this library, or not finite.
+        """
+        folder = os.fspath(pretrained_model_name_or_path)
+        config: Any = super().from_pretrained(folder, subfolder=subfolder, **kwargs)
+        config._shapes = read_shapes(Path(folder, subfolder or ""))
+        return config
+
+
+def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        allowed = f"{low} to {high}" if high is not None else f">= {low}"
+        raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise ValueError(f"{name} is a finite number, got {value!r}")
+    return float(value)
+
+
+def _one_of(name: str, value: object, allowed: Any) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,248 @@
+"""The tuner: puts circuit adapters into a model, on PEFT's ``BaseTuner``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+from qcircuit_peft.ansatz import load
+from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.factorizations.svd import SVD
+from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.tuner.bank import FrameBank
+from qcircuit_peft.tuner.checkpoint import PREFIX, check_finite, check_shapes, is_ours
+from qcircuit_peft.tuner.config import QCircuitConfig
+from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
+
+
+def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> SVD:
+    """The factorization that ``config`` gives to the module of this name; raises ValueError if it cannot have one."""
+    r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
+    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), name), config.alpha)
+    if r > min(n_in, n_out):
+        raise ValueError(
+            f"r is at most the smaller width of a module, {min(n_in, n_out)} for {name!r} ({n_in} in, {n_out} out), "
+            f"got {r}"
+        )
+    ansatz = load(config.ansatz)
+    frame = partial(
+        FRAMES[config.frame], ansatz=ansatz, layers=config.layers, width=config.width, backend=config.backend
+    )
+    try:
+        return FACTORIZATIONS[config.factorization](frame(n_out, r), frame(n_in, r), scaling=alpha / r)
+    except ValueError as error:
+        raise ValueError(f"module {name!r}: {error}") from None
+
+
+class QCircuitModel(BaseTuner):
+    """A model with circuit adapters; made by ``get_peft_model(model, QCircuitConfig(...))``.
+
+    Raises ValueError, before anything in the model has changed, for a target that is not a linear layer, an r above
+    a width, a width that does not suit the ansatz, or a checkpoint whose parameters do not fit.
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = QCircuitLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
+        """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
+        layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
+        self.bank = layers[0].bank if layers else FrameBank()
+        _maybe_include_all_linear_layers(peft_config, model)
+        inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        wanted: dict[str, tuple[int, ...]] = {}
+        for name, module in model.named_modules():
+            if not name or name.startswith(inside) or not self._check_target_module_exists(peft_config, name):
+                continue
+            factors = self._factors(peft_config, name, module)
+            sizes = factors.sizes.items()
+            wanted |= {f"base_model.model.{name}.{PREFIX}{part}": (size,) for part, size in sizes}
+        if peft_config._shapes is not None:
+            try:
+                check_shapes(peft_config._shapes, wanted)
+            except ValueError as error:
+                raise ValueError(f"the adapter does not fit this model: {error}") from None
+            vars(peft_config).pop("_shapes")
+
+    def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> SVD:
+        base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
+        quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
+        if not (isinstance(base, nn.Linear | Conv1D) or quantized) or isinstance(base, NonDynamicallyQuantizableLinear):
+            raise ValueError(
+                f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; "
+                "a circuit adapter takes torch.nn.Linear (also quantized) and transformers' Conv1D, "
+                "outside nn.MultiheadAttention"
+            )
+        return make_factors(config, name, *features(base))
+
+    def _create_and_replace(
+        self,
+        peft_config: QCircuitConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        factors = self._factors(peft_config, current_key, target)
+        if isinstance(target, QCircuitLayer):
+            target.update_layer(adapter_name, current_key, factors, peft_config)
+            return
+        new = QCircuitLinear(
+            target,
+            adapter_name,
+            name=current_key,
+            factors=factors,
+            config=peft_config,
+            bank=self.bank,
+            **get_quantization_kwargs(self),
+        )
+        if adapter_name not in self.active_adapters:
+            new.requires_grad_(False)
+        self._replace_module(parent, target_name, new, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError(
+                "adapter_names is for inference only, but the model is in training mode; call model.eval()"
+            )
+        known = {name for layer in self.modules() if isinstance(layer, QCircuitLayer) for name in layer.factors}
+        unknown = sorted(set(names) - known - {"__base__"})
+        if unknown:
+            raise ValueError(
+                f"adapter_names has the unknown adapter {unknown[0]!r}; there are "
+                f"{', '.join(sorted(known))} and __base__"
+            )
+        beams = kwargs.get("num_beams")
+        repeated = (
+            [name for name in names for _ in range(beams)] if isinstance(beams, int) and beams > 1 else list(names)
+        )
+        is_pair = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        encoder = self.model.get_encoder() if is_pair else None
+        in_encoder = set(encoder.modules()) if encoder is not None else set()
+
+        def hand(module: nn.Module, args: Any, kwargs: dict[str, Any], given: list[str]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, "adapter_names": given}
+
+        hooks = [
+            module.register_forward_pre_hook(
+                partial(hand, given=list(names) if module in in_encoder else repeated), with_kwargs=True
+            )
+            for module in self.modules()
+            if isinstance(module, QCircuitLayer | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge into a weight that another module shares, such as a head tied to the embedding."""
+        owners: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append(name.removesuffix(".base_layer"))
+        for name, module in self.model.named_modules():
+            weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, QCircuitLayer) else None
+            others = [other for other in owners.get(id(weight), []) if other != name]
+            if weight is not None and others:
+                raise ValueError(
+                    f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
+                    "give it a weight of its own before adapting it (load with tie_word_embeddings=False), "
+                    "or do not merge"
+                )
+
+    def _check_before_merge(self, adapter_names: list[str] | None) -> None:
+        self._check_merge_allowed()
+        for name, module in self.model.named_modules():
+            if isinstance(module, QCircuitLayer):
+                for adapter in adapter_names or module.active_adapters:
+                    if adapter in module.factors:
+                        for part, value in zip(
+                            module.adapter_layer_names, module.circuit_parameters(adapter), strict=True
+                        ):
+                            check_finite(f"{name}.{part} of adapter {adapter!r}", value)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Add delta W to the base weights; a shared weight, NaN or infinity is a ValueError, and nothing is merged."""
+        self._check_before_merge(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._check_before_merge(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a weighted sum of circuit parameters is not the weighted sum of the updates."""
+        raise ValueError(
+            "circuit adapters cannot be combined by add_weighted_adapter, since angles do not add up; "
+            "activate several at once, or convert each with peft's save_as_lora and combine those"
+        )
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's renaming, and the checks of ``check_shapes`` and ``check_finite`` before anything is loaded."""
+        renamed = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        wanted = {
+            f"{name}.{part}": tuple(getattr(module, part)[adapter_name].shape)
+            for name, module in model.named_modules()
+            if isinstance(module, QCircuitLayer) and adapter_name in module.factors
+            for part in module.adapter_layer_names
+        }
+        ours = {key.removesuffix(f".{adapter_name}"): value for key, value in renamed.items() if is_ours(key)}
+        check_shapes({key: tuple(value.shape) for key, value in ours.items()}, wanted)
+        for key, value in ours.items():
+            check_finite(f"the checkpoint's {key}", value)
+        return renamed
+
+
+def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Any, Tensor]]:
+    """Every circuit in an adapted model: its name, the ``Circuit``, and a detached copy of its angles (radians).
+
+    The name is the module's, then "u" or "v"; where a width is reached by the cosine-sine recursion, one part of it
+    such as "u1.v2" follows for each circuit. ``adapter`` picks an adapter; left out, those that are active.
+
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from qcircuit_peft import QCircuitConfig
+    >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 32)), QCircuitConfig(r=4, target_modules=["0"]))
+    >>> [(name, circuit.dim, len(angles)) for name, circuit, angles in circuits(model)]
+    [('base_model.model.0.u', 32, 13), ('base_model.model.0.v', 64, 16)]
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, QCircuitLayer):
+            for chosen in module.active_adapters if adapter is None else [adapter]:
+                if chosen in module.factors:
+                    factors, (u, v, _) = module.factors[chosen], module.circuit_parameters(chosen)
+                    for part, frame, angles in (("u", factors.u, u), ("v", factors.v, v)):
+                        for leaf, circuit, where in frame.circuits():
+                            yield ".".join(filter(None, (name, part, leaf))), circuit, angles.detach()[where].clone()

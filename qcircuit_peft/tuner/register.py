@@ -1,0 +1,31 @@
+"""Makes PEFT know circuit adapters. PEFT has no plug-in interface, so this is the one place that reaches into it."""
+
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import PeftType, register_peft_method
+
+from qcircuit_peft.tuner.checkpoint import whole_or_not
+
+NAME = "qcircuit"
+
+
+def extend_peft_type() -> None:
+    """Add QCIRCUIT to PEFT's closed enumeration of adapter types."""
+    name = NAME.upper()
+    if name not in PeftType.__members__:
+        member: Any = str.__new__(PeftType, name)
+        member._name_, member._value_ = name, name
+        PeftType._member_names_.append(name)
+        PeftType._member_map_[name] = member
+        PeftType._value2member_map_[name] = member
+        type.__setattr__(PeftType, name, member)
+
+
+def register(config_cls: type, model_cls: type) -> None:
+    """Register the tuner, and have ``PeftModel.save_pretrained`` replace a checkpoint of ours whole or not at all."""
+    extend_peft_type()
+    register_peft_method(name=NAME, config_cls=config_cls, model_cls=model_cls)
+    PeftModel.save_pretrained = whole_or_not(  # type: ignore[method-assign]
+        PeftModel.save_pretrained, applies=lambda model: isinstance(model.base_model, model_cls)
+    )
