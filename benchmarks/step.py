@@ -1,4 +1,4 @@
-"""Time of a training step on the demo model: our circuits, PEFT's LoRA of the same rank, and quantum-adapter's circuits.
+"""Time of a training step on the demo model: our circuits, PEFT's LoRA of the same rank, quantum-adapter's circuits.
 
 MiniLM on TREC questions, query and value of its six layers adapted, batch 32, rank 8: forward, backward and AdamW.
 The methods take turns on the same batches, in one thread and process time; ratios are of medians.
@@ -77,7 +77,7 @@ def main(steps: int = typer.Option(30, help="timed steps of each method"), warmu
             step(name, batch)
         operations[name] = counter.count
 
-    table = Table("method", title=f"MiniLM, q and v, rank {RANK}, batch 32: {steps} steps each, one thread, process time")
+    table = Table("method", title=f"MiniLM, q and v, rank {RANK}, batch 32, {steps} steps, process time")
     for column in ("trainable in the adapter", "s a step", "to LoRA", "operations a step"):
         table.add_column(column, justify="right")
     first = next(iter(runs))

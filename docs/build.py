@@ -53,7 +53,7 @@ def parameters() -> str:
         "The adapter is the default ansatz (`simplified_two_design`). These are our own counts: the totals published",
         "for Quantum-PEFT do not follow from its formula for this ansatz.",
         "",
-        '| model | modules | L = 1, r = 4 | L = 1, r = 64 | L = 3, r = 64 | width="shannon", L = 1, r = 64 | LoRA r = 4 |',
+        "| model | modules | L = 1, r = 4 | L = 1, r = 64 | L = 3, r = 64 | `shannon`, L = 1, r = 64 | LoRA r = 4 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, (make, targets) in MODELS.items():

@@ -18,6 +18,7 @@ from qcircuit_peft.gates import GATES
 
 FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 1 << 20
+_MAX_DIM, _MAX_WIRES, _MAX_OPS = 1 << 40, 1024, 1_000_000  # of a circuit: what a file asks for is made only up to here
 _FOLDERS = (Path(__file__).parent / "_circuits", Path(__file__).parent.parent / "circuits")  # wheel, checkout
 
 Wires = tuple[int, ...]
@@ -71,6 +72,11 @@ WIRINGS: dict[str, Callable[[int], list[Wires]]] = {
 }
 
 
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _known(value: object, table: Mapping[str, object], what: str, where: str) -> None:
     if not isinstance(value, str) or value not in table:
         near = get_close_matches(str(value), table, n=3) or list(table)
@@ -94,7 +100,7 @@ class Step:
     on: str | tuple[Wires, ...]
 
     def __post_init__(self) -> None:
-        where = f"step {self.gate!r} on {self.on!r}"
+        where = f"step {_short(self.gate)} on {_short(self.on)}"
         if not isinstance(self.gate, str | list | tuple):
             raise ValueError(f"'gate' is a gate or a list of gates, got {self.gate!r}")
         if isinstance(self.gate, list):
@@ -125,16 +131,15 @@ class Step:
 
     def ops(self, n_wires: int) -> Iterator[Op]:
         """The ops of this step on a register, in time order; raises ValueError if it does not fit the register."""
+        where = f"step {_short(self.gate)} on {_short(self.on)}"
         groups = WIRINGS[self.on](n_wires) if isinstance(self.on, str) else self.on
         for wires in groups:
             if max(wires) >= n_wires:
-                raise ValueError(
-                    f"step {self.gate!r} on {self.on!r}: wire {max(wires)} is not one of the {n_wires} wires"
-                )
+                raise ValueError(f"{where}: wire {max(wires)} is not one of the {n_wires} wires")
             for gate in self.gates:
                 arity = GATES[gate].wires
                 if arity > len(wires):
-                    raise ValueError(f"step {self.gate!r} on {self.on!r}: {gate} acts on {arity} wires, got {wires}")
+                    raise ValueError(f"{where}: {gate} acts on {arity} wires, got {wires}")
                 for on in [wires] if arity == len(wires) else [(w,) for w in wires]:
                     yield Op(gate, on)
 
@@ -154,6 +159,8 @@ def wire_dims(dim: int) -> tuple[int, ...]:
     """
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
         raise ValueError(f"a circuit's dimension is a whole number >= 2, got {dim!r}")
+    if dim > _MAX_DIM:
+        raise ValueError(f"a circuit's dimension is at most 2**40, got {dim}")
     primes, rest, p = [], dim, 2
     while rest > 1:
         if p * p > rest:
@@ -190,7 +197,7 @@ class Ansatz:
         for key in ("first", "layer", "last"):
             steps = getattr(self, key)
             if not isinstance(steps, list | tuple) or not all(isinstance(step, Step) for step in steps):
-                raise ValueError(f"ansatz {self.name!r}: {key!r} is a list of steps, got {steps!r}")
+                raise ValueError(f"ansatz {self.name!r}: {key!r} is a list of steps, got {_short(steps)}")
             object.__setattr__(self, key, tuple(steps))
 
     def circuit(
@@ -218,12 +225,21 @@ class Ansatz:
         if qubits is not None:
             if isinstance(qubits, bool) or not isinstance(qubits, int) or qubits < 1:
                 raise ValueError(f"qubits is a whole number >= 1, got {qubits!r}")
-            dims = (2,) * qubits
+            dims = (2,) * min(qubits, _MAX_WIRES + 1)
         elif dim is not None:
             dims = wire_dims(dim)
-        steps = (*self.first, *(self.layer * layers), *self.last)
         assert dims is not None
-        return Circuit(dims, (op for step in steps for op in step.ops(len(dims))))
+        n = len(dims)
+        if n > _MAX_WIRES:
+            raise ValueError(f"a circuit has at most {_MAX_WIRES} wires, got {qubits or n}")
+        first, layer, last = (
+            [op for step in steps for op in step.ops(n)] for steps in (self.first, self.layer, self.last)
+        )
+        if (total := len(first) + layers * len(layer) + len(last)) > _MAX_OPS:
+            raise ValueError(
+                f"a circuit has at most {_MAX_OPS} gates, but {self.name!r} with {layers} layers has {total}"
+            )
+        return Circuit(dims, (*first, *(layer * layers), *last))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "ansatz") -> "Ansatz":
@@ -232,7 +248,7 @@ class Ansatz:
         Raises ValueError for unknown or missing keys, a version this library does not know, or a bad step.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"{where}: an ansatz is a table, got {data!r}")
+            raise ValueError(f"{where}: an ansatz is a table, got {_short(data)}")
         allowed = ("version", "name", "about", "cite", "first", "layer", "last")
         unknown = [key for key in data if key not in allowed]
         if unknown:
@@ -248,7 +264,7 @@ class Ansatz:
         for part in ("first", "layer", "last"):
             entries = data.get(part, [])
             if not isinstance(entries, list | tuple):
-                raise ValueError(f"{where}: {part!r} is a list of tables [[{part}]], got {entries!r}")
+                raise ValueError(f"{where}: {part!r} is a list of tables [[{part}]], got {_short(entries)}")
             parts[part] = []
             for number, entry in enumerate(entries, 1):
                 here = f"{where}: [[{part}]] entry {number}"

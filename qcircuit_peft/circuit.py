@@ -119,11 +119,10 @@ class Circuit:
                 raise ValueError(f"{op} takes {wanted} angle(s) on wires of dimension {on}, got {len(op.angles or ())}")
             free = max(free, *(a + 1 for a in op.angles or ()), 0)
             numbered.append(op)
-        unused = set(range(free)).difference(*(op.angles or () for op in numbered))
-        if unused:
-            raise ValueError(
-                f"every angle up to the largest is used by some op, but angle {min(unused)} of {free} is not"
-            )
+        used = {angle for op in numbered for angle in op.angles or ()}
+        if len(used) != free:
+            missing = next(angle for angle in range(free) if angle not in used)
+            raise ValueError(f"every angle up to the largest is used by some op, but angle {missing} of {free} is not")
         object.__setattr__(self, "ops", tuple(numbered))
 
     def __hash__(self) -> int:

@@ -34,9 +34,9 @@ def _load(source: str) -> Ansatz:
 
 
 def _circuit(source: str, qubits: int | None, dim: int | None, layers: int) -> Circuit:
-    width = {"qubits": qubits, "dim": dim} if qubits or dim else {"qubits": 4}
+    qubits = 4 if qubits is None and dim is None else qubits
     try:
-        return _load(source).circuit(**width, layers=layers)
+        return _load(source).circuit(qubits=qubits, dim=dim, layers=layers)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -71,11 +71,13 @@ def draw(
     circuit = _circuit(source, qubits, dim, layers)
     if plot is None:
         print(draw_text(circuit))
-        console.print(
-            f"{circuit.n_angles} angles, {len(circuit.ops)} gates, depth {circuit.depth}, matrix {circuit.dim} x {circuit.dim}"
-        )
+        size = f"matrix {circuit.dim} x {circuit.dim}"
+        console.print(f"{circuit.n_angles} angles, {len(circuit.ops)} gates, depth {circuit.depth}, {size}")
     else:
-        draw_mpl(circuit).savefig(plot, dpi=150)
+        try:
+            draw_mpl(circuit).savefig(plot, dpi=150)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"{plot} cannot be written: {error}") from None
         console.print(f"drawn in {plot}")
 
 

@@ -66,7 +66,7 @@ class Gate:
                 f"{self.name} on wires of dimension {dims} takes {self.n_angles(dims)} angles, got {len(angles)}"
             )
         if all(d == 2 for d in dims):
-            return self.matrix_of(*angles)
+            return np.array(self.matrix_of(*angles))
         if self.qudit_matrix is None:
             allowed = ", ".join(g.name for g in GATES.values() if g.qudit_matrix)
             raise ValueError(

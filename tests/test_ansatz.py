@@ -86,9 +86,7 @@ def test_every_shipped_file_survives_every_form(name, tmp_path):
 
 
 wirings = st.sampled_from(sorted(WIRINGS))
-wire_lists = st.lists(
-    st.lists(st.integers(0, 9), min_size=1, max_size=2, unique=True), min_size=1, max_size=4
-)
+wire_lists = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=2, unique=True), min_size=1, max_size=4)
 gate_names = st.sampled_from(sorted(GATES))
 gate_or_gates = gate_names | st.lists(gate_names, min_size=1, max_size=3)
 step_dicts = st.fixed_dictionaries({"gate": gate_or_gates, "on": wirings | wire_lists})
@@ -173,15 +171,11 @@ def test_five_qubits_and_one_layer_have_13_angles():
 def test_layers_repeat_between_first_and_last(name):
     ansatz = load(name)
     explicit = [
-        w
-        for step in ansatz.first + ansatz.layer + ansatz.last
-        if not isinstance(step.on, str)
-        for w in step.on
+        w for step in ansatz.first + ansatz.layer + ansatz.last if not isinstance(step.on, str) for w in step.on
     ]
     q = max((w + 1 for wires in explicit for w in wires), default=4)
     parts = [
-        Ansatz("part", layer=steps).circuit(qubits=q, layers=1)
-        for steps in (ansatz.first, ansatz.layer, ansatz.last)
+        Ansatz("part", layer=steps).circuit(qubits=q, layers=1) for steps in (ansatz.first, ansatz.layer, ansatz.last)
     ]
     first, layer, last = parts
     assert ansatz.circuit(qubits=q, layers=0) == first + last
@@ -443,9 +437,7 @@ BAD_CALLS = {
     "Ansatz('x').circuit(dim=768.0)": "a circuit's dimension is a whole number >= 2, got 768.0",
     "Ansatz('x').circuit(dims=())": "each with a whole dimension >= 2, got dims ()",
     "Ansatz('x').circuit(dims=(2, 1))": "each with a whole dimension >= 2, got dims (2, 1)",
-    "Ansatz('x', layer=[Step('CZ', 'each')]).circuit(qubits=2)": (
-        "step 'CZ' on 'each': CZ acts on 2 wires, got (0,)"
-    ),
+    "Ansatz('x', layer=[Step('CZ', 'each')]).circuit(qubits=2)": ("step 'CZ' on 'each': CZ acts on 2 wires, got (0,)"),
     "Ansatz('x', layer=[Step('CZ', [[0, 3]])]).circuit(qubits=3)": "wire 3 is not one of the 3 wires",
     "Ansatz('x', layer=[Step('CX', 'line')]).circuit(dim=12)": "CX 0 1 acts on wires of dimension (3, 2)",
 }

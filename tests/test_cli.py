@@ -46,6 +46,9 @@ def test_qasm_starts_with_its_version(version):
         (["draw", "sim01", "--dim", "12"], "RX"),
         (["draw", "sim01", "--layers", "-1"], "layers is a whole number"),
         (["draw", "sim01", "--qubits", "3", "--dim", "8"], "exactly one of dim, qubits and dims"),
+        (["draw", "tree", "--qubits", "0"], "qubits is a whole number >= 1"),
+        (["draw", "tree", "--plot", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+        (["draw", "tree", "--plot", "x.xyz"], "x.xyz cannot be written"),
         (["qasm", "sim01", "--version", "7"], "7"),
     ],
 )

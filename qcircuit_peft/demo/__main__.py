@@ -34,7 +34,7 @@ def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, wor
     queue = context.Queue()
     waiting, running, results, stop = list(methods), {}, {}, False
     loss = TextColumn("loss {task.fields[loss]}")
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
         rows = {key: bars.add_task(METHODS[key].name, total=None, loss="-") for key in methods}
         while running or (waiting and not stop):
@@ -60,7 +60,7 @@ def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, wor
                     bars.update(rows[key], completed=step, total=steps, loss=f"{value:.2f}")
             except KeyboardInterrupt:  # the training processes got it too, and each saves what it has
                 stop = True
-    return results
+    return {key: results[key] for key in methods if key in results}
 
 
 def main(
@@ -86,7 +86,7 @@ def main(
     results = _train_all(task, wanted, out, epochs, workers)
     unfinished = [key for key in wanted if key not in results or not results[key].finished]
     if unfinished:
-        saved = [str(out / key) for key in wanted if (out / key / "head.safetensors").exists()]
+        saved = [str(out / key) for key in results]
         console.print(f"Stopped early. Usable checkpoints, as far as training came: {', '.join(saved) or 'none yet'}")
         raise SystemExit(130)
     console.print(report.table(results))

@@ -35,21 +35,25 @@ def _frozen(task: Task) -> PeftConfig:
     return QCircuitConfig(target_modules=list(task.targets), seed=0, train_angles=False)
 
 
+def _ends(task: Task) -> tuple[str, ...]:
+    return tuple(f".{target}" for target in task.targets)
+
+
 def _fourier(task: Task) -> PeftConfig:
     """FourierFT with at least as many parameters as the circuit has."""
-    modules = [name for name, _ in pretrained(task).named_modules() if name.rpartition(".")[2] in task.targets]
+    modules = [name for name, _ in pretrained(task).named_modules() if f".{name}".endswith(_ends(task))]
     each = -(-parameter_count(_circuit(task), pretrained(task)) // len(modules))
     return FourierFTConfig(target_modules=list(task.targets), n_frequency=each, scaling=150.0)
 
 
 def _lora(task: Task) -> PeftConfig:
-    return LoraConfig(target_modules=list(task.targets), r=1, lora_alpha=8)
+    return LoraConfig(target_modules=list(task.lora_targets), r=1, lora_alpha=8)
 
 
 METHODS: dict[str, Method] = {
     "probe": Method("linear probe", None, 0.0),
-    "circuit": Method("circuit", _circuit, 2e-2),
-    "frozen": Method("circuit, angles frozen at random", _frozen, 2e-2),
+    "circuit": Method("circuit, all linear layers", _circuit, 2e-2),
+    "frozen": Method("the same, angles frozen at random", _frozen, 2e-2),
     "fourier": Method("FourierFT, as many parameters", _fourier, 5e-2),
-    "lora": Method("LoRA r = 1", _lora, 4e-3),
+    "lora": Method("LoRA r = 1, query and value", _lora, 4e-3),
 }

@@ -11,36 +11,37 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from qcircuit_peft.demo import data, models
+from qcircuit_peft.demo import data
+from qcircuit_peft.demo.models import dinov2, minilm
 
 
 @dataclass(frozen=True)
 class Task:
-    """A demo task; ``targets`` are the modules that adapters attach to, ``epochs`` the passes over the data."""
+    """A demo task; ``targets`` are all linear layers of a model's blocks, ``lora_targets`` those that LoRA usually takes."""
 
     about: str
     folder: Callable[[], Path]
     splits: Callable[[], data.Splits]
     targets: tuple[str, ...]
+    lora_targets: tuple[str, ...]
     epochs: int
     scale: float  # multiplies the pooled features, whose norm is small, before the linear head
     text: bool
 
 
+_BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+_DINO = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
 TASKS: dict[str, Task] = {
-    "trec": Task(
-        "MiniLM, TREC questions, 50 classes", models.minilm, data.trec, ("query", "value"), 3, 4.0, True
-    ),
+    "trec": Task("MiniLM, TREC questions, 50 classes", minilm, data.trec, _BERT, ("query", "value"), 3, 4.0, True),
     "trec6": Task(
-        "MiniLM, TREC questions, 6 classes", models.minilm, partial(data.trec, False), ("query", "value"), 3, 4.0, True
+        "MiniLM, TREC questions, 6 classes", minilm, partial(data.trec, False), _BERT, ("query", "value"), 3, 4.0, True
     ),
-    "movies": Task(
-        "MiniLM, movie sentences, 2 classes", models.minilm, data.movies, ("query", "value"), 2, 4.0, True
-    ),
+    "movies": Task("MiniLM, movie sentences, 2 classes", minilm, data.movies, _BERT, ("query", "value"), 2, 4.0, True),
     "digits": Task(
-        "DINOv2-small, MNIST digits, 10 classes", models.dinov2, data.digits, ("q_proj", "v_proj"), 5, 1.0, False
+        "DINOv2-small, MNIST digits, 10 classes", dinov2, data.digits, _DINO, ("q_proj", "v_proj"), 5, 1.0, False
     ),
-}  # fmt: skip
+}
 
 
 class Encoder:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -125,7 +126,7 @@ def train(
             progress(step, len(plan), loss.item())
         finished = True
     except KeyboardInterrupt:
-        pass
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what there is gets saved, however impatient the user
     folder = out / method_name
     save(net, folder)
     share = accuracy(net, encode, splits.test) if finished else float("nan")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,7 @@ DEFAULT_ALPHA = 128.0
 
 CIRCUIT_VERSION = 1
 _CIRCUIT_KEYS = ("ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles")
+_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
 
@@ -79,9 +81,8 @@ class QCircuitConfig(PeftConfig):
     fan_in_fan_out: bool = False
     circuit: dict[str, Any] | None = None
 
-    _shapes: ClassVar[Any] = (
-        None  # of the parameters in the checkpoint that the configuration was read with, until a model takes them
-    )
+    # Of the parameters in the checkpoint that the configuration was read with, and the configuration as it was read.
+    _read: ClassVar[tuple[dict[str, tuple[int, ...]] | None, dict[str, Any]] | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,6 +147,16 @@ class QCircuitConfig(PeftConfig):
             raise ValueError(f"the adapter's circuit holds its ansatz as a table, got {stored['ansatz']!r}")
         for key in _CIRCUIT_KEYS:
             setattr(self, key, stored[key])
+
+    def shapes_read(self) -> dict[str, tuple[int, ...]] | None:
+        """The shapes in the checkpoint this configuration was read with, once, and only while it is as it was read."""
+        shapes, then = vars(self).pop("_read", None) or (None, None)
+        return shapes if then == self._fitting() else None
+
+    def _fitting(self) -> dict[str, Any]:
+        """All that the names and shapes of an adapter's parameters depend on."""
+        plain = self.to_dict()
+        return {key: plain[key] for key in ("circuit", "r", "rank_pattern", *_SELECTION)}
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, all about the circuit under the one key ``circuit``."""
@@ -214,7 +225,7 @@ class QCircuitConfig(PeftConfig):
         """
         folder = os.fspath(pretrained_model_name_or_path)
         config: Any = super().from_pretrained(folder, subfolder=subfolder, **kwargs)
-        config._shapes = read_shapes(Path(folder, subfolder or ""))
+        config._read = read_shapes(Path(folder, subfolder or "")), config._fitting()
         return config
 
 
@@ -225,7 +236,7 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} is a finite number, got {value!r}")
     return float(value)
 

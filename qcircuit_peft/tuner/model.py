@@ -57,6 +57,7 @@ class QCircuitModel(BaseTuner):
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
         self.bank = layers[0].bank if layers else FrameBank()
+        shapes = peft_config.shapes_read()
         _maybe_include_all_linear_layers(peft_config, model)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
@@ -66,12 +67,11 @@ class QCircuitModel(BaseTuner):
             factors = self._factors(peft_config, name, module)
             sizes = factors.sizes.items()
             wanted |= {f"base_model.model.{name}.{PREFIX}{part}": (size,) for part, size in sizes}
-        if peft_config._shapes is not None:
+        if shapes is not None:
             try:
-                check_shapes(peft_config._shapes, wanted)
+                check_shapes(shapes, wanted)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
-            vars(peft_config).pop("_shapes")
 
     def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> SVD:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
