@@ -714,3 +714,26 @@ def test_the_backward_pass_keeps_the_angles_and_nothing_that_grows_with_the_laye
     circuit = load("simplified_two_design").circuit(qubits=8, layers=layers)
     angles = 4 * 8 * circuit.n_angles
     assert saved_bytes(run, circuit) <= angles + 4096
+
+
+def test_levels_that_do_nothing_leave_the_columns_alone():
+    circuit = Circuit((2, 2), [Op("RY", (0,)), Op("RY", (1,)), Op("SWAP", (0, 1)), Op("SWAP", (0, 1))])
+    angles = torch.rand(2, dtype=torch.float64, requires_grad=True)
+    wanted = reference.matrix(circuit, angles.detach().numpy())[:, :3]
+    assert np.abs(columns(circuit, angles, 3).detach().numpy() - wanted).max() < 1e-12
+    assert torch.autograd.gradcheck(lambda a: columns(circuit, a, 3), angles)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_frames_stay_exact_whatever_precision_torch_multiplies_in(precision):
+    circuit = load("simplified_two_design").circuit(qubits=8, layers=2)
+    angles = torch.rand(circuit.n_angles)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        frames = [columns(circuit, angles, 8), apply(circuit, angles, torch.eye(circuit.dim)[:, :8])]
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for frame in frames:
+        assert (frame.mT @ frame - torch.eye(8)).abs().max() < 1e-5

@@ -417,7 +417,8 @@ def _whole(circuit: Circuit, done: int | None, real: ToTensor, work: ToTensor, i
                 weights=None if (weights == 1).all() else work(weights),
             )
         )
-    return _Whole(blocks, tuple(steps))
+    acts = (step for step in steps if step.blocks or step.index is not None or step.weights is not None)
+    return _Whole(blocks, tuple(acts))
 
 
 # --- differentiation --------------------------------------------------------------------------------------------------
@@ -445,8 +446,8 @@ def _cached(
         if k is None:
             return None, _whole(circuit, None, real, work, index)
         done = _split(circuit, k)[1]
-        rest = _whole(circuit, done, real, work, index) if done < len(plan.levels(circuit)) else None
-        return _prefix(circuit, k, real, work, index), rest
+        rest = _whole(circuit, done, real, work, index)
+        return _prefix(circuit, k, real, work, index), rest if rest.steps else None
 
 
 _COMPILED = SimpleNamespace()  # the programs in compiled graphs: a compiler can read attributes, but not a cache
@@ -472,7 +473,7 @@ def _program(circuit: Circuit, k: int | None, angles: Tensor) -> tuple[_Prefix |
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """float32 products in float32, whatever torch is set to: TF32 or bfloat16 would not leave a frame orthonormal."""
-    units = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    units: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [unit.fp32_precision for unit in units]
     if not {*before} - {"none", "ieee"}:
         yield

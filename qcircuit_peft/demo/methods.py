@@ -35,15 +35,12 @@ def _frozen(task: Task) -> PeftConfig:
     return QCircuitConfig(target_modules=list(task.targets), seed=0, train_angles=False)
 
 
-def _ends(task: Task) -> tuple[str, ...]:
-    return tuple(f".{target}" for target in task.targets)
-
-
 def _fourier(task: Task) -> PeftConfig:
-    """FourierFT with at least as many parameters as the circuit has."""
-    modules = [name for name, _ in pretrained(task).named_modules() if f".{name}".endswith(_ends(task))]
+    """FourierFT with at least as many parameters as the circuit has, where LoRA is: on wide layers it is slow."""
+    ends = tuple(f".{target}" for target in task.lora_targets)
+    modules = [name for name, _ in pretrained(task).named_modules() if name.endswith(ends)]
     each = -(-parameter_count(_circuit(task), pretrained(task)) // len(modules))
-    return FourierFTConfig(target_modules=list(task.targets), n_frequency=each, scaling=150.0)
+    return FourierFTConfig(target_modules=list(task.lora_targets), n_frequency=each, scaling=150.0)
 
 
 def _lora(task: Task) -> PeftConfig:

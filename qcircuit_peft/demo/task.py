@@ -17,7 +17,7 @@ from qcircuit_peft.demo.models import dinov2, minilm
 
 @dataclass(frozen=True)
 class Task:
-    """A demo task; ``targets`` are all linear layers of a model's blocks, ``lora_targets`` those that LoRA usually takes."""
+    """A demo task; ``targets`` are all linear layers of the blocks, ``lora_targets`` those LoRA usually takes."""
 
     about: str
     folder: Callable[[], Path]
