@@ -58,8 +58,8 @@ def ship(task: str, out: Path) -> Iterator[str]:
     yield f"adapter          {out / 'circuit'}"
     config = model.peft_config["default"]
     assert isinstance(config, QCircuitConfig)
-    save_as_lora(out / "lora", model, rank=config.r)
-    yield f"plain LoRA copy  {out / 'lora'}"
+    save_as_lora(out / "circuit-as-lora", model, rank=config.r)
+    yield f"plain LoRA copy  {out / 'circuit-as-lora'}"
     merged = model.merge_and_unload(safe_merge=True)
     merged.save_pretrained(out / "merged")
     if encode.tokenizer is not None:
