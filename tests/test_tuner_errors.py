@@ -64,6 +64,9 @@ def test_configurations(change: dict[str, Any], says: str) -> None:
     assert "\n" not in str(error.value)
 
 
+WEIGHTS = "adapter_model.safetensors"
+
+
 def saved(tmp_path: Path, **change: Any) -> Path:
     adapted("llama", **change).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
@@ -121,7 +124,7 @@ def test_stored_configurations(tmp_path: Path) -> None:
 
 
 def tamper(folder: Path, kind: str) -> None:
-    path = folder / "adapter_model.safetensors"
+    path = folder / WEIGHTS
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-50])
     elif kind == "empty":
@@ -166,17 +169,28 @@ def test_damaged_checkpoints_are_refused_before_the_model_changes(kind: str, say
     tamper(folder, kind)
     model = base("llama")
     before, expected = repr(model), logits(model, "llama")
-    with pytest.raises(ValueError, match=says) as error:
-        PeftModel.from_pretrained(model, folder)
-    assert "\n" not in str(error.value)
-    assert repr(model) == before and torch.equal(logits(model, "llama"), expected)
+    read = PeftConfig.from_pretrained(folder)
+    ways = [
+        lambda: PeftModel.from_pretrained(model, folder),
+        lambda: PeftModel.from_pretrained(model, model_id=str(folder), config=read),
+        lambda: model.load_adapter(str(folder)),
+        lambda: model.load_adapter(str(folder), "other", peft_config=read),
+    ]
+    if kind not in ("truncated", "empty", "header"):
+        ways.append(lambda: model.load_adapter(adapter_state_dict=load_file(folder / WEIGHTS), peft_config=read))
+    for load_it in ways:
+        with pytest.raises(ValueError, match=says) as error:
+            load_it()
+        assert "\n" not in str(error.value)
+        assert repr(model) == before and torch.equal(logits(model, "llama"), expected)
+        assert all(p.requires_grad for p in model.parameters())
     net = PeftModel.from_pretrained(model, tmp_path / "good")
     expected = logits(net, "llama")
     with pytest.raises(ValueError, match=says):
         net.load_adapter(folder, "second")
     assert torch.equal(logits(net, "llama"), expected) and list(net.peft_config) == ["default"]
     if kind in ("nan", "inf", "shape", "missing", "extra"):  # the way of Trainer and of low-level callers
-        state = load_file(folder / "adapter_model.safetensors")
+        state = load_file(folder / WEIGHTS)
         with pytest.raises(ValueError, match=says):
             set_peft_model_state_dict(net, state)
         assert torch.equal(logits(net, "llama"), expected)
@@ -194,6 +208,28 @@ def test_a_checkpoint_of_another_circuit_or_model_is_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="does not fit this model"):
         PeftModel.from_pretrained(wider, good)
     assert not layers(wider)
+
+
+def test_a_configuration_that_was_read_serves_other_models_too(tmp_path: Path) -> None:
+    read = PeftConfig.from_pretrained(saved(tmp_path))
+    net = get_peft_model(base("llama", hidden_size=128), read)
+    assert len(layers(net)) and layers(net)[0].in_features == 128
+    read.layers = 2
+    assert layers(get_peft_model(base("llama"), read))[0].qcircuit_u["default"].numel() == 26
+
+
+def test_keys_are_renamed_as_peft_does_before_they_are_compared(tmp_path: Path) -> None:
+    folder = saved(tmp_path, target_modules=["q_proj"])
+    expected = logits(PeftModel.from_pretrained(base("llama"), folder), "llama")
+    path = folder / WEIGHTS
+    save_file({key.replace("layers", "blocks"): value for key, value in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match="the checkpoint lacks"):
+        PeftModel.from_pretrained(base("llama"), folder)
+    net = PeftModel.from_pretrained(base("llama"), folder, key_mapping={"blocks": "layers"})
+    assert torch.equal(logits(net, "llama"), expected)
+    model = base("llama")
+    model._checkpoint_conversion_mapping = {"blocks": "layers"}
+    assert torch.equal(logits(PeftModel.from_pretrained(model, folder), "llama"), expected)
 
 
 @pytest.mark.parametrize(

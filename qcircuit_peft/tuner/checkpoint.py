@@ -1,20 +1,26 @@
 """Checks of saved adapters that run before a model is changed, and saving that never leaves half a checkpoint."""
 
 import functools
+import inspect
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from peft import PeftConfig, PeftModel
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from torch import Tensor
 
 PREFIX = "qcircuit_"
+
+# The shapes in the checkpoint that is being loaded, for the tuner to compare before it touches the model.
+_loading: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("loading", default=None)
 
 
 def is_ours(key: str) -> bool:
@@ -44,24 +50,57 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
         raise ValueError(f"the checkpoint has {extra[0]}, but no adapted module of this model takes it")
 
 
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of the adapter parameters saved in a folder; None if there is no safetensors file.
+def shapes_loading() -> Mapping[str, tuple[int, ...]] | None:
+    """The shapes of the adapter parameters in the checkpoint that is now being loaded; None if none is."""
+    return _loading.get()
 
-    Raises ValueError if the file is not a whole safetensors file, or a parameter is not finite.
-    """
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            values = {key: file.get_tensor(key) for key in file.keys() if is_ours(key)}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); save or copy the checkpoint again") from None
-    for key, value in values.items():
+
+def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of our parameters in a state dict; raises ValueError if one is not floating point and finite."""
+    ours = {key: value for key, value in state.items() if is_ours(key)}
+    for key, value in ours.items():
         if not value.is_floating_point():
-            raise ValueError(f"{path}: {key} holds {value.dtype}, but a parameter is floating point")
-        check_finite(f"{path}: {key}", value)
-    return {key: tuple(value.shape) for key, value in values.items()}
+            raise ValueError(f"{where}: {key} holds {value.dtype}, but a parameter is floating point")
+        check_finite(f"{where}: {key}", value)
+    return {key: tuple(value.shape) for key, value in ours.items()}
+
+
+def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """A loading function of PEFT or transformers that reads and checks a checkpoint of ours before it goes to work.
+
+    It raises ValueError for a weights file that is damaged or not finite; whether names and shapes fit is asked by
+    the tuner, which knows the model but not the file. What is not ours is loaded as ever.
+    """
+    signature = inspect.signature(load)
+
+    @functools.wraps(load)
+    def loader(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        given = {**given.pop("kwargs", {}), **(given.pop("adapter_kwargs", None) or {}), **given}
+        source = given.get("model_id", given.get("peft_model_id"))
+        config, state = given.get("config", given.get("peft_config")), given.get("adapter_state_dict")
+        hub = PeftConfig._split_kwargs(given)[0]
+        found = getattr(config, "peft_type", None)
+        if source is not None and config is None:
+            with suppress(ValueError, KeyError, TypeError, OSError):  # the loading function says what is wrong
+                found = PeftConfig._get_peft_type(os.fspath(source), **hub)
+        if found != kind or (source is None and state is None):
+            return load(*args, **kwargs)
+        if state is None:
+            names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
+            try:
+                state = load_peft_weights(os.fspath(source), device="cpu", key_mapping=names, **hub)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{source}: not a whole safetensors file ({error}); save or copy the checkpoint again"
+                ) from None
+        token = _loading.set(check_values(str(source or "adapter_state_dict"), state))
+        try:
+            return load(*args, **kwargs)
+        finally:
+            _loading.reset(token)
+
+    return loader
 
 
 def whole_or_not(save: Callable[..., None], applies: Callable[[PeftModel], bool]) -> Callable[..., None]:
@@ -77,18 +116,32 @@ def whole_or_not(save: Callable[..., None], applies: Callable[[PeftModel], bool]
             return save(self, save_directory, *args, **kwargs)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
+        draft, old = (Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target)) for kind in ("saving", "replaced"))
         try:
             if (target / "README.md").is_file():  # PEFT updates the model card that it finds
                 shutil.copy2(target / "README.md", draft)
             save(self, str(draft), *args, **kwargs)
-            written = [path for path in draft.rglob("*") if path.is_file()]
-            for path in written:
-                (target / path.relative_to(draft)).parent.mkdir(parents=True, exist_ok=True)
-            for path in written:
-                os.replace(path, target / path.relative_to(draft))
+            _move(draft, target, old)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         return None
 
     return save_pretrained
+
+
+def _move(draft: Path, target: Path, old: Path) -> None:
+    """Move all files of ``draft`` into ``target``, what they replace into ``old``; if one fails, all are moved back."""
+    done: list[tuple[Path, Path]] = []
+    files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+    try:
+        for name in files:
+            for source, goal in ((target / name, old / name), (draft / name, target / name)):
+                if source.is_file():
+                    goal.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(source, goal)
+                    done.append((source, goal))
+    except BaseException:
+        for source, goal in reversed(done):
+            os.replace(goal, source)
+        raise

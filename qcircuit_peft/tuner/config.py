@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, PeftType
@@ -17,7 +17,6 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.svd import INITS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
-from qcircuit_peft.tuner.checkpoint import read_shapes
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -25,7 +24,6 @@ DEFAULT_ALPHA = 128.0
 
 CIRCUIT_VERSION = 1
 _CIRCUIT_KEYS = ("ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles")
-_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
 
@@ -80,9 +78,6 @@ class QCircuitConfig(PeftConfig):
     bias: str = "none"
     fan_in_fan_out: bool = False
     circuit: dict[str, Any] | None = None
-
-    # Of the parameters in the checkpoint that the configuration was read with, and the configuration as it was read.
-    _read: ClassVar[tuple[dict[str, tuple[int, ...]] | None, dict[str, Any]] | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,16 +143,6 @@ class QCircuitConfig(PeftConfig):
         for key in _CIRCUIT_KEYS:
             setattr(self, key, stored[key])
 
-    def shapes_read(self) -> dict[str, tuple[int, ...]] | None:
-        """The shapes in the checkpoint this configuration was read with, once, and only while it is as it was read."""
-        shapes, then = vars(self).pop("_read", None) or (None, None)
-        return shapes if then == self._fitting() else None
-
-    def _fitting(self) -> dict[str, Any]:
-        """All that the names and shapes of an adapter's parameters depend on."""
-        plain = self.to_dict()
-        return {key: plain[key] for key in ("circuit", "r", "rank_pattern", *_SELECTION)}
-
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, all about the circuit under the one key ``circuit``."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_CIRCUIT_KEYS, "circuit")}
@@ -213,20 +198,6 @@ class QCircuitConfig(PeftConfig):
         if "circuit" not in kwargs:
             raise ValueError("adapter configuration: the key 'circuit' is missing")
         return kwargs
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
-    ) -> "QCircuitConfig":
-        """The configuration saved in a folder or a Hub repository.
-
-        The weights file beside it is read and checked now, before any model has been changed. Raises ValueError for
-        a configuration or a weights file that is damaged, newer than this library, or not finite.
-        """
-        folder = os.fspath(pretrained_model_name_or_path)
-        config: Any = super().from_pretrained(folder, subfolder=subfolder, **kwargs)
-        config._read = read_shapes(Path(folder, subfolder or "")), config._fitting()
-        return config
 
 
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -18,7 +18,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.svd import SVD
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.tuner.bank import FrameBank
-from qcircuit_peft.tuner.checkpoint import PREFIX, check_finite, check_shapes, is_ours
+from qcircuit_peft.tuner.checkpoint import PREFIX, check_finite, check_shapes, check_values, is_ours, shapes_loading
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
 
@@ -57,7 +57,7 @@ class QCircuitModel(BaseTuner):
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
         self.bank = layers[0].bank if layers else FrameBank()
-        shapes = peft_config.shapes_read()
+        shapes = shapes_loading()
         _maybe_include_all_linear_layers(peft_config, model)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
@@ -208,7 +208,7 @@ class QCircuitModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """PEFT's renaming, and the checks of ``check_shapes`` and ``check_finite`` before anything is loaded."""
+        """PEFT's renaming, and the checks of ``check_values`` and ``check_shapes`` before anything is loaded."""
         renamed = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
@@ -219,9 +219,7 @@ class QCircuitModel(BaseTuner):
             for part in module.adapter_layer_names
         }
         ours = {key.removesuffix(f".{adapter_name}"): value for key, value in renamed.items() if is_ours(key)}
-        check_shapes({key: tuple(value.shape) for key, value in ours.items()}, wanted)
-        for key, value in ours.items():
-            check_finite(f"the checkpoint's {key}", value)
+        check_shapes(check_values("the checkpoint", ours), wanted)
         return renamed
 
 

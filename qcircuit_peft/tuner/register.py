@@ -4,8 +4,9 @@ from typing import Any
 
 from peft import PeftModel
 from peft.utils import PeftType, register_peft_method
+from transformers.integrations import PeftAdapterMixin
 
-from qcircuit_peft.tuner.checkpoint import whole_or_not
+from qcircuit_peft.tuner.checkpoint import look_first, whole_or_not
 
 NAME = "qcircuit"
 
@@ -23,9 +24,18 @@ def extend_peft_type() -> None:
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Register the tuner, and have ``PeftModel.save_pretrained`` replace a checkpoint of ours whole or not at all."""
+    """Register the tuner with PEFT.
+
+    Loading also looks at a checkpoint of ours before it changes a model, and saving replaces one whole or not at all.
+    """
     extend_peft_type()
     register_peft_method(name=NAME, config_cls=config_cls, model_cls=model_cls)
-    PeftModel.save_pretrained = whole_or_not(  # type: ignore[method-assign]
-        PeftModel.save_pretrained, applies=lambda model: isinstance(model.base_model, model_cls)
+    peft: Any = PeftModel
+    kind = NAME.upper()
+    peft.from_pretrained = classmethod(look_first(peft.from_pretrained.__func__, kind))
+    peft.load_adapter = look_first(peft.load_adapter, kind)
+    peft.save_pretrained = whole_or_not(
+        peft.save_pretrained, applies=lambda model: isinstance(model.base_model, model_cls)
     )
+    of_transformers: Any = PeftAdapterMixin
+    of_transformers.load_adapter = look_first(of_transformers.load_adapter, kind)
