@@ -8,13 +8,12 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
 from qcircuit_peft.circuit import Circuit, Op
-from qcircuit_peft.gates import GATES
+from qcircuit_peft.gates import GATES, did_you_mean
 
 FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 1 << 20
@@ -79,8 +78,7 @@ def _short(value: object) -> str:
 
 def _known(value: object, table: Mapping[str, object], what: str, where: str) -> None:
     if not isinstance(value, str) or value not in table:
-        near = get_close_matches(str(value), table, n=3) or list(table)
-        raise ValueError(f"{where}: unknown {what} {value!r}; did you mean one of {', '.join(near)}")
+        raise ValueError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, table)}")
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,16 @@ class Step:
         if isinstance(self.on, str):
             _known(self.on, WIRINGS, "wiring", where)
             return
-        if not isinstance(self.on, list | tuple) or not all(
-            isinstance(wires, list | tuple)
-            and len(wires) in (1, 2)
-            and all(isinstance(w, int) and not isinstance(w, bool) and w >= 0 for w in wires)
-            and len(set(wires)) == len(wires)
-            for wires in self.on
+        if (
+            not isinstance(self.on, list | tuple)
+            or not self.on
+            or not all(
+                isinstance(wires, list | tuple)
+                and len(wires) in (1, 2)
+                and all(isinstance(w, int) and not isinstance(w, bool) and w >= 0 for w in wires)
+                and len(set(wires)) == len(wires)
+                for wires in self.on
+            )
         ):
             raise ValueError(
                 f"{where}: 'on' is a wiring or a list of one or two different wires each, such as [[0, 3], [1, 2]]"
@@ -350,7 +352,6 @@ def load(source: "str | Path | Mapping[str, Any] | Ansatz") -> Ansatz:
         return Ansatz.from_file(source)
     if source in _shipped():
         return Ansatz.from_file(_shipped()[source])
-    near = get_close_matches(source, names(), n=3) or names()
     raise ValueError(
-        f"there is no circuit named {source!r}; did you mean one of {', '.join(near)}, or a path ending in .toml"
+        f"there is no circuit named {source!r}; {did_you_mean(source, names())}, or a path ending in .toml"
     )

@@ -11,11 +11,10 @@ PennyLane and TorchQuantum agree with this; Qiskit, Qulacs and Stim are little-e
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from math import prod
 
-from qcircuit_peft.gates import GATES
+from qcircuit_peft.gates import GATES, did_you_mean
 
 
 def _integers(values: object, what: str) -> tuple[int, ...]:
@@ -46,8 +45,7 @@ class Op:
 
     def __post_init__(self) -> None:
         if not isinstance(self.gate, str) or self.gate not in GATES:
-            near = get_close_matches(str(self.gate).upper(), GATES, n=3) or list(GATES)
-            raise ValueError(f"unknown gate {self.gate!r}; did you mean one of {', '.join(near)}")
+            raise ValueError(f"unknown gate {self.gate!r}; {did_you_mean(self.gate, GATES)}")
         object.__setattr__(self, "wires", _integers(self.wires, "wires"))
         if self.angles is not None:
             object.__setattr__(self, "angles", _integers(self.angles, "positions of angles"))

@@ -5,8 +5,9 @@ sec. 4.2). In a two-wire matrix the first wire is the more significant digit; fo
 control.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import prod
 
 import numpy as np
@@ -179,3 +180,14 @@ def signed_permutation(matrix: NDArray) -> tuple[NDArray, NDArray]:
         )
     index = nonzero.argmax(1)
     return index, matrix[np.arange(len(matrix)), index]
+
+
+def did_you_mean(name: object, table: Iterable[str]) -> str:
+    """The end of an error message about a name that is not in a table: those near to it, else all there are.
+
+    >>> did_you_mean("ry", GATES), did_you_mean("grid", ["ring", "line"])
+    ('did you mean one of RY, RYY, CRY', 'allowed are ring, line')
+    """
+    known = {key.casefold(): key for key in table}
+    near = [known[key] for key in get_close_matches(str(name).casefold(), known, n=3)]
+    return f"did you mean one of {', '.join(near)}" if near else f"allowed are {', '.join(known.values())}"

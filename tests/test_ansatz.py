@@ -323,7 +323,7 @@ BAD_FILES = {
     ),
     "unknown gate in a list": (
         NAMED + "[[layer]]\ngate = ['CZ', '?']\non = 'line'",
-        f"[[layer]] entry 1: step ['CZ', '?'] on 'line': unknown gate '?'; did you mean one of {GATE_LIST}",
+        f"[[layer]] entry 1: step ['CZ', '?'] on 'line': unknown gate '?'; allowed are {GATE_LIST}",
     ),
     "a gate in a list in a list": (
         NAMED + "[[layer]]\ngate = [['CZ']]\non = 'line'",
@@ -402,7 +402,7 @@ BAD_FILES = {
 BAD_CALLS = {
     "load('simplified_tow_design')": "'simplified_tow_design'; did you mean one of simplified_two_design",
     "load('mine')": "no circuit named 'mine'",
-    "load('')": "no circuit named ''; did you mean one of ",
+    "load('')": "no circuit named ''; allowed are ",
     "load('a\\0b')": "no circuit named 'a\\x00b'",
     "load('x' * 300)": "xxx",
     "load('missing.toml')": "missing.toml: there is no such circuit file",
@@ -422,7 +422,8 @@ BAD_CALLS = {
     "Ansatz('x', first='RY')": "ansatz 'x': 'first' is a list of steps, got 'RY'",
     "Ansatz('x', layer=[{'gate': 'RY', 'on': 'each'}])": "ansatz 'x': 'layer' is a list of steps, got [{",
     "Step(5, 'each')": "'gate' is a gate or a list of gates, got 5",
-    "Step('CZ', 'nowhere')": "step 'CZ' on 'nowhere': unknown wiring 'nowhere'; did you mean one of ",
+    "Step('CZ', [])": "step 'CZ' on []: 'on' is a wiring or a list of one or two different wires each",
+    "Step('CZ', 'nowhere')": "step 'CZ' on 'nowhere': unknown wiring 'nowhere'; allowed are ",
     "Step('RY', None)": f"step 'RY' on None: {A_WIRING}",
     "Ansatz('x').circuit()": "exactly one of dim, qubits and dims, got dim=None, qubits=None, dims=None",
     "Ansatz('x').circuit(dim=8, qubits=3)": "exactly one of dim, qubits and dims, got dim=8, qubits=3",

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from peft import get_peft_model
-from test_tuner import CONTRACT, MODELS, adapted, config, inputs, layers, logits, shake
+from tiny import CONTRACT, MODELS, adapted, config, inputs, layers, logits, shake
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -305,3 +305,32 @@ def test_two_processes_with_both_kinds_of_checkpointing(tmp_path: Path) -> None:
             wanted = plain_grads(model, *(10 * step + s for s in range(4)))
             same(grad, {name: g for name, g in wanted.items() if g is not None}, scale=0.5)
     assert len(found) == 6
+
+
+def test_per_sample_gradients_by_functorch() -> None:
+    """vmap of grad through a functional call, as private training and influence functions use it."""
+    net = adapted("llama").train()
+    net.base_model.model.set_attn_implementation("eager")  # torch has no batching rule for the other
+    ours = {name: p.detach() for name, p in net.named_parameters() if "qcircuit" in name}
+    batch = inputs("llama")
+
+    def loss(parameters: dict[str, Tensor], ids: Tensor) -> Tensor:
+        return torch.func.functional_call(net, parameters, (), {"input_ids": ids[None], "labels": ids[None]}).loss
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(ours, batch["input_ids"])
+    for row in range(3):
+        net.zero_grad()
+        net(input_ids=batch["input_ids"][row : row + 1], labels=batch["labels"][row : row + 1]).loss.backward()
+        same({name: grad[row] for name, grad in found.items()}, grads(net))
+
+
+def test_frames_in_use_no_more_are_let_go() -> None:
+    net = adapted("llama")
+    bank = layers(net)[0].bank
+    logits(net, "llama")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits(net, "llama")
+    assert len(bank._current) == 2
+    net.double()
+    logits(net, "llama")
+    assert [dtype for _, dtype in bank._current] == [torch.float64]

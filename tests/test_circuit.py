@@ -70,8 +70,8 @@ ONE_OR_MORE = "a circuit has one or more wires, each with a whole dimension >= 2
 FOR_QUBITS = "is for qubits; any dimension: " + ", ".join(n for n, gate in GATES.items() if gate.qudit_matrix)
 REFUSED = {
     "Op('cz', (0, 1))": "unknown gate 'cz'; did you mean one of CZ, CRZ, Z",
-    "Op('', (0,))": f"unknown gate ''; did you mean one of {GATE_LIST}",
-    "Op(5, (0,))": f"unknown gate 5; did you mean one of {GATE_LIST}",
+    "Op('', (0,))": f"unknown gate ''; allowed are {GATE_LIST}",
+    "Op(5, (0,))": f"unknown gate 5; allowed are {GATE_LIST}",
     "Op(['RY'], (0,))": "unknown gate ['RY']",
     "Op('CZ', (0, 0))": "CZ acts on 2 different wire(s), got (0, 0)",
     "Op('CZ', (0,))": "CZ acts on 2 different wire(s), got (0,)",

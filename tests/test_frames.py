@@ -112,6 +112,10 @@ def test_frames_are_hashable_values_and_know_their_circuits() -> None:
         ({"width": "cropped"}, "width is one of auto, qudit, shannon"),
         ({"backend": "nativ"}, "unknown backend 'nativ'"),
         ({"ansatz": load("sim01")}, "complex gates RX, RZ"),
+        (
+            {"n": 100003, "width": "qudit"},
+            "at most 16777216 angles, but width 100003 .* takes 5000250003",
+        ),
     ],
 )
 def test_bad_frames_are_refused(change: dict, says: str) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import reference
 import torch
+from dispatched import Dispatched
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from test_circuit import circuits
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcircuit_peft import Circuit, Op, apply, columns, load, matrix, state
 from qcircuit_peft.ansatz import names
@@ -320,7 +320,12 @@ def test_x_of_another_dtype(circuit, dtype):
     expected = torch.tensor(reference.matrix(circuit, angles.numpy())) @ x.to(torch.complex128)
     found = apply(circuit, angles, x)
     assert found.is_complex() == (dtype.is_complex or not circuit.is_real)
-    close(found.to(torch.complex128), expected, torch.float32, times=10)
+    close(found.to(torch.complex128), expected, torch.float64, times=10)
+    single = apply(circuit, angles.float(), x)
+    double = x.dtype in (torch.float64, torch.complex128)
+    assert single.dtype.to_real() == (torch.float64 if double else torch.float32)
+    exact = torch.tensor(reference.matrix(circuit, angles.float().double().numpy())) @ x.to(torch.complex128)
+    close(single.to(torch.complex128), exact, torch.float64 if double else torch.float32, times=10)
 
 
 @every_subject
@@ -638,18 +643,6 @@ def test_a_plan_made_in_one_mode_serves_another(first):
 
 
 # --- what one call may cost ---------------------------------------------------------------------------------
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the torch operations that are dispatched while it is on."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 def dispatched_operations(layers, factors):

@@ -3,134 +3,23 @@
 import copy
 import pickle
 import re
-from collections import Counter
-from typing import Any
 
 import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
-from peft.tuners.lora.conversion import convert_to_lora
+from dispatched import Dispatched
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from tiny import CONTRACT, MODELS, adapted, base, both, config, each_model, inputs, layers, logits, shake
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 from qcircuit_peft import QCircuitConfig, circuits, load, matrix, parameter_count
-from qcircuit_peft.tuner import QCircuitLayer, QCircuitLinear
+from qcircuit_peft.tuner import QCircuitLinear
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:.*weights_only.*:FutureWarning",
     "ignore:Already found a `peft_config` attribute:UserWarning",  # PEFT, when it injects a second time
 )
-
-# Configurations, each valid for every model below.
-CONTRACT: dict[str, dict[str, Any]] = {
-    "default": {"r": 6, "alpha": 48},
-    "shannon": {"r": 4, "width": "shannon", "layers": 2, "seed": 5},
-    "ring": {"r": 3, "alpha": 30.0, "ansatz": "ring_ry_cz", "width": "qudit", "init": "normal"},
-    "frozen": {"r": 8, "train_angles": False},
-    "patterns": {"r": 4, "rank_pattern": {r".*\.0\..*": 2}, "alpha_pattern": {r".*\.1\..*": 7}, "dropout": 0.1},
-}
-
-
-def gpt2(**change: Any) -> GPT2LMHeadModel:
-    sizes = {
-        "n_layer": 2,
-        "n_embd": 48,
-        "n_head": 4,
-        "vocab_size": 64,
-        "n_positions": 32,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(**(sizes | rates | change)))
-
-
-def llama(**change: Any) -> LlamaForCausalLM:
-    sizes = {
-        "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "vocab_size": 64,
-    }
-    rest = {
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    return LlamaForCausalLM(LlamaConfig(**(sizes | rest | change)))
-
-
-def bert(**change: Any) -> BertForSequenceClassification:
-    sizes = {
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "intermediate_size": 56,
-        "num_attention_heads": 4,
-        "vocab_size": 64,
-    }
-    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
-    return BertForSequenceClassification(BertConfig(**(sizes | rates | {"max_position_embeddings": 32} | change)))
-
-
-MODELS = {
-    "gpt2": (gpt2, ["c_attn", "c_proj"]),  # Conv1D
-    "llama": (llama, ["q_proj", "v_proj", "up_proj"]),
-    "bert": (bert, ["query", "value", "dense"]),
-}
-both = pytest.mark.parametrize(("model", "entry"), [(m, c) for m in MODELS for c in CONTRACT])
-each_model = pytest.mark.parametrize("model", MODELS)
-each_entry = pytest.mark.parametrize("entry", CONTRACT)
-
-
-def base(model: str, **change: Any) -> Any:
-    torch.manual_seed(1)
-    return MODELS[model][0](**change).eval()
-
-
-def config(model: str, entry: str = "default", **change: Any) -> QCircuitConfig:
-    return QCircuitConfig(**({"target_modules": MODELS[model][1]} | CONTRACT[entry] | change))
-
-
-def inputs(model: str, rows: int = 3, seed: int = 0) -> dict[str, Tensor]:
-    ids = torch.randint(3, 64, (rows, 9), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "labels": torch.arange(rows) % 2 if model == "bert" else ids}
-
-
-def shake(model: nn.Module, adapter: str = "default", seed: int = 0) -> Any:
-    """Give an adapter a lambda that is not zero."""
-    for k, module in enumerate(module for module in model.modules() if isinstance(module, QCircuitLayer)):
-        if adapter in module.factors:
-            lam = module.qcircuit_lambda[adapter]
-            with torch.no_grad():
-                lam.copy_(torch.randn(lam.shape, generator=torch.Generator().manual_seed(100 * seed + k)) / 20)
-    return model
-
-
-def adapted(model: str, entry: str = "default", **change: Any) -> PeftModel:
-    """A model with an adapter that does something."""
-    return shake(get_peft_model(base(model), config(model, entry, **change))).eval()
-
-
-@torch.no_grad()
-def logits(model: nn.Module, name: str, **more: Any) -> Tensor:
-    return model(**inputs(name), **more).logits
-
-
-def layers(model: nn.Module) -> list[QCircuitLinear]:
-    return [module for module in model.modules() if isinstance(module, QCircuitLinear)]
 
 
 @both
@@ -180,27 +69,6 @@ def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry
         x = torch.randn(2, 5, layer.in_features)
         with torch.no_grad():
             assert torch.allclose(layer(x) - layer.base_layer(x), x @ delta.T, atol=1e-4)
-
-
-@both
-def test_merge_and_unmerge(model: str, entry: str) -> None:
-    net = adapted(model, entry)
-    expected, plain = logits(net, model), logits(base(model), model)
-    assert (expected - plain).abs().max() > 1e-3
-    for safe in (False, True):
-        net.merge_adapter(safe_merge=safe)
-        assert all(layer.merged for layer in layers(net))
-        assert torch.allclose(logits(net, model), expected, atol=2e-5)
-        net.unmerge_adapter()
-        assert not any(layer.merged for layer in layers(net))
-        assert torch.allclose(logits(net, model), expected, atol=2e-5)
-    net.merge_adapter()
-    with net.disable_adapter():
-        assert torch.allclose(logits(net, model), plain, atol=2e-5)
-    assert torch.allclose(logits(net, model), expected, atol=2e-5)
-    merged = net.merge_and_unload(safe_merge=True)
-    assert not layers(merged) and type(merged) is type(base(model))
-    assert torch.allclose(logits(merged, model), expected, atol=2e-5)
 
 
 @each_model
@@ -266,7 +134,14 @@ def test_generate_also_with_beams_and_mixed_batches(model: str) -> None:
     ended = torch.cummax((tokens == net.config.eos_token_id)[:, 9:].int(), 1).values.bool()
     assert torch.equal(tokens[:, 9:][~ended], slow[:, 9:][~ended])
     beams = net.generate(input_ids=ids, num_beams=2, adapter_names=["default", "__base__", "default"], **wanted)
-    assert beams.shape[0] == 3
+    alone = [
+        net.generate(input_ids=ids[i : i + 1], num_beams=2, **wanted | {"attention_mask": torch.ones_like(ids[:1])})
+        for i in (0, 2)
+    ]
+    with net.disable_adapter():
+        plain = net.generate(input_ids=ids[1:2], num_beams=2, **wanted | {"attention_mask": torch.ones_like(ids[:1])})
+    for row, own in zip(beams, (alone[0], plain, alone[1]), strict=True):
+        assert torch.equal(row[: own.shape[1]], own[0])
 
 
 def test_injection_shares_one_bank_also_for_a_second_adapter() -> None:
@@ -276,9 +151,29 @@ def test_injection_shares_one_bank_also_for_a_second_adapter() -> None:
     inject_adapter_in_model(config("llama", "shannon", target_modules=["q_proj", "up_proj"]), model, "second")
     assert torch.equal(logits(model, "llama"), expected)
     assert len(layers(model)) == 4 and len({id(layer.bank) for layer in layers(model)}) == 1
-    plain = get_peft_model(nn.Sequential(nn.Linear(8, 8)), config("llama", target_modules=["0"])).eval()
+    plain = shake(get_peft_model(nn.Sequential(nn.Linear(8, 8)), config("llama", target_modules=["0"])).eval())
     x = torch.randn(2, 8)
-    assert torch.equal(plain(x, adapter_names=["default", "__base__"]), plain(x))
+    mixed = plain(x, adapter_names=["default", "__base__"])
+    assert torch.allclose(mixed[0], plain(x)[0]) and torch.equal(mixed[1], plain.base_model.model[0].base_layer(x)[1])
+    assert not torch.equal(mixed[0], plain.base_model.model[0].base_layer(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_the_fast_path_of_torchs_own_encoder_does_not_pass_the_adapter_by() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+    net = shake(get_peft_model(encoder, QCircuitConfig(target_modules=["linear1", "linear2"], r=4)).eval())
+    x, padding = torch.randn(3, 5, 32), torch.arange(5).expand(3, 5) > torch.tensor([[2], [4], [3]])
+    for mask in (None, padding):
+        with torch.no_grad():
+            fast = net(x, src_key_padding_mask=mask)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            slow = net(x, src_key_padding_mask=mask)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+        kept = ~padding if mask is not None else torch.ones(3, 5, dtype=torch.bool)
+        assert torch.allclose(fast[kept], slow[kept], atol=1e-5)
 
 
 @both
@@ -411,34 +306,6 @@ def test_autocast(model: str) -> None:
             assert p.grad.dtype == torch.float32 and (p.grad - q.grad).norm() < 0.1 * q.grad.norm() + 1e-6, name
 
 
-def test_a_quantized_base_is_read_and_written_through_its_backend() -> None:
-    class Halved:
-        """Stores half the weight, as a stand-in for a quantizer."""
-
-        backend_name, written = "halved", 0
-
-        def get_base_weight(self, layer: nn.Module) -> Tensor:
-            return layer.weight.data * 2
-
-        def set_base_weight(self, layer: QCircuitLinear, weight: Tensor) -> None:
-            self.written += 1
-            layer.get_base_layer().weight.data = weight / 2
-
-        def maybe_clone_base_result(self, x: Tensor) -> Tensor:
-            return x.clone()
-
-    net = adapted("llama")
-    layer = layers(net)[0]
-    layer.quantization_backend = backend = Halved()
-    before = layer.base_layer.weight.clone()
-    delta = layer.get_delta_weight("default")
-    layer.merge(safe_merge=True)
-    assert backend.written == 1 and torch.allclose(layer.base_layer.weight, before + delta / 2)
-    layer.unmerge()
-    assert torch.allclose(layer.base_layer.weight, before, atol=1e-6)
-    assert "halved" in repr(layer) and logits(net, "llama").isfinite().all()
-
-
 @each_model
 def test_copies_and_pickles_share_nothing_with_the_original(model: str) -> None:
     net = adapted(model)
@@ -458,32 +325,6 @@ def test_copies_and_pickles_share_nothing_with_the_original(model: str) -> None:
         assert torch.equal(one(x), layers(net)[0](x))
 
 
-@each_entry
-def test_the_factors_for_lora_are_exact(entry: str) -> None:
-    net = adapted("llama", entry)
-    for layer in layers(net):
-        a, b = layer.factors["default"].lora(*layer._frames_now("default"))
-        assert torch.allclose(b @ a, layer.get_delta_weight("default"), atol=1e-6)
-    lora, state = convert_to_lora(net, rank=8)
-    assert isinstance(lora, LoraConfig) and net.base_model.supports_lora_conversion()
-    for name, layer in net.named_modules():
-        if isinstance(layer, QCircuitLinear):
-            product = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
-            assert torch.allclose(product, layer.get_delta_weight("default"), atol=1e-6)
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the operations that torch dispatches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[str(function)] += 1
-        return function(*args, **(kwargs or {}))
-
-
 def dispatched(settings: peft.PeftConfig) -> int:
     net = get_peft_model(base("bert", num_hidden_layers=12), settings).train()
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], foreach=True)
@@ -492,7 +333,7 @@ def dispatched(settings: peft.PeftConfig) -> int:
             net(**inputs("bert")).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    return sum(mode.counts.values())
+    return mode.count
 
 
 def test_a_training_step_dispatches_at_most_600_operations_more_than_lora() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from test_tuner import adapted, base, bert, config, gpt2, inputs, layers, logits
+from tiny import adapted, base, bert, config, gpt2, inputs, layers, logits
 from torch import nn
 
 from qcircuit_peft import QCircuitConfig, load, parameter_count
@@ -48,6 +48,9 @@ pytestmark = pytest.mark.filterwarnings(
         ({"train_angles": "yes"}, "train_angles is true or false, got 'yes'"),
         ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\] is a whole number >= 1, got 0"),
         ({"rank_pattern": [3]}, "rank_pattern maps names"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern has '\(', which is not a regular expression"),
+        ({"target_modules": "q_("}, r"target_modules has 'q_\(', which is not a regular expression"),
+        ({"exclude_modules": "*"}, r"exclude_modules has '\*', which is not a regular expression"),
         ({"alpha_pattern": {"q": "8"}}, r"alpha_pattern\['q'\] is a finite number, got '8'"),
         ({"target_modules": [3]}, "target_modules is a text or a list of texts, got"),
         ({"layers_pattern": "h"}, "layers_pattern needs layers_to_transform"),
@@ -109,7 +112,7 @@ def test_stored_configurations(tmp_path: Path) -> None:
     path = folder / "adapter_config.json"
     good = path.read_text()
     for text, says in (
-        (json.dumps(json.loads(good) | {"rr": 4}), "unknown key 'rr'; did you mean r"),
+        (json.dumps(json.loads(good) | {"rr": 4}), "unknown key 'rr'; did you mean one of r"),
         (json.dumps({k: v for k, v in json.loads(good).items() if k != "circuit"}), "the key 'circuit' is missing"),
         (json.dumps(json.loads(good) | {"revision": " " * (1 << 20)}), "at most 1048576 bytes"),
     ):

@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora.conversion import save_as_lora
 from safetensors.torch import load_file
-from test_tuner import CONTRACT, MODELS, adapted, base, config, inputs, layers, logits, shake
+from tiny import CONTRACT, MODELS, adapted, base, config, inputs, layers, logits, shake
 from transformers import Trainer, TrainingArguments
 
 from qcircuit_peft import QCircuitConfig, circuits

@@ -1,7 +1,6 @@
 """The one door to every backend: ``columns``, ``matrix``, ``state`` and ``apply``, checked here once."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from types import ModuleType
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from qcircuit_peft.backends import native
 from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.gates import did_you_mean
 
 # A backend is a module with ``apply(circuit, angles, x)`` and ``columns(circuit, angles, k)``, imported when asked for.
 BACKENDS: dict[str, Callable[[], ModuleType]] = {"native": lambda: native}
@@ -17,8 +17,7 @@ BACKENDS: dict[str, Callable[[], ModuleType]] = {"native": lambda: native}
 def backend_module(name: str) -> ModuleType:
     """The module of a backend; raises ValueError for a name that is not in ``BACKENDS``."""
     if name not in BACKENDS:
-        near = get_close_matches(str(name), BACKENDS, n=3) or list(BACKENDS)
-        raise ValueError(f"unknown backend {name!r}; did you mean one of {', '.join(near)}")
+        raise ValueError(f"unknown backend {name!r}; {did_you_mean(name, BACKENDS)}")
     return BACKENDS[name]()
 
 
@@ -63,7 +62,7 @@ def state(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tenso
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native") -> Tensor:
-    """U x for the columns of ``x``, (*batch, N, K); batch dimensions of angles and x broadcast.
+    """U x for the columns of ``x``, (*batch, N, K); batch dimensions of angles and x broadcast, their dtypes promote.
 
     Raises ValueError for a wrong shape or dtype of the angles, or an x that is not (*batch, N, K).
 
@@ -81,4 +80,5 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
     except RuntimeError:
         found = f"{tuple(angles.shape[:-1])} and {tuple(x.shape[:-2])}"
         raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
+    angles = angles.to(torch.promote_types(angles.dtype, x.dtype).to_real())
     return backend_module(backend).apply(circuit, angles, x)

@@ -69,11 +69,9 @@ class SVD:
         """scaling * U diag(lambda)."""
         return u * (lam * self.scaling).unsqueeze(-2)
 
-    def forward(
-        self, x: Float[Tensor, "*rows in"], weighted: Float[Tensor, "out r"], v: Float[Tensor, "in r"]
-    ) -> Float[Tensor, "*rows out"]:
-        """delta W applied to the last dimension of ``x``, without building delta W."""
-        return linear(x @ v, weighted)
+    def forward(self, x: Tensor, weighted: Float[Tensor, "out r"], v: Float[Tensor, "in r"]) -> Tensor:
+        """delta W applied to ``x``, (*rows, in) or nested, without building delta W: (*rows, out)."""
+        return linear(linear(x, v.mT), weighted)
 
     def delta(self, weighted: Float[Tensor, "out r"], v: Float[Tensor, "in r"]) -> Float[Tensor, "out in"]:
         """delta W itself, to merge and to export."""

@@ -16,6 +16,7 @@ from qcircuit_peft.gates import GATES
 
 WIDTHS = ("auto", "qudit", "shannon")
 MAX_LAYERS = 4096
+_MAX_ANGLES = 1 << 24
 _FEW = 4  # "auto" never minds fewer parameters than this many times the width
 
 
@@ -121,10 +122,17 @@ class CircuitFrame:
         check_real(self.ansatz)
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
-        if self.width == "qudit" and qudit_parameters(self.n, self.ansatz, self.layers) is None:
-            raise ValueError(
-                f"ansatz {self.ansatz.name!r} has no circuit of width {self.n}; width='shannon' uses qubits only"
-            )
+        if self.width == "qudit":
+            count = qudit_parameters(self.n, self.ansatz, self.layers)
+            if count is None:
+                raise ValueError(
+                    f"ansatz {self.ansatz.name!r} has no circuit of width {self.n}; width='shannon' uses qubits only"
+                )
+            if count > _MAX_ANGLES:
+                raise ValueError(
+                    f"a frame has at most {_MAX_ANGLES} angles, but width {self.n} on qudit wires takes {count}; "
+                    f"width='shannon' takes {shannon.n_parameters(self.n, self.ansatz, self.layers)}"
+                )
 
     def __hash__(self) -> int:
         return self._hash

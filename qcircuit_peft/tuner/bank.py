@@ -178,7 +178,12 @@ class _Generation:
         """Whether all parameters have the values that the frames were made of; they are read and compared."""
         if any(_signature(entry.parameters) != entry.signature for entry in self.entries.values()):
             return False
-        return all(torch.equal(_stack(now), then) for now, then in zip(self._sources, self.leaves, strict=True))
+        same = [(_stack(now) == then).all() for now, then in zip(self._sources, self.leaves, strict=True)]
+        return bool(torch.stack(same).all())  # one wait for a GPU
+
+    def is_used(self) -> bool:
+        """Whether any layer still has the parameters that the frames were made of."""
+        return any((layer := e.layer()) is not None and e.is_current(layer) for e in self.entries.values())
 
     def of(self, layer: Any) -> dict[str, Frames]:
         """The frames of one layer, by adapter."""
@@ -219,6 +224,8 @@ class FrameBank:
 
         ``adapters`` are all adapters that the model now uses; the first request has those of all layers generated.
         """
+        if torch._C._are_functorch_transforms_active():  # they see neither past a call nor into a shared graph
+            return {a: tuple(f.to(dtype) for f in layer.frames_now(a)) for a in adapters if a in layer.factors}
         own = [p for adapter in adapters if adapter in layer.factors for p in layer.circuit_parameters(adapter)]
         if not own:
             return {}
@@ -247,6 +254,7 @@ class FrameBank:
             if last is not None and amid and id(layer) not in last.asked:
                 # Amid a pass that began under no_grad, in re-entrant checkpoints: those layers are recomputed alone.
                 layers = [other for other in layers if id(other) not in last.asked]
+            self._current = {at: other for at, other in self._current.items() if at != place and other.is_used()}
             self._current[place] = current = self._generate(layers, *key)
         current.asked.add(id(layer))
         (current.handed.add if trains else current.handed.discard)(id(layer))

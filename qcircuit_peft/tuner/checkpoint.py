@@ -89,7 +89,7 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
             try:
-                state = load_peft_weights(os.fspath(source), device="cpu", key_mapping=names, **hub)
+                state = load_peft_weights(str(source), device="cpu", key_mapping=names, **hub)
             except SafetensorError as error:
                 raise ValueError(
                     f"{source}: not a whole safetensors file ({error}); save or copy the checkpoint again"

@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.svd import INITS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
+from qcircuit_peft.gates import did_you_mean
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -106,6 +107,7 @@ class QCircuitConfig(PeftConfig):
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
                 raise ValueError(f"{name} maps names or patterns of modules to numbers, got {pattern!r}")
             for key, value in pattern.items():
+                _pattern(name, key)
                 _whole(f"{name}[{key!r}]", value, 1) if name == "rank_pattern" else _number(f"{name}[{key!r}]", value)
             setattr(self, name, pattern)
         for name in ("target_modules", "exclude_modules"):
@@ -114,6 +116,8 @@ class QCircuitConfig(PeftConfig):
                 if not isinstance(value, list | tuple | set) or not all(isinstance(entry, str) for entry in value):
                     raise ValueError(f"{name} is a text or a list of texts, got {value!r}")
                 setattr(self, name, set(value))
+            else:
+                _pattern(name, value or "")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
                 f"layers_pattern needs layers_to_transform, got layers_pattern={self.layers_pattern!r} alone"
@@ -190,11 +194,10 @@ class QCircuitConfig(PeftConfig):
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Refuse stored keys that this class does not have: PEFT would drop them with a warning."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(kwargs) - known)
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(kwargs) - set(known))
         if unknown:
-            near = get_close_matches(unknown[0], known, n=1) or ["one of LoRA's or 'circuit'"]
-            raise ValueError(f"adapter configuration: unknown key {unknown[0]!r}; did you mean {near[0]}")
+            raise ValueError(f"adapter configuration: unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         if "circuit" not in kwargs:
             raise ValueError("adapter configuration: the key 'circuit' is missing")
         return kwargs
@@ -204,6 +207,13 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         allowed = f"{low} to {high}" if high is not None else f">= {low}"
         raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
+
+
+def _pattern(name: str, value: str) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{name} has {value!r}, which is not a regular expression: {error}") from None
 
 
 def _number(name: str, value: object) -> float:

@@ -18,7 +18,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.svd import SVD
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.tuner.bank import FrameBank
-from qcircuit_peft.tuner.checkpoint import PREFIX, check_finite, check_shapes, check_values, is_ours, shapes_loading
+from qcircuit_peft.tuner.checkpoint import PREFIX, check_shapes, check_values, is_ours, shapes_loading
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
 
@@ -40,6 +40,10 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> SV
         return FACTORIZATIONS[config.factorization](frame(n_out, r), frame(n_in, r), scaling=alpha / r)
     except ValueError as error:
         raise ValueError(f"module {name!r}: {error}") from None
+
+
+def _called(module: nn.Module, args: Any) -> None:
+    """A hook that keeps nn.TransformerEncoderLayer from its fast path, which reads weights and passes adapters by."""
 
 
 class QCircuitModel(BaseTuner):
@@ -107,6 +111,8 @@ class QCircuitModel(BaseTuner):
             bank=self.bank,
             **get_quantization_kwargs(self),
         )
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            new.register_forward_pre_hook(_called)
         if adapter_name not in self.active_adapters:
             new.requires_grad_(False)
         self._replace_module(parent, target_name, new, target)
@@ -170,20 +176,27 @@ class QCircuitModel(BaseTuner):
                     "or do not merge"
                 )
 
-    def _check_before_merge(self, adapter_names: list[str] | None) -> None:
+    def _check_before_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
+        """Refuse a merge that would fail halfway; a safe one is computed once to see its outcome."""
         self._check_merge_allowed()
         for name, module in self.model.named_modules():
-            if isinstance(module, QCircuitLayer):
-                for adapter in adapter_names or module.active_adapters:
-                    if adapter in module.factors:
-                        for part, value in zip(
-                            module.adapter_layer_names, module.circuit_parameters(adapter), strict=True
-                        ):
-                            check_finite(f"{name}.{part} of adapter {adapter!r}", value)
+            if isinstance(module, QCircuitLinear):
+                try:
+                    adapters = [a for a in adapter_names or module.active_adapters if a in module.factors]
+                    for adapter in adapters:
+                        module.check_parameters(adapter)
+                    if safe:
+                        module.merged_weight([a for a in adapters if a not in module.merged_adapters], check=True)
+                except ValueError as error:
+                    raise ValueError(f"module {name!r}: {error}") from None
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Add delta W to the base weights; a shared weight, NaN or infinity is a ValueError, and nothing is merged."""
-        self._check_before_merge(adapter_names)
+        """Add delta W to the base weights.
+
+        Raises ValueError for a shared weight, a parameter that is NaN or infinite, or with ``safe_merge`` such a
+        merged weight; nothing is merged then.
+        """
+        self._check_before_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
@@ -194,7 +207,7 @@ class QCircuitModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_before_merge(adapter_names)
+            self._check_before_merge(adapter_names, safe_merge)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,110 @@
+"""Merging, also into quantized weights, and the plain LoRA that an adapter is equal to."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.conversion import convert_to_lora
+from tiny import adapted, base, both, config, each_entry, layers, logits, shake
+from torch import Tensor, nn
+
+from qcircuit_peft.tuner import QCircuitLinear
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@both
+def test_merge_and_unmerge(model: str, entry: str) -> None:
+    net = adapted(model, entry)
+    expected, plain = logits(net, model), logits(base(model), model)
+    assert (expected - plain).abs().max() > 1e-3
+    for safe in (False, True):
+        net.merge_adapter(safe_merge=safe)
+        assert all(layer.merged for layer in layers(net))
+        assert torch.allclose(logits(net, model), expected, atol=2e-5)
+        net.unmerge_adapter()
+        assert not any(layer.merged for layer in layers(net))
+        assert torch.allclose(logits(net, model), expected, atol=2e-5)
+    net.merge_adapter()
+    with net.disable_adapter():
+        assert torch.allclose(logits(net, model), plain, atol=2e-5)
+    assert torch.allclose(logits(net, model), expected, atol=2e-5)
+    merged = net.merge_and_unload(safe_merge=True)
+    assert not layers(merged) and type(merged) is type(base(model))
+    assert torch.allclose(logits(merged, model), expected, atol=2e-5)
+
+
+def test_a_quantized_base_is_read_and_written_through_its_backend() -> None:
+    class Halved:
+        """Stores half the weight, as a stand-in for a quantizer."""
+
+        backend_name, written = "halved", 0
+
+        def get_base_weight(self, layer: nn.Module) -> Tensor:
+            return layer.weight.data * 2
+
+        def set_base_weight(self, layer: QCircuitLinear, weight: Tensor) -> None:
+            self.written += 1
+            layer.get_base_layer().weight.data = weight / 2
+
+        def maybe_clone_base_result(self, x: Tensor) -> Tensor:
+            return x.clone()
+
+    net = adapted("llama")
+    layer = layers(net)[0]
+    layer.quantization_backend = backend = Halved()
+    before = layer.base_layer.weight.clone()
+    delta = layer.get_delta_weight("default")
+    layer.merge(safe_merge=True)
+    assert backend.written == 1 and torch.allclose(layer.base_layer.weight, before + delta / 2)
+    layer.unmerge()
+    assert torch.allclose(layer.base_layer.weight, before, atol=1e-6)
+    assert "halved" in repr(layer) and logits(net, "llama").isfinite().all()
+
+
+@each_entry
+def test_the_factors_for_lora_are_exact(entry: str) -> None:
+    net = adapted("llama", entry)
+    for layer in layers(net):
+        a, b = layer.factors["default"].lora(*layer.frames_now("default"))
+        assert torch.allclose(b @ a, layer.get_delta_weight("default"), atol=1e-6)
+    lora, state = convert_to_lora(net, rank=8)
+    assert isinstance(lora, LoraConfig) and net.base_model.supports_lora_conversion()
+    for name, layer in net.named_modules():
+        if isinstance(layer, QCircuitLinear):
+            product = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+            assert torch.allclose(product, layer.get_delta_weight("default"), atol=1e-6)
+
+
+def test_a_safe_merge_that_fails_anywhere_merges_nothing() -> None:
+    """float16 overflows at 65,504: every parameter is finite, and the sum of the second adapter's is not."""
+    net = adapted("llama")
+    net.add_adapter("huge", config("llama"))
+    net.base_model.set_adapter(["default", "huge"])
+    net.half()
+    for layer in layers(net):
+        for name in layer.adapter_layer_names:
+            for adapter in ("default", "huge"):
+                getattr(layer, name)[adapter].data = getattr(layer, name)[adapter].data.float()
+    with torch.no_grad():
+        layers(net)[-1].qcircuit_lambda["huge"].fill_(1e6)
+    weights = [layer.base_layer.weight.clone() for layer in layers(net)]
+    for merge in (net.merge_adapter, net.merge_and_unload, layers(net)[-1].merge):
+        with pytest.raises(ValueError, match=r"the weight merged with adapter 'huge' has \d+ entries that are NaN"):
+            merge(safe_merge=True)
+        assert not any(layer.merged for layer in layers(net))
+        assert all(torch.equal(m.base_layer.weight, w) for m, w in zip(layers(net), weights, strict=True))
+
+
+def test_two_adapters_merge_into_one_weight_and_come_out_again() -> None:
+    net = adapted("llama")
+    net.add_adapter("second", config("llama", "ring"))
+    shake(net, "second", seed=3)
+    net.base_model.set_adapter(["default", "second"])
+    expected, before = logits(net, "llama"), layers(net)[0].base_layer.weight.clone()
+    net.merge_adapter(safe_merge=True)
+    assert layers(net)[0].merged_adapters == ["default", "second"]
+    assert torch.allclose(logits(net, "llama"), expected, atol=1e-4)
+    net.unmerge_adapter()
+    assert not layers(net)[0].merged and torch.allclose(layers(net)[0].base_layer.weight, before, atol=1e-6)
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        layers(net)[0].unmerge()

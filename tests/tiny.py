@@ -1,0 +1,120 @@
+"""Tiny real models, adapter configurations that suit all of them, and what the tests of the tuner do with both."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from qcircuit_peft import QCircuitConfig
+from qcircuit_peft.tuner import QCircuitLayer, QCircuitLinear
+
+# Configurations, each valid for every model below.
+CONTRACT: dict[str, dict[str, Any]] = {
+    "default": {"r": 6, "alpha": 48},
+    "shannon": {"r": 4, "width": "shannon", "layers": 2, "seed": 5},
+    "ring": {"r": 3, "alpha": 30.0, "ansatz": "ring_ry_cz", "width": "qudit", "init": "normal"},
+    "frozen": {"r": 8, "train_angles": False},
+    "patterns": {"r": 4, "rank_pattern": {r".*\.0\..*": 2}, "alpha_pattern": {r".*\.1\..*": 7}, "dropout": 0.1},
+}
+
+
+def gpt2(**change: Any) -> GPT2LMHeadModel:
+    sizes = {
+        "n_layer": 2,
+        "n_embd": 48,
+        "n_head": 4,
+        "vocab_size": 64,
+        "n_positions": 32,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(**(sizes | rates | change)))
+
+
+def llama(**change: Any) -> LlamaForCausalLM:
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
+    rest = {
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    return LlamaForCausalLM(LlamaConfig(**(sizes | rest | change)))
+
+
+def bert(**change: Any) -> BertForSequenceClassification:
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
+    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    return BertForSequenceClassification(BertConfig(**(sizes | rates | {"max_position_embeddings": 32} | change)))
+
+
+MODELS = {
+    "gpt2": (gpt2, ["c_attn", "c_proj"]),  # Conv1D
+    "llama": (llama, ["q_proj", "v_proj", "up_proj"]),
+    "bert": (bert, ["query", "value", "dense"]),
+}
+both = pytest.mark.parametrize(("model", "entry"), [(m, c) for m in MODELS for c in CONTRACT])
+each_model = pytest.mark.parametrize("model", MODELS)
+each_entry = pytest.mark.parametrize("entry", CONTRACT)
+
+
+def base(model: str, **change: Any) -> Any:
+    torch.manual_seed(1)
+    return MODELS[model][0](**change).eval()
+
+
+def config(model: str, entry: str = "default", **change: Any) -> QCircuitConfig:
+    return QCircuitConfig(**({"target_modules": MODELS[model][1]} | CONTRACT[entry] | change))
+
+
+def inputs(model: str, rows: int = 3, seed: int = 0) -> dict[str, Tensor]:
+    ids = torch.randint(3, 64, (rows, 9), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": torch.arange(rows) % 2 if model == "bert" else ids}
+
+
+def shake(model: nn.Module, adapter: str = "default", seed: int = 0) -> Any:
+    """Give an adapter a lambda that is not zero."""
+    for k, module in enumerate(module for module in model.modules() if isinstance(module, QCircuitLayer)):
+        if adapter in module.factors:
+            lam = module.qcircuit_lambda[adapter]
+            with torch.no_grad():
+                lam.copy_(torch.randn(lam.shape, generator=torch.Generator().manual_seed(100 * seed + k)) / 20)
+    return model
+
+
+def adapted(model: str, entry: str = "default", **change: Any) -> PeftModel:
+    """A model with an adapter that does something."""
+    return shake(get_peft_model(base(model), config(model, entry, **change))).eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module, name: str, **more: Any) -> Tensor:
+    return model(**inputs(name), **more).logits
+
+
+def layers(model: nn.Module) -> list[QCircuitLinear]:
+    return [module for module in model.modules() if isinstance(module, QCircuitLinear)]
