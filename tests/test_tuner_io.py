@@ -1,6 +1,7 @@
 """Saving, loading, converting and the Trainer: what is saved is what is loaded, wherever and however."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_trainer_saves_and_resumes(options: dict[str, Any], tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("fails", ["weights", "config"])
+@pytest.mark.parametrize("fails", ["weights", "config", "move"])
 def test_a_failed_save_leaves_the_previous_checkpoint_whole(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,8 +244,11 @@ def test_a_failed_save_leaves_the_previous_checkpoint_whole(
 
     if fails == "weights":
         monkeypatch.setattr(peft.peft_model, "safe_save_file", half)
-    else:
+    elif fails == "config":
         monkeypatch.setattr(QCircuitConfig, "save_pretrained", broken)
+    else:
+        plain, moves = os.replace, iter(range(99))
+        monkeypatch.setattr(os, "replace", lambda *to: broken() if next(moves) == 4 else plain(*to))
     shake(net, seed=6)
     with pytest.raises(OSError, match="no space"):
         net.save_pretrained(tmp_path)
@@ -256,6 +260,17 @@ def test_a_failed_save_leaves_the_previous_checkpoint_whole(
 
 
 def test_other_methods_are_saved_as_before(tmp_path: Path) -> None:
-    net = get_peft_model(base("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    net = get_peft_model(base("llama"), settings).eval()
     net.save_pretrained(tmp_path)
-    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    for loaded in (PeftModel.from_pretrained(base("llama"), tmp_path), base("llama")):
+        if not isinstance(loaded, PeftModel):
+            loaded.load_adapter(str(tmp_path))
+        assert torch.equal(logits(loaded, "llama"), logits(net, "llama"))
+    with pytest.raises(ValueError, match="nowhere"):
+        PeftModel.from_pretrained(base("llama"), tmp_path / "nowhere")
