@@ -80,5 +80,6 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
     except RuntimeError:
         found = f"{tuple(angles.shape[:-1])} and {tuple(x.shape[:-2])}"
         raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
-    angles = angles.to(torch.promote_types(angles.dtype, x.dtype).to_real())
+    if x.dtype in (torch.float64, torch.complex128):
+        angles = angles.double()
     return backend_module(backend).apply(circuit, angles, x)

@@ -1,0 +1,121 @@
+"""Levels of a circuit on the whole state: a product for each block of wires, then a sign or a permutation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qcircuit_peft.backends.native import plan
+from qcircuit_peft.backends.native.matrices import Blocks, ToTensor, make_blocks
+from qcircuit_peft.circuit import Circuit
+
+BLOCK = 64  # largest dimension of a block of wires on the whole state
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A level on the whole state: its blocks' matrices as (group, place), then a gather and its inverse."""
+
+    blocks: tuple[tuple[int, int], ...]
+    index: Tensor | None
+    inverse: Tensor | None
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Some levels of a circuit on a state (F, N, K). A block's product moves its digits to the other end for free."""
+
+    blocks: Blocks
+    steps: tuple[_Step, ...]
+
+    def __call__(self, angles: Tensor, x: Tensor) -> Tensor:
+        """(F, n_angles), (F, N, K) -> (F, N, K)."""
+        return self.run(self.matrices(angles), x)
+
+    def matrices(self, angles: Tensor) -> tuple[Tensor, ...]:
+        """The block matrices in the order of the steps, each (F, n, n)."""
+        groups = [group.unbind(1) for group in self.blocks(angles)]
+        return tuple(groups[group][place] for step in self.steps for group, place in step.blocks)
+
+    def run(self, matrices: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """The levels with these matrices on x."""
+        f, n, k = x.shape
+        todo, rows_first = iter(matrices), True
+        for step in self.steps:
+            if step.blocks:
+                own = [next(todo) for _ in step.blocks]
+                if rows_first:
+                    for m in own:
+                        x = torch.bmm(x.reshape(f, m.shape[1], n * k // m.shape[1]).transpose(1, 2), m.transpose(1, 2))
+                    x = x.reshape(f, k, n)
+                else:
+                    for m in reversed(own):
+                        x = torch.bmm(m, x.reshape(f, n * k // m.shape[1], m.shape[1]).transpose(1, 2))
+                    x = x.reshape(f, n, k)
+                rows_first = not rows_first
+            x = _gather(x, step.index, step.weights, 1 if rows_first else 2)
+        return x if rows_first else x.transpose(1, 2)
+
+    def undo(self, matrices: tuple[Tensor, ...], y: Tensor, g: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Gradients of the matrices and of x, from the result y and its gradient g; x is recovered on the way."""
+        f, n, k = y.shape
+        rows_first = sum(bool(step.blocks) for step in self.steps) % 2 == 0
+        both = torch.cat((y, g)) if rows_first else torch.cat((y, g)).transpose(1, 2)
+        left, gradients = list(matrices), []
+        for step in reversed(self.steps):
+            both = _scatter(both, step.inverse, step.weights, 1 if rows_first else 2)
+            if not step.blocks:
+                continue
+            own = [left.pop() for _ in step.blocks]
+            rows_first, here = not rows_first, []
+            for m in own if rows_first else reversed(own):
+                d, twice = m.shape[1], torch.cat((m, m))
+                if rows_first:  # it was: out (R, d) = in (d, R)^T m^T
+                    out = both.reshape(2 * f, n * k // d, d)
+                    both = torch.bmm(twice.mH, out.transpose(1, 2))
+                    here.append(torch.bmm(out[f:].transpose(1, 2), both[:f].mH))
+                else:  # it was: out (d, R) = m in (R, d)^T
+                    out = both.reshape(2 * f, d, n * k // d)
+                    both = torch.bmm(out.transpose(1, 2), twice.conj())
+                    here.append(torch.bmm(out[f:], both[:f].conj()))
+            gradients += here if rows_first else here[::-1]
+            both = both.reshape(2 * f, n, k) if rows_first else both.reshape(2 * f, k, n)
+        return tuple(reversed(gradients)), both[f:]
+
+
+def _gather(x: Tensor, index: Tensor | None, weights: Tensor | None, dim: int) -> Tensor:
+    if index is not None:
+        x = x.index_select(dim, index)
+    return x if weights is None else x * (weights if dim == 2 else weights.unsqueeze(-1))
+
+
+def _scatter(y: Tensor, inverse: Tensor | None, weights: Tensor | None, dim: int) -> Tensor:
+    if weights is not None:
+        y = y * (weights if dim == 2 else weights.unsqueeze(-1)).conj()
+    return y if inverse is None else y.index_select(dim, inverse)
+
+
+def make_whole(circuit: Circuit, done: int | None, real: ToTensor, work: ToTensor, index: ToTensor) -> Whole:
+    """All levels (``done`` is None), or those after a prefix that took the permutations of ``done`` levels."""
+    dims, levels = circuit.dims, plan.levels(circuit)
+    wires = plan.blocks(dims, BLOCK)
+    first = done or 0
+    turning = range(first if done is None else first + 1, len(levels))
+    blocks, places = make_blocks(circuit, [(level, block) for level in turning for block in wires], real, work, index)
+    steps = []
+    for level in range(first, len(levels)):
+        at = (level - turning.start) * len(wires)
+        rows, weights = plan.permutation(levels[level].monomials, dims)
+        moved = not np.array_equal(rows, np.arange(len(rows)))
+        steps.append(
+            _Step(
+                blocks=tuple(places[at : at + len(wires)]) if level in turning else (),
+                index=index(rows) if moved else None,
+                inverse=index(np.argsort(rows)) if moved else None,
+                weights=None if (weights == 1).all() else work(weights),
+            )
+        )
+    acts = (step for step in steps if step.blocks or step.index is not None or step.weights is not None)
+    return Whole(blocks, tuple(acts))
