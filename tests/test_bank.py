@@ -14,6 +14,7 @@ from peft import get_peft_model
 from tiny import CONTRACT, MODELS, adapted, config, inputs, layers, logits, shake
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from qcircuit_peft import QCircuitConfig
 from qcircuit_peft.frames.circuit import CircuitFrame
@@ -247,6 +248,36 @@ def test_checkpointing_without_reentry_generates_once(model: str) -> None:
     for step in range(1, 4):
         net(**inputs(model, seed=step)).loss.backward()
         assert bank.generations == step
+
+
+class Blocks(nn.Module):
+    """A linear layer in front, then blocks that may be recomputed; all are adapted."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.front, self.reentrant = nn.Linear(8, 8), reentrant
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x).tanh()
+        for block in self.blocks:
+            x = block(x).tanh() if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant).tanh()
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_an_adapted_layer_in_front_of_checkpointed_blocks(reentrant: bool) -> None:
+    found = []
+    for kind in (None, reentrant):
+        torch.manual_seed(3)
+        net = get_peft_model(Blocks(kind), QCircuitConfig(r=4, seed=0, target_modules="front|blocks.*"))
+        x = torch.randn(5, 8)
+        shake(net)
+        for _ in range(2):  # two accumulated batches
+            net(x).square().sum().backward()
+        found.append(grads(net))
+    assert all(grad.any() for name, grad in found[0].items() if "lambda" in name)
+    same(found[1], found[0])
 
 
 def test_frames_of_frozen_adapters_are_served_in_recomputations_too() -> None:
