@@ -270,7 +270,7 @@ def test_an_adapted_layer_in_front_of_checkpointed_blocks(reentrant: bool) -> No
     found = []
     for kind in (None, reentrant):
         torch.manual_seed(3)
-        net = get_peft_model(Blocks(kind), QCircuitConfig(r=4, seed=0, target_modules="front|blocks.*"))
+        net = get_peft_model(Blocks(kind), QCircuitConfig(r=4, seed=0, target_modules=r"front|blocks\..*"))
         x = torch.randn(5, 8)
         shake(net)
         for _ in range(2):  # two accumulated batches
