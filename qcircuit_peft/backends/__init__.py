@@ -2,24 +2,57 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib import import_module
+from math import prod
 from types import ModuleType
 
+import psutil
 import torch
 from torch import Tensor
 
 from qcircuit_peft.backends import native
 from qcircuit_peft.circuit import Circuit
 
+_SMALL = 1 << 28  # bytes for which there is memory, without asking the system
+
+
+def _simulator(name: str, install: str) -> Callable[[], ModuleType]:
+    def load() -> ModuleType:
+        try:
+            return import_module(f"qcircuit_peft.backends.{name}")
+        except ModuleNotFoundError as error:
+            message = (
+                f"backend {name!r} needs {str(error.name).partition('.')[0]}, which is not installed; run: {install}"
+            )
+            raise ModuleNotFoundError(message, name=error.name) from error
+
+    return load
+
+
 # A backend is a module with ``apply(circuit, angles, x)`` and ``columns(circuit, angles, k)``, imported when asked for.
-BACKENDS: dict[str, Callable[[], ModuleType]] = {"native": lambda: native}
+# One that has several devices names the usual one in ``DEFAULT_DEVICE`` and takes another as a last argument.
+BACKENDS: dict[str, Callable[[], ModuleType]] = {
+    "native": lambda: native,
+    "pennylane": _simulator("pennylane", "pip install 'qcircuit-peft[pennylane]'"),
+    "torchquantum": _simulator("torchquantum", "pip install --no-deps torchquantum==0.1.8"),
+    "qiskit": _simulator("qiskit", "pip install 'qcircuit-peft[qiskit]'"),
+}
 
 
-def backend_module(name: str) -> ModuleType:
-    """The module of a backend; raises ValueError for a name that is not in ``BACKENDS``."""
-    if name not in BACKENDS:
-        near = get_close_matches(str(name), BACKENDS, n=3) or list(BACKENDS)
+def backend_module(name: str) -> tuple[ModuleType, tuple[str, ...]]:
+    """The module of a backend, and the device in its name, if there is one: "pennylane:lightning.qubit".
+
+    Raises ValueError for a name that is not in ``BACKENDS`` or a device where there are none, ModuleNotFoundError
+    with the command to install a missing package.
+    """
+    base, colon, device = str(name).partition(":")
+    if base not in BACKENDS:
+        near = get_close_matches(base, BACKENDS, n=3) or list(BACKENDS)
         raise ValueError(f"unknown backend {name!r}; did you mean one of {', '.join(near)}")
-    return BACKENDS[name]()
+    module = BACKENDS[base]()
+    if colon and not hasattr(module, "DEFAULT_DEVICE"):
+        raise ValueError(f"backend {base!r} has no devices to choose from, got {name!r}; 'pennylane:NAME' has")
+    return module, (device,) if colon else ()
 
 
 def _check(circuit: Circuit, angles: Tensor) -> None:
@@ -32,6 +65,21 @@ def _check(circuit: Circuit, angles: Tensor) -> None:
         raise ValueError(f"angles are a float32 or float64 tensor, got {found}")
     if angles.ndim < 1 or angles.shape[-1] != circuit.n_angles:
         raise ValueError(f"angles have shape (*batch, {circuit.n_angles}) for this circuit, got {tuple(angles.shape)}")
+
+
+def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: int) -> None:
+    """Raise ValueError if the result alone is larger than the free memory."""
+    needed = prod(batch) * circuit.dim * k * angles.element_size() * (1 if circuit.is_real else 2)
+    if needed <= _SMALL or angles.device.type not in ("cpu", "cuda"):
+        return
+    on_cpu = angles.device.type == "cpu"
+    free = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info(angles.device)[0]
+    if needed > free:
+        shape = " x ".join(map(str, (*batch, circuit.dim, k)))
+        raise ValueError(
+            f"the result, {shape}, takes {needed:,} bytes, but {free:,} are free on {angles.device}; "
+            "ask for fewer columns or wires"
+        )
 
 
 def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native") -> Tensor:
@@ -49,7 +97,9 @@ def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native"
     _check(circuit, angles)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= circuit.dim:
         raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
-    return backend_module(backend).columns(circuit, angles, k)
+    module, device = backend_module(backend)
+    _check_memory(circuit, angles, angles.shape[:-1], k)
+    return module.columns(circuit, angles, k, *device)
 
 
 def matrix(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tensor:
@@ -77,8 +127,10 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x has shape (*batch, {circuit.dim}, K) for this circuit, got {found}")
     try:
-        torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
+        batch = torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
     except RuntimeError:
         found = f"{tuple(angles.shape[:-1])} and {tuple(x.shape[:-2])}"
         raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
-    return backend_module(backend).apply(circuit, angles, x)
+    module, device = backend_module(backend)
+    _check_memory(circuit, angles, batch, x.shape[-1])
+    return module.apply(circuit, angles, x, *device)

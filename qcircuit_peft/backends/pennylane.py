@@ -1,0 +1,76 @@
+"""PennyLane: ``default.qubit`` with backpropagation, or any other of its devices by name, which runs forward only.
+
+All columns, of all rows of angles, are one broadcast. PennyLane computes in complex128 whatever the angles are.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import lru_cache, partial
+from importlib.metadata import entry_points
+from math import prod
+from typing import Any
+
+import pennylane as qml
+import torch
+from pennylane.tape import QuantumScript
+from torch import Tensor
+
+from qcircuit_peft.backends.simulator import angles_of, identity, simulate
+from qcircuit_peft.circuit import Circuit
+
+DEFAULT_DEVICE = "default.qubit"
+
+# Our names of gates in PennyLane: constructors that take angles, then wires.
+GATES: dict[str, Callable[..., Any]] = {
+    "RY": qml.RY, "RX": qml.RX, "RZ": qml.RZ, "P": qml.PhaseShift,
+    "H": qml.Hadamard, "X": qml.X, "Y": qml.Y, "Z": qml.Z, "S": qml.S, "T": qml.T,
+    "CZ": qml.CZ, "CX": qml.CNOT, "SWAP": qml.SWAP, "CRX": qml.CRX, "CRY": qml.CRY, "CRZ": qml.CRZ,
+    "RXX": qml.IsingXX, "RYY": qml.IsingYY, "RZZ": qml.IsingZZ, "GIVENS": qml.SingleExcitation,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _device(name: str, qubits: int) -> Any:
+    known = sorted(entry.name for entry in entry_points(group="pennylane.plugins"))
+    if name not in known:
+        near = get_close_matches(name, known, n=3) or known
+        raise ValueError(f"PennyLane has no device {name!r} here; did you mean one of {', '.join(near)}")
+    return qml.device(name, wires=qubits)
+
+
+def operations(circuit: Circuit, angles: Tensor) -> list[Any]:
+    """The gates of a circuit as PennyLane's, for one row of angles (n_angles,) or a broadcast of rows."""
+    gates = [GATES[op.gate](*angles_of(op, angles), wires=op.wires) for op in circuit.ops]
+    return [qml.adjoint(gate) if op.adjoint else gate for gate, op in zip(gates, circuit.ops, strict=True)]
+
+
+def _run(device: str, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+    b, n, k = x.shape
+    row = angles[0] if b == 1 else angles.repeat_interleave(k, 0)
+    wires = range(len(circuit.dims))
+    rows = x.mT.reshape(b * k, n)
+    start = qml.StatePrep(rows, wires=wires, validate_norm=False)  # type: ignore[arg-type]
+    tape = QuantumScript([start, *operations(circuit, row)], [qml.state()])
+    method = "backprop" if device == DEFAULT_DEVICE and torch.is_grad_enabled() else None
+    try:
+        (states,) = qml.execute([tape], _device(device, len(circuit.dims)), diff_method=method)
+    except (qml.exceptions.DeviceError, qml.exceptions.DecompositionError, NotImplementedError) as error:
+        raise ValueError(f"PennyLane's device {device!r} cannot run this circuit: {error}") from error
+    if prod(states.shape) != rows.numel():
+        raise ValueError(
+            f"PennyLane's device {device!r} gives no statevectors of shape {tuple(rows.shape)}, "
+            f"but a result of shape {tuple(states.shape)}"
+        )
+    return torch.as_tensor(states).reshape(b, k, n).mT
+
+
+def apply(circuit: Circuit, angles: Tensor, x: Tensor, device: str = DEFAULT_DEVICE) -> Tensor:
+    """U x for the columns of x, (*batch, N, K); raises ValueError for a device that is not there or lacks a gate."""
+    _device(device, len(circuit.dims))
+    name = "pennylane" if device == DEFAULT_DEVICE else f"pennylane:{device}"
+    return simulate(partial(_run, device), name, circuit, angles, x, gradients=device == DEFAULT_DEVICE)
+
+
+def columns(circuit: Circuit, angles: Tensor, k: int, device: str = DEFAULT_DEVICE) -> Tensor:
+    """The first k columns of the circuit's matrix, (*batch, N, k)."""
+    return apply(circuit, angles, identity(circuit, angles, k), device)

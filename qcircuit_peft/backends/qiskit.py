@@ -1,0 +1,52 @@
+"""Qiskit's ``quantum_info``, forward only and in complex128: an independent check that counts wires the other way."""
+
+from collections.abc import Callable
+from functools import partial
+from math import pi
+from typing import Any
+
+import numpy as np
+import torch
+from qiskit.circuit import library
+from qiskit.quantum_info import Operator
+from torch import Tensor
+
+from qcircuit_peft.backends.simulator import identity, simulate
+from qcircuit_peft.circuit import Circuit, Op
+
+# Our names of gates in Qiskit: constructors that take angles.
+GATES: dict[str, Callable[..., Any]] = {
+    "RY": library.RYGate, "RX": library.RXGate, "RZ": library.RZGate, "P": library.PhaseGate,
+    "H": library.HGate, "X": library.XGate, "Y": library.YGate, "Z": library.ZGate,
+    "S": library.SGate, "T": library.TGate, "CZ": library.CZGate, "CX": library.CXGate, "SWAP": library.SwapGate,
+    "CRX": library.CRXGate, "CRY": library.CRYGate, "CRZ": library.CRZGate,
+    "RXX": library.RXXGate, "RYY": library.RYYGate, "RZZ": library.RZZGate,
+    "GIVENS": partial(library.XXPlusYYGate, beta=-pi / 2),
+}  # fmt: skip
+
+
+def gate_of(op: Op, angles: list[float]) -> Any:
+    """The gate of an op for one row of angles (n_angles,), in radians."""
+    gate = GATES[op.gate](*(angles[a] for a in op.angles or ()))
+    return gate.inverse() if op.adjoint else gate
+
+
+def _run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+    last = len(circuit.dims) - 1
+    found = []
+    for row, start in zip(angles.tolist(), x.detach().cpu().numpy(), strict=True):
+        columns = Operator(start, input_dims=(start.shape[1],), output_dims=circuit.dims)
+        for op in circuit.ops:
+            columns = columns.compose(Operator(gate_of(op, row)), qargs=[last - w for w in op.wires])
+        found.append(columns.data)
+    return torch.as_tensor(np.stack(found), device=x.device)
+
+
+def apply(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+    """U x for the columns of x, (*batch, N, K)."""
+    return simulate(_run, "qiskit", circuit, angles, x, gradients=False)
+
+
+def columns(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
+    """The first k columns of the circuit's matrix, (*batch, N, k)."""
+    return apply(circuit, angles, identity(circuit, angles, k))
