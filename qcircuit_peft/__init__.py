@@ -1,7 +1,7 @@
 """Adapt pretrained models with parameterized quantum circuits."""
 
 from qcircuit_peft.ansatz import Ansatz, Step, load
-from qcircuit_peft.backends import apply, columns, matrix, state
+from qcircuit_peft.backends import apply, columns, estimated_columns, matrix, probabilities, state
 from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.tuner import QCircuitConfig, QCircuitModel, circuits, parameter_count
 
@@ -16,8 +16,10 @@ __all__ = [
     "apply",
     "circuits",
     "columns",
+    "estimated_columns",
     "load",
     "matrix",
     "parameter_count",
+    "probabilities",
     "state",
 ]

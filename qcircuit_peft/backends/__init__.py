@@ -1,4 +1,4 @@
-"""The one door to every backend: ``columns``, ``matrix``, ``state`` and ``apply``, checked here once."""
+"""The one door to every backend, where what comes in is checked once: exact columns, and what shots tell of them."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.backends import native
+from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference
+from qcircuit_peft.backends.simulator import check_qubits
 from qcircuit_peft.circuit import Circuit
 
 _SMALL = 1 << 28  # bytes for which there is memory, without asking the system
@@ -31,6 +33,7 @@ def _simulator(name: str, install: str) -> Callable[[], ModuleType]:
 
 # A backend is a module with ``apply(circuit, angles, x)`` and ``columns(circuit, angles, k)``, imported when asked for.
 # One that has several devices names the usual one in ``DEFAULT_DEVICE`` and takes another as a last argument.
+# One that draws shots itself has ``frequencies(circuit, angles, shots, seed)``, (B, P) -> (B, N).
 BACKENDS: dict[str, Callable[[], ModuleType]] = {
     "native": lambda: native,
     "pennylane": _simulator("pennylane", "pip install 'qcircuit-peft[pennylane]'"),
@@ -107,9 +110,87 @@ def matrix(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tens
     return columns(circuit, angles, circuit.dim, backend=backend)
 
 
-def state(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tensor:
-    """The statevector U|0...0>, (*batch, N). Raises ValueError as ``columns`` does."""
+def state(
+    circuit: Circuit,
+    angles: Tensor,
+    *,
+    shots: int | None = None,
+    generator: torch.Generator | None = None,
+    backend: str = "native",
+) -> Tensor:
+    """The statevector U|0...0>, (*batch, N); with ``shots``, what can be measured of it: ``probabilities``.
+
+    Raises ValueError as ``columns`` and ``probabilities`` do.
+    """
+    if shots is not None:
+        return probabilities(circuit, angles, shots=shots, generator=generator, backend=backend)
     return columns(circuit, angles, 1, backend=backend)[..., 0]
+
+
+def probabilities(
+    circuit: Circuit,
+    angles: Tensor,
+    *,
+    shots: int | None = None,
+    generator: torch.Generator | None = None,
+    backend: str = "native",
+) -> Tensor:
+    """The probabilities |<i|U|0...0>|^2 of the basis states, (*batch, N), real; estimated if ``shots`` is given.
+
+    PennyLane and Qiskit's Aer draw the shots themselves, seeded from ``generator``. The gradient is that of the
+    statevector, or with shots the parameter-shift rule with as many shots at every shifted angle. Raises ValueError as
+    ``columns`` does, for shots below 1, or for a gradient with shots of a wire that is not a qubit.
+
+    >>> import torch
+    >>> from qcircuit_peft import Circuit, Op
+    >>> coin = Circuit((2,), [Op("H", (0,))])
+    >>> probabilities(coin, torch.zeros(0), shots=100, generator=torch.Generator().manual_seed(0)).sum()
+    tensor(1.)
+    """
+    _check(circuit, angles)
+    if shots is None:
+        return state(circuit, angles, backend=backend).abs().square()
+    check_shots(shots, generator)
+    module, device = backend_module(backend)
+    _check_memory(circuit, angles, angles.shape[:-1], 1)
+
+    def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
+        if hasattr(module, "frequencies"):
+            check_qubits(circuit.dims, backend)
+            seed = int(torch.randint(1 << 31, (), generator=generator))
+            return module.frequencies(circuit, rows, shots, seed, *device).to(rows)
+        return draw(probabilities(circuit, rows, backend=backend), shots, generator)
+
+    return differentiable(circuit, frequencies, angles)
+
+
+def estimated_columns(
+    circuit: Circuit,
+    angles: Tensor,
+    k: int,
+    *,
+    shots: int,
+    generator: torch.Generator | None = None,
+    backend: str = "native",
+) -> tuple[Tensor, Tensor]:
+    """The first ``k`` columns with their signs as a Hadamard test finds them, and the standard errors, (*batch, N, k).
+
+    ``shots`` are spent on each column; they are drawn from the exact distribution of the test (``interference``).
+    The squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots) on average. Raises ValueError as ``columns``
+    does, for a complex circuit, or for shots below 1.
+
+    >>> import torch
+    >>> from qcircuit_peft import load
+    >>> circuit = load("simplified_two_design").circuit(qubits=3)
+    >>> found, error = estimated_columns(circuit, torch.zeros(circuit.n_angles), 1, shots=10_000)
+    >>> bool((found[:, 0] - torch.eye(8)[0]).abs().max() < 0.1)
+    True
+    """
+    _check(circuit, angles)
+    check_shots(shots, generator)
+    if not circuit.is_real:
+        raise ValueError("signs are estimated for real circuits only, but this one has complex gates")
+    return interference(columns(circuit, angles, k, backend=backend), shots, generator)
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native") -> Tensor:

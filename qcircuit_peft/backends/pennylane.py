@@ -7,7 +7,6 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib.metadata import entry_points
-from math import prod
 from typing import Any
 
 import pennylane as qml
@@ -29,19 +28,30 @@ GATES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=64)
-def _device(name: str, qubits: int) -> Any:
-    known = sorted(entry.name for entry in entry_points(group="pennylane.plugins"))
-    if name not in known:
-        near = get_close_matches(name, known, n=3) or known
+@lru_cache
+def _known() -> list[str]:
+    return sorted(entry.name for entry in entry_points(group="pennylane.plugins"))
+
+
+def _device(name: str, qubits: int, **settings: Any) -> Any:
+    if name not in _known():
+        near = get_close_matches(name, _known(), n=3) or _known()
         raise ValueError(f"PennyLane has no device {name!r} here; did you mean one of {', '.join(near)}")
-    return qml.device(name, wires=qubits)
+    return qml.device(name, wires=qubits, **settings)
 
 
 def operations(circuit: Circuit, angles: Tensor) -> list[Any]:
     """The gates of a circuit as PennyLane's, for one row of angles (n_angles,) or a broadcast of rows."""
     gates = [GATES[op.gate](*angles_of(op, angles), wires=op.wires) for op in circuit.ops]
     return [qml.adjoint(gate) if op.adjoint else gate for gate, op in zip(gates, circuit.ops, strict=True)]
+
+
+def _execute(tapes: list[QuantumScript], device: Any, gradients: bool = False) -> list[Tensor]:
+    try:
+        results = qml.execute(tapes, device, diff_method="backprop" if gradients else None)
+    except (qml.exceptions.DeviceError, qml.exceptions.DecompositionError, NotImplementedError) as error:
+        raise ValueError(f"PennyLane's device {device.name!r} cannot run this circuit: {error}") from error
+    return [torch.as_tensor(result) for result in results]
 
 
 def _run(device: str, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
@@ -51,17 +61,21 @@ def _run(device: str, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
     rows = x.mT.reshape(b * k, n)
     start = qml.StatePrep(rows, wires=wires, validate_norm=False)  # type: ignore[arg-type]
     tape = QuantumScript([start, *operations(circuit, row)], [qml.state()])
-    method = "backprop" if device == DEFAULT_DEVICE and torch.is_grad_enabled() else None
-    try:
-        (states,) = qml.execute([tape], _device(device, len(circuit.dims)), diff_method=method)
-    except (qml.exceptions.DeviceError, qml.exceptions.DecompositionError, NotImplementedError) as error:
-        raise ValueError(f"PennyLane's device {device!r} cannot run this circuit: {error}") from error
-    if prod(states.shape) != rows.numel():
+    gradients = device == DEFAULT_DEVICE and torch.is_grad_enabled()
+    (states,) = _execute([tape], _device(device, len(circuit.dims)), gradients)
+    if states.numel() != rows.numel():
         raise ValueError(
             f"PennyLane's device {device!r} gives no statevectors of shape {tuple(rows.shape)}, "
             f"but a result of shape {tuple(states.shape)}"
         )
-    return torch.as_tensor(states).reshape(b, k, n).mT
+    return states.reshape(b, k, n).mT
+
+
+def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int, device: str = DEFAULT_DEVICE) -> Tensor:
+    """Relative frequencies of the basis states, (B, N), in ``shots`` measurements of U|0...0> by the device."""
+    measured = [qml.probs(wires=range(len(circuit.dims)))]
+    tapes = [QuantumScript(operations(circuit, row), measured, shots=shots) for row in angles.detach()]
+    return torch.stack(_execute(tapes, _device(device, len(circuit.dims), seed=seed)))
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, device: str = DEFAULT_DEVICE) -> Tensor:

@@ -1,4 +1,7 @@
-"""Qiskit's ``quantum_info``, forward only and in complex128: an independent check that counts wires the other way."""
+"""Qiskit, forward only and in complex128: an independent check that counts wires the other way.
+
+Columns come from ``quantum_info``, shots from Aer.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import library
 from qiskit.quantum_info import Operator
+from qiskit_aer import AerSimulator
 from torch import Tensor
 
 from qcircuit_peft.backends.simulator import identity, simulate
@@ -40,6 +45,29 @@ def _run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
             columns = columns.compose(Operator(gate_of(op, row)), qargs=[last - w for w in op.wires])
         found.append(columns.data)
     return torch.as_tensor(np.stack(found), device=x.device)
+
+
+def circuit_of(circuit: Circuit, angles: list[float]) -> QuantumCircuit:
+    """The circuit for one row of angles as Qiskit's; wire 0 is its last qubit, so that basis indices agree."""
+    last = len(circuit.dims) - 1
+    made = QuantumCircuit(len(circuit.dims))
+    for op in circuit.ops:
+        made.append(gate_of(op, angles), [last - w for w in op.wires])
+    return made
+
+
+def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int) -> Tensor:
+    """Relative frequencies of the basis states, (B, N), in ``shots`` measurements of U|0...0> by Aer."""
+    simulator = AerSimulator(method="statevector", seed_simulator=seed)
+    circuits = [circuit_of(circuit, row) for row in angles.tolist()]
+    for measured in circuits:
+        measured.measure_all()
+    result = simulator.run(transpile(circuits, simulator, optimization_level=0), shots=shots).result()
+    found = torch.zeros(len(circuits), circuit.dim, dtype=torch.float64)
+    for row in range(len(circuits)):
+        for outcome, count in result.get_counts(row).items():
+            found[row, int(outcome, 2)] = count / shots
+    return found
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
