@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.backends import native
+from qcircuit_peft.backends.noise import Noise, read
+from qcircuit_peft.backends.noise import density as native_density
 from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference
-from qcircuit_peft.backends.simulator import check_qubits
+from qcircuit_peft.backends.simulator import check_qubits, simulate
 from qcircuit_peft.circuit import Circuit
 
 _SMALL = 1 << 28  # bytes for which there is memory, without asking the system
@@ -33,7 +35,8 @@ def _simulator(name: str, install: str) -> Callable[[], ModuleType]:
 
 # A backend is a module with ``apply(circuit, angles, x)`` and ``columns(circuit, angles, k)``, imported when asked for.
 # One that has several devices names the usual one in ``DEFAULT_DEVICE`` and takes another as a last argument.
-# One that draws shots itself has ``frequencies(circuit, angles, shots, seed)``, (B, P) -> (B, N).
+# One that draws shots itself has ``frequencies(circuit, angles, shots, seed)``, (B, P) -> (B, N), and one that knows
+# noise ``density(circuit, angles, noise)``, (B, P) -> (B, N, N).
 BACKENDS: dict[str, Callable[[], ModuleType]] = {
     "native": lambda: native,
     "pennylane": _simulator("pennylane", "pip install 'qcircuit-peft[pennylane]'"),
@@ -127,19 +130,51 @@ def state(
     return columns(circuit, angles, 1, backend=backend)[..., 0]
 
 
+def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "native") -> Tensor:
+    """The density matrix after the noisy circuit on |0...0>, (*batch, N, N), without the readout error.
+
+    "native" is differentiable; "pennylane" (``default.mixed``) and "qiskit" (Aer) run forward only. N^2 numbers a row
+    of angles limit the number of qubits. Raises ValueError as ``columns`` does, for a wire that is not a qubit, for a
+    backend without noise, or if a gradient is asked of one that has none.
+
+    >>> import torch
+    >>> from qcircuit_peft import Circuit, Op
+    >>> density(Circuit((2,), [Op("X", (0,))]), torch.zeros(0), Noise(amplitude_damping=0.25))
+    tensor([[0.2500, 0.0000],
+            [0.0000, 0.7500]])
+    """
+    _check(circuit, angles)
+    if not isinstance(noise, Noise):
+        raise ValueError(f"noise is a Noise, got {type(noise).__name__}")
+    module, device = backend_module(backend)
+    if device or (module is not native and not hasattr(module, "density")):
+        raise ValueError(f"backend {backend!r} has no noise; 'native', 'pennylane' and 'qiskit' have")
+    _check_memory(circuit, angles, angles.shape[:-1], circuit.dim)
+    if module is native:
+        return native_density(circuit, angles, noise)
+
+    def run(circuit: Circuit, rows: Tensor, _: Tensor) -> Tensor:
+        return module.density(circuit, rows, noise)
+
+    everywhere = angles.new_zeros(circuit.dim, circuit.dim)
+    return simulate(run, backend, circuit, angles, everywhere, gradients=False)
+
+
 def probabilities(
     circuit: Circuit,
     angles: Tensor,
     *,
     shots: int | None = None,
     generator: torch.Generator | None = None,
+    noise: Noise | None = None,
     backend: str = "native",
 ) -> Tensor:
     """The probabilities |<i|U|0...0>|^2 of the basis states, (*batch, N), real; estimated if ``shots`` is given.
 
-    PennyLane and Qiskit's Aer draw the shots themselves, seeded from ``generator``. The gradient is that of the
-    statevector, or with shots the parameter-shift rule with as many shots at every shifted angle. Raises ValueError as
-    ``columns`` does, for shots below 1, or for a gradient with shots of a wire that is not a qubit.
+    With ``noise`` they are those of ``density``, read with its readout error. PennyLane and Qiskit's Aer draw shots
+    without noise themselves, seeded from ``generator``; all others are drawn here. The gradient is the backend's, or
+    with shots the parameter-shift rule with as many shots at every shifted angle. Raises ValueError as ``columns`` and
+    ``density`` do, for shots below 1, or for a gradient with shots of a wire that is not a qubit.
 
     >>> import torch
     >>> from qcircuit_peft import Circuit, Op
@@ -149,17 +184,19 @@ def probabilities(
     """
     _check(circuit, angles)
     if shots is None:
-        return state(circuit, angles, backend=backend).abs().square()
+        if noise is None:
+            return state(circuit, angles, backend=backend).abs().square()
+        return read(density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real, noise.readout)
     check_shots(shots, generator)
     module, device = backend_module(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
 
     def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
-        if hasattr(module, "frequencies"):
+        if noise is None and len(rows) and hasattr(module, "frequencies"):
             check_qubits(circuit.dims, backend)
             seed = int(torch.randint(1 << 31, (), generator=generator))
             return module.frequencies(circuit, rows, shots, seed, *device).to(rows)
-        return draw(probabilities(circuit, rows, backend=backend), shots, generator)
+        return draw(probabilities(circuit, rows, noise=noise, backend=backend), shots, generator)
 
     return differentiable(circuit, frequencies, angles)
 

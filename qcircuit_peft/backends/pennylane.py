@@ -14,6 +14,7 @@ import torch
 from pennylane.tape import QuantumScript
 from torch import Tensor
 
+from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.backends.simulator import angles_of, identity, simulate
 from qcircuit_peft.circuit import Circuit
 
@@ -76,6 +77,24 @@ def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int, device:
     measured = [qml.probs(wires=range(len(circuit.dims)))]
     tapes = [QuantumScript(operations(circuit, row), measured, shots=shots) for row in angles.detach()]
     return torch.stack(_execute(tapes, _device(device, len(circuit.dims), seed=seed)))
+
+
+def density(circuit: Circuit, angles: Tensor, noise: Noise) -> Tensor:
+    """Density matrices after the noisy circuit on |0...0>, (B, N, N), by ``default.mixed``."""
+    wires = range(len(circuit.dims))
+    tapes = []
+    for row in angles.detach():
+        noisy: list[Any] = []
+        for gate, op in zip(operations(circuit, row), circuit.ops, strict=True):
+            noisy.append(gate)
+            for wire in op.wires:
+                noisy += [
+                    qml.DepolarizingChannel(noise.depolarizing, wire),
+                    qml.AmplitudeDamping(noise.amplitude_damping, wire),
+                    qml.PhaseDamping(noise.phase_damping, wire),
+                ]
+        tapes.append(QuantumScript(noisy, [qml.density_matrix(wires)]))
+    return torch.stack(_execute(tapes, _device("default.mixed", len(circuit.dims))))
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, device: str = DEFAULT_DEVICE) -> Tensor:

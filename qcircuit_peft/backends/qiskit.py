@@ -1,10 +1,11 @@
 """Qiskit, forward only and in complex128: an independent check that counts wires the other way.
 
-Columns come from ``quantum_info``, shots from Aer.
+Columns come from ``quantum_info``, shots and noise from Aer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from math import pi
 from typing import Any
 
@@ -14,8 +15,10 @@ from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import library
 from qiskit.quantum_info import Operator
 from qiskit_aer import AerSimulator
+from qiskit_aer.noise import amplitude_damping_error, depolarizing_error, phase_damping_error
 from torch import Tensor
 
+from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.backends.simulator import identity, simulate
 from qcircuit_peft.circuit import Circuit, Op
 
@@ -47,13 +50,35 @@ def _run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(np.stack(found), device=x.device)
 
 
-def circuit_of(circuit: Circuit, angles: list[float]) -> QuantumCircuit:
-    """The circuit for one row of angles as Qiskit's; wire 0 is its last qubit, so that basis indices agree."""
+def circuit_of(circuit: Circuit, angles: list[float], after: Sequence[Any] = ()) -> QuantumCircuit:
+    """The circuit for one row of angles as Qiskit's; wire 0 is its last qubit, so that basis indices agree.
+
+    ``after`` are one-qubit instructions that follow every gate on each of its wires.
+    """
     last = len(circuit.dims) - 1
     made = QuantumCircuit(len(circuit.dims))
     for op in circuit.ops:
-        made.append(gate_of(op, angles), [last - w for w in op.wires])
+        qubits = [last - w for w in op.wires]
+        made.append(gate_of(op, angles), qubits)
+        for qubit, instruction in product(qubits, after):
+            made.append(instruction, [qubit])
     return made
+
+
+def density(circuit: Circuit, angles: Tensor, noise: Noise) -> Tensor:
+    """Density matrices after the noisy circuit on |0...0>, (B, N, N), by Aer."""
+    errors = (
+        depolarizing_error(4 * noise.depolarizing / 3, 1),  # Aer's parameter is the weight of the mixed state
+        amplitude_damping_error(noise.amplitude_damping),
+        phase_damping_error(noise.phase_damping),
+    )
+    after = [error.to_instruction() for error in errors]
+    simulator = AerSimulator(method="density_matrix")
+    circuits: list[Any] = [circuit_of(circuit, row, after) for row in angles.tolist()]
+    for made in circuits:
+        made.save_density_matrix()
+    result = simulator.run(transpile(circuits, simulator, optimization_level=0)).result()
+    return torch.as_tensor(np.stack([np.asarray(result.data(row)["density_matrix"]) for row in range(len(circuits))]))
 
 
 def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int) -> Tensor:

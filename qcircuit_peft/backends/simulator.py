@@ -40,8 +40,8 @@ def simulate(run: Run, backend: str, circuit: Circuit, angles: Tensor, x: Tensor
     check_qubits(circuit.dims, backend)
     if not gradients and torch.is_grad_enabled() and (angles.requires_grad or x.requires_grad):
         raise ValueError(
-            f"backend {backend!r} runs forward only: call it under torch.no_grad(), or take the gradient with "
-            "'native', 'pennylane' or 'torchquantum'"
+            f"backend {backend!r} runs forward only here: call it under torch.no_grad(), or take the gradient with "
+            "'native'"
         )
     batch = torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
     columns = x.to(torch.promote_types(angles.dtype, torch.complex64))
