@@ -3,12 +3,17 @@
 from itertools import product
 
 import numpy as np
+import pennylane as qml
 import pytest
 import reference
 import torch
+from peft import get_peft_model
+from torch import nn
 
-from qcircuit_peft import Circuit, Noise, Op, density, load, probabilities, state
+from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, density, estimated_columns, load, probabilities, state
+from qcircuit_peft.backends import pennylane
 from qcircuit_peft.gates import GATES
+from qcircuit_peft.hardware import evaluate_under_noise
 
 SIMULATORS = ["pennylane", "qiskit"]
 ONE_BY_ONE = [Noise(depolarizing=0.2), Noise(amplitude_damping=0.3), Noise(phase_damping=0.4)]
@@ -95,6 +100,86 @@ def test_shots_under_noise_are_the_noisy_probabilities_within_five_standard_erro
     found = probabilities(circuit, angles, noise=ALL, shots=20_000, generator=torch.Generator().manual_seed(0))
     assert ((found - p).abs() <= 5 * (p * (1 - p) / 20_000).sqrt()).all()
     assert (p - probabilities(circuit, angles)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("noise", [*ONE_BY_ONE, ALL])
+def test_a_hadamard_test_under_noise_is_that_of_pennylane(noise):
+    """With controlled gates, channels after them on the register, and flips of what is read, all PennyLane's."""
+    circuit = load("simplified_two_design").circuit(qubits=2, layers=2)
+    angles = drawn(circuit.n_angles)
+
+    @qml.qnode(qml.device("default.mixed", wires=["control", 0, 1]))
+    def test(column):
+        qml.Hadamard("control")
+        for wire in range(2):
+            qml.ctrl(qml.Hadamard(wire), "control", control_values=0)
+            if column >> (1 - wire) & 1:
+                qml.CNOT(["control", wire])
+        for op, gate in zip(circuit.ops, pennylane.operations(circuit, angles), strict=True):
+            qml.ctrl(gate, "control")
+            for wire in op.wires:
+                qml.DepolarizingChannel(noise.depolarizing, wire)
+                qml.AmplitudeDamping(noise.amplitude_damping, wire)
+                qml.PhaseDamping(noise.phase_damping, wire)
+        qml.Hadamard("control")
+        for wire in ("control", 0, 1):
+            qml.BitFlip(noise.readout, wire)
+        return qml.probs(wires=["control", 0, 1])
+
+    found, error = estimated_columns(circuit, angles.expand(3, -1), 4, shots=None, noise=noise)
+    assert found.shape == (3, 4, 4) and not error.any()
+    for column in range(4):
+        plus, minus = torch.as_tensor(test(column)).reshape(2, 4)
+        torch.testing.assert_close(found[1, :, column], 2 * (plus - minus), rtol=0, atol=1e-10)
+
+
+def adapted(**sizes):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(sizes.get("wide", 16), 8), nn.Linear(8, 8))
+    model = get_peft_model(net, QCircuitConfig(r=3, alpha=3, layers=1, target_modules=["0", "1"]))
+    for name, parameter in model.named_parameters():
+        if "lambda" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def exact_delta(model, index):
+    return model.base_model.model[index].get_delta_weight("default")
+
+
+def test_an_adapter_without_noise_and_with_endless_shots_is_exact():
+    model = adapted()
+    found = evaluate_under_noise(model)
+    assert list(found) == ["base_model.model.0", "base_model.model.1"]
+    for index, perturbed in enumerate(found.values()):
+        torch.testing.assert_close(perturbed.delta, exact_delta(model, index), rtol=0, atol=1e-5)
+        assert perturbed.distance < 1e-5 < perturbed.norm
+        assert perturbed.norm == pytest.approx(float(exact_delta(model, index).norm()), rel=1e-4)
+
+
+def test_the_distance_falls_with_shots_and_grows_with_noise():
+    model = adapted()
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def distance(**settings):
+        found = evaluate_under_noise(model, generator=torch.Generator().manual_seed(0), **settings)
+        for index, perturbed in enumerate(found.values()):
+            apart = (perturbed.delta - exact_delta(model, index)).norm()
+            assert perturbed.distance == pytest.approx(float(apart), abs=1e-5)
+        return sum(perturbed.distance for perturbed in found.values())
+
+    assert distance(shots=100) > 5 * distance(shots=10_000) > 0
+    assert distance(noise=Noise(0.1)) > 2 * distance(noise=Noise(0.01)) > 0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_an_adapter_that_is_not_on_qubits_is_refused():
+    with pytest.raises(ValueError, match=r"model\.0: columns are measured on qubits, .* but a width is 12"):
+        evaluate_under_noise(adapted(wide=12), shots=10)
+    with pytest.raises(ValueError, match="shots is a whole number of at least 1, got 0"):
+        evaluate_under_noise(adapted(), shots=0)
+    with pytest.raises(ValueError, match="columns under noise are estimated by 'native', got backend 'qiskit'"):
+        estimated_columns(Circuit((2,), [Op("RY", (0,))]), drawn(1), 1, shots=1, noise=ALL, backend="qiskit")
 
 
 @pytest.mark.parametrize("name", ["depolarizing", "amplitude_damping", "phase_damping", "readout"])

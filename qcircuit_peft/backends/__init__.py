@@ -13,7 +13,8 @@ from torch import Tensor
 from qcircuit_peft.backends import native
 from qcircuit_peft.backends.noise import Noise, read
 from qcircuit_peft.backends.noise import density as native_density
-from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference
+from qcircuit_peft.backends.noise import interference as noisy_interference
+from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, signed
 from qcircuit_peft.backends.simulator import check_qubits, simulate
 from qcircuit_peft.circuit import Circuit
 
@@ -73,6 +74,11 @@ def _check(circuit: Circuit, angles: Tensor) -> None:
         raise ValueError(f"angles have shape (*batch, {circuit.n_angles}) for this circuit, got {tuple(angles.shape)}")
 
 
+def _check_columns(circuit: Circuit, k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= circuit.dim:
+        raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
+
+
 def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: int) -> None:
     """Raise ValueError if the result alone is larger than the free memory."""
     needed = prod(batch) * circuit.dim * k * angles.element_size() * (1 if circuit.is_real else 2)
@@ -101,8 +107,7 @@ def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native"
     torch.Size([24, 96, 8])
     """
     _check(circuit, angles)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= circuit.dim:
-        raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
+    _check_columns(circuit, k)
     module, device = backend_module(backend)
     _check_memory(circuit, angles, angles.shape[:-1], k)
     return module.columns(circuit, angles, k, *device)
@@ -206,15 +211,16 @@ def estimated_columns(
     angles: Tensor,
     k: int,
     *,
-    shots: int,
+    shots: int | None,
     generator: torch.Generator | None = None,
+    noise: Noise | None = None,
     backend: str = "native",
 ) -> tuple[Tensor, Tensor]:
     """The first ``k`` columns with their signs as a Hadamard test finds them, and the standard errors, (*batch, N, k).
 
-    ``shots`` are spent on each column; they are drawn from the exact distribution of the test (``interference``).
-    The squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots) on average. Raises ValueError as ``columns``
-    does, for a complex circuit, or for shots below 1.
+    ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
+    noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots) on average. ``noise`` needs "native" and
+    qubits. Raises ValueError as ``columns`` does, for a complex circuit, or for shots below 1.
 
     >>> import torch
     >>> from qcircuit_peft import load
@@ -224,10 +230,17 @@ def estimated_columns(
     True
     """
     _check(circuit, angles)
-    check_shots(shots, generator)
+    _check_columns(circuit, k)
+    if shots is not None:
+        check_shots(shots, generator)
     if not circuit.is_real:
         raise ValueError("signs are estimated for real circuits only, but this one has complex gates")
-    return interference(columns(circuit, angles, k, backend=backend), shots, generator)
+    if noise is None:
+        return signed(interference(columns(circuit, angles, k, backend=backend)), shots, generator)
+    if backend != "native":
+        raise ValueError(f"columns under noise are estimated by 'native', got backend {backend!r}")
+    _check_memory(circuit, angles, (*angles.shape[:-1], k), circuit.dim)
+    return signed(noisy_interference(circuit, angles.detach(), k, noise), shots, generator)
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native") -> Tensor:

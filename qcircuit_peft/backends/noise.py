@@ -50,18 +50,46 @@ def _on_wire(noise: Noise, rho: Tensor, left: int) -> Tensor:
     return found.movedim((0, 1), (2, 5)).reshape(rho.shape)
 
 
+def _noisy(circuit: Circuit, angles: Tensor, noise: Noise, rho: Tensor, sides: int) -> Tensor:
+    """Gates and channels on rho, (*batch, N, N): no gate acts, U rho, or U rho U^T for a hermitian rho."""
+    for op in circuit.ops:
+        gate, own = Circuit(circuit.dims, [replace(op, angles=None)]), angles[..., list(op.angles or ())]
+        if sides > 0:
+            rho = native.apply(gate, own, rho)
+        if sides > 1:
+            rho = native.apply(gate, own, rho.mH)
+        for wire in op.wires:
+            rho = _on_wire(noise, rho, 2**wire)
+    return rho
+
+
 def density(circuit: Circuit, angles: Tensor, noise: Noise) -> Tensor:
     """The density matrix after the circuit on |0...0>, (*batch, N, N), without the readout; real if the circuit is."""
     check_qubits(circuit.dims, "native with noise")
     dtype = angles.dtype if circuit.is_real else torch.promote_types(angles.dtype, torch.complex64)
     rho = torch.zeros(*angles.shape[:-1], circuit.dim, circuit.dim, dtype=dtype, device=angles.device)
     rho[..., 0, 0] = 1
-    for op in circuit.ops:
-        gate, own = Circuit(circuit.dims, [replace(op, angles=None)]), angles[..., list(op.angles or ())]
-        rho = native.apply(gate, own, native.apply(gate, own, rho).mH)
-        for wire in op.wires:
-            rho = _on_wire(noise, rho, 2**wire)
-    return rho
+    return _noisy(circuit, angles, noise, rho, sides=2)
+
+
+def interference(circuit: Circuit, angles: Tensor, k: int, noise: Noise) -> Tensor:
+    """The probabilities (*batch, k, 2, N) of the Hadamard test in ``shots`` under noise, for a real circuit.
+
+    The control is free of noise but for its readout; the channels follow every gate in both of its branches. Its
+    density matrix has the blocks |r><r| and U|k><k|U^T on the diagonal and U|k><r| beside it, each half.
+    """
+    check_qubits(circuit.dims, "native with noise")
+    n = circuit.dim
+    basis = torch.eye(k, n, dtype=angles.dtype, device=angles.device)
+    uniform = torch.full((n,), n**-0.5, dtype=angles.dtype, device=angles.device)
+    known, own, beside = (
+        _noisy(circuit, angles[..., None, :], noise, left[..., :, None] * right[..., None, :], sides).diagonal(
+            dim1=-2, dim2=-1
+        )
+        for left, right, sides in ((uniform[None], uniform[None], 0), (basis, basis, 2), (basis, uniform[None], 1))
+    )
+    both = torch.stack((known + own + 2 * beside, known + own - 2 * beside), -2) / 4
+    return read((1 - noise.readout) * both + noise.readout * both.flip(-2), noise.readout)
 
 
 def read(probabilities: Tensor, readout: float) -> Tensor:

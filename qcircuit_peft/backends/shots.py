@@ -88,17 +88,26 @@ def differentiable(circuit: Circuit, frequencies: Frequencies, angles: Tensor) -
     return found.reshape(*angles.shape[:-1], circuit.dim)  # type: ignore[union-attr]
 
 
-def interference(columns: Tensor, shots: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Estimates of real columns, with sign, and their standard errors, both (*batch, N, K).
+def interference(columns: Tensor) -> Tensor:
+    """The probabilities (*batch, K, 2, N) of a Hadamard test of real columns u, (*batch, N, K).
 
-    A control qubit in (|0> + |1>)/sqrt(2) holds the uniform column r = 1/sqrt(N) beside a column u, and is measured
-    after a Hadamard gate together with the register. Outcome (c, i) has probability (r + (-1)^c u_i)^2 / 4, so that
-    u_i = sqrt(N) (p(0, i) - p(1, i)); ``shots`` are spent on each column. The standard error is that of the estimate,
-    from the frequencies found.
+    A control qubit in (|0> + |1>)/sqrt(2) holds the uniform column r = 1/sqrt(N) beside u, and is measured after a
+    Hadamard gate together with the register: outcome (c, i) has probability (r + (-1)^c u_i)^2 / 4.
     """
     n = columns.shape[-2]
     u = columns.detach().mT
-    both = torch.stack((n**-0.5 + u, n**-0.5 - u), -2).square() / 4
-    plus, minus = draw(both.flatten(-2), shots, generator).unflatten(-1, (2, n)).unbind(-2)
-    error = ((plus + minus - (plus - minus).square()) * n / shots).sqrt()
+    return torch.stack((n**-0.5 + u, n**-0.5 - u), -2).square() / 4
+
+
+def signed(test: Tensor, shots: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The estimates sqrt(N) (p(0, i) - p(1, i)) from the outcomes of such tests, and standard errors, (*batch, N, K).
+
+    ``shots`` are drawn for each column, and the errors are those of the frequencies found; None is without end.
+    """
+    n = test.shape[-1]
+    found = test if shots is None else draw(test.flatten(-2), shots, generator).unflatten(-1, (2, n))
+    plus, minus = found.unbind(-2)
+    error = torch.zeros_like(plus)
+    if shots is not None:
+        error = ((plus + minus - (plus - minus).square()) * n / shots).sqrt()
     return (n**0.5 * (plus - minus)).mT, error.mT
