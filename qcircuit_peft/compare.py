@@ -8,13 +8,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
+import psutil
 from matplotlib.figure import Figure
 
 from qcircuit_peft.ansatz import Ansatz
@@ -27,6 +29,7 @@ FIELDS: tuple[str, ...] = (
 )  # fmt: skip
 _PASSES = {"both": "forward and backward", "forward": "forward"}
 _START = 120.0  # seconds that a process may take to import a simulator
+_PATIENCE = 10.0  # how much longer than the budget one waits, on a machine with much else to do
 
 
 def compare(
@@ -46,10 +49,10 @@ def compare(
     ``columns`` None stands for the whole matrix; ``batch`` is the number of sets of angles at once. Times are medians
     of process time in seconds, with quartiles, of the forward pass and of forward and backward together ("both", None
     for a backend without gradients). ``peak_bytes`` is what the first passes add to the memory of the process (None
-    off Linux), ``agreement`` the largest difference from the native columns. A size that takes more than ``budget``
-    seconds or more memory than is free says so in its ``status``, which is "ok" otherwise; so do the larger sizes,
-    which are not run. ``progress`` is called with every row. Raises ValueError for an unknown backend, or a size or
-    number that is not positive.
+    off Linux; 0 if they fit in what smaller sizes have left). ``agreement`` is the largest difference from the native
+    columns. A size that takes more than ``budget`` seconds of process time or more memory than is free says so in its
+    ``status``, which is "ok" otherwise; so do the larger sizes, which are not run. ``progress`` is called with every
+    row. Raises ValueError for an unknown backend, or a size or number that is not positive.
 
     >>> from qcircuit_peft import load
     >>> [row] = compare(load("simplified_two_design"), [3], backends=["native"], repeats=1)
@@ -110,13 +113,28 @@ class _Worker:
         """The measured part of a row."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps(case) + "\n")
-        try:
-            line = self.lines.get(timeout=_START)
-            if line == "begun\n":
-                line = self.lines.get(timeout=case["budget"])
-        except Empty:
+        line = self._line(_START, _START)
+        if line == "begun\n":
+            line = self._line(case["budget"], _PATIENCE * case["budget"])
+        if line is None:
             return {"status": "over budget"}
         return json.loads(line) if line else {"status": "ended by the system"}
+
+    def _line(self, seconds: float, patience: float) -> str | None:
+        """The next line, "" at the end of the process; None after ``seconds`` of its own time, or of ``patience``."""
+        start, waiting = self._seconds(), time.monotonic()
+        while self._seconds() - start < seconds and time.monotonic() - waiting < patience:
+            try:
+                return self.lines.get(timeout=min(0.05, seconds))
+            except Empty:
+                pass
+        return None
+
+    def _seconds(self) -> float:
+        try:
+            return sum(psutil.Process(self.process.pid).cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            return 0.0
 
     def end(self) -> None:
         self.process.kill()
@@ -135,25 +153,27 @@ def write_csv(table: Sequence[Row], path: str | Path) -> None:
 
 
 def plot(table: Sequence[Row], what: str = "both") -> Figure:
-    """Time against the dimension N on logarithmic axes, with quartiles; a cross marks a size that was given up.
+    """Time against the dimension N, log-log, with quartiles; a cross at the top marks a size that was given up.
 
     ``what`` is "both" (forward and backward) or "forward".
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    styles = dict(zip(sorted({row["layers"] for row in table}), ("-", "--", ":", "-."), strict=False))
+    styles = dict(zip(sorted({row["layers"] for row in table}), cycle(("-", "--", ":", "-.")), strict=False))
     colors = {backend: f"C{number}" for number, backend in enumerate(dict.fromkeys(row["backend"] for row in table))}
     for backend, depth in product(colors, styles):
         rows = [row for row in table if (row["backend"], row["layers"]) == (backend, depth)]
-        known = [row for row in rows if row[what] is not None]
-        if not known:
-            continue
-        spread = [[row[what] - row[f"{what}_low"] for row in known], [row[f"{what}_high"] - row[what] for row in known]]
-        n, seconds = [2 ** row["qubits"] for row in known], [row[what] for row in known]
-        label, color = f"{backend}, L = {depth}", colors[backend]
-        axes.errorbar(n, seconds, spread, label=label, color=color, ls=styles[depth], marker="o", ms=3, capsize=2)
         lost = [2 ** row["qubits"] for row in rows if row["status"] != "ok"]
-        axes.plot(lost, [seconds[-1]] * len(lost), color=color, ls="", marker="x")
+        rows = [row for row in rows if row[what] is not None]
+        n, seconds = [2 ** row["qubits"] for row in rows], [row[what] for row in rows]
+        spread = [[row[what] - row[f"{what}_low"] for row in rows], [row[f"{what}_high"] - row[what] for row in rows]]
+        color, style = colors[backend], styles[depth]
+        if rows or lost:
+            label = f"{backend}, L = {depth}"
+            axes.errorbar(
+                n, seconds, spread if rows else None, label=label, color=color, ls=style, marker="o", ms=3, capsize=2
+            )
+        axes.plot(lost, [0.97] * len(lost), "x", color=color, transform=axes.get_xaxis_transform())
     axes.set(xscale="log", yscale="log", xlabel="dimension N", ylabel=f"{_PASSES[what]}, process time (s)")
     axes.legend(fontsize=8)
     return figure

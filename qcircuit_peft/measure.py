@@ -75,7 +75,7 @@ def measured(case: dict[str, Any], begun: Callable[[], None]) -> dict[str, Any]:
     """The measured part of a row of ``compare``; calls ``begun`` when everything is imported."""
     differentiates = _differentiates(case)
     begun()
-    start = time.monotonic()
+    start = time.process_time()
     forward, both = _passes(case, case["qubits"], case["columns"])
     gc.collect()
     before = _memory()
@@ -83,13 +83,13 @@ def measured(case: dict[str, Any], begun: Callable[[], None]) -> dict[str, Any]:
     if differentiates:
         times["both"] = [_seconds(both)]
     after = _memory()
-    once = time.monotonic() - start
+    once = time.process_time() - start
     for turn in range(case["repeats"]):
-        if time.monotonic() - start + once > case["budget"] / 2:
+        if time.process_time() - start + once > case["budget"] / 2:
             break
         for name, run in (("forward", forward), ("both", both))[: len(times)]:
             times[name] = ([] if turn == 0 else times[name]) + [_seconds(run)]
-    row = {"status": "ok", "peak_bytes": after[1] - before[0] if before and after else None}
+    row = {"status": "ok", "peak_bytes": max(0, after[1] - before[0]) if before and after else None}
     for name, seconds in times.items():
         row |= _spread(name, seconds)
     native, _ = _passes(case | {"backend": "native"}, case["qubits"], case["columns"])

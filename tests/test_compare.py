@@ -103,6 +103,9 @@ def test_a_table_is_written_as_csv_and_drawn(table, tmp_path):
     crosses = [line for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
     assert [list(line.get_xdata()) for line in crosses] == [[32]]
     assert len(plot(table, "forward").axes[0].get_legend().get_texts()) == 6
+    alone = plot([lost | {"layers": layers} for layers in range(6)]).axes[0]  # nothing but sizes that were given up
+    assert len(alone.get_legend().get_texts()) == 6
+    assert sum(line.get_marker() == "x" and len(line.get_xdata()) for line in alone.lines) == 6
 
 
 @pytest.mark.parametrize(
