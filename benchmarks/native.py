@@ -7,6 +7,7 @@ Forward and backward with respect to all angles, simplified two-design, float32,
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from _timing import Dispatched, in_fresh_process, medians, memory  # first: it sets the number of threads
@@ -38,9 +39,25 @@ def pennylane(q: int, layers: int, k: int) -> Columns:
     return lambda angles: state(angles[:q], angles[q:].reshape(layers, q - 1, 2)).T
 
 
+def torchquantum(q: int, layers: int, k: int) -> Columns:
+    """TorchQuantum's gates on its ``QuantumDevice``, all columns in one batch."""
+    import_module("qcircuit_peft.backends.torchquantum")
+    circuit = two_design(q, layers)
+    return lambda angles: columns(circuit, angles, k, backend="torchquantum")
+
+
 # Other simulators by their name in the table: (qubits, layers, columns) -> a function of one angle vector. One that is
 # not installed is left out.
-PEERS: dict[str, Callable[[int, int, int], Columns]] = {"PennyLane": pennylane}
+PEERS: dict[str, Callable[[int, int, int], Columns]] = {"PennyLane": pennylane, "TorchQuantum": torchquantum}
+
+# What they are measured on, L = 1: columns (None is the whole matrix), qubits, our factors at once, the least ratio by
+# peer, repeats, warm-ups.
+PEER_RUNS = (
+    (None, 10, None, {"PennyLane": 100, "TorchQuantum": 30}, 7, 1),
+    (None, 12, None, {"TorchQuantum": 60}, 1, 0),
+    (8, 12, None, {"PennyLane": 12, "TorchQuantum": 6}, 50, 2),
+    (8, 12, 24, {"PennyLane": 40, "TorchQuantum": 20}, 50, 2),
+)
 
 
 def step(
@@ -69,14 +86,12 @@ def peak_bytes(q: int, layers: int) -> int:
     return memory()[1] - before
 
 
-def peers(q: int, layers: int, k: int) -> dict[str, Columns]:
-    found = {}
-    for name, make in PEERS.items():
-        try:
-            found[name] = make(q, layers, k)
-        except ModuleNotFoundError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
-    return found
+def peer(name: str, q: int, layers: int, k: int) -> Columns | None:
+    try:
+        return PEERS[name](q, layers, k)
+    except ModuleNotFoundError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+        return None
 
 
 def milliseconds(seconds: float) -> str:
@@ -106,21 +121,20 @@ def main(quick: bool) -> None:
         table.add_row(what, "<= 6", measured, f"{took['ours'] / took['clone']:.2f}")
     table.add_section()
 
-    circuit = two_design(10, 1)
-    for name, run in peers(10, 1, circuit.dim).items():
-        runs = {"ours": step(circuit, circuit.dim), "theirs": step(circuit, circuit.dim, columns_of=run)}
-        took = medians(runs, 1 if quick else 7, 1)
-        measured = f"{milliseconds(took['theirs'])} / {milliseconds(took['ours'])}"
-        what = f"full matrix, q=10, L=1: {name} / ours"
-        table.add_row(what, ">= 100", measured, f"{took['theirs'] / took['ours']:.0f}")
-
-    circuit = two_design(12, 1)
-    for name, run in peers(12, 1, 8).items():
-        runs = {"ours": step(circuit, 8, 24), "theirs": step(circuit, 8, columns_of=run)}
-        took = medians(runs, 5 if quick else 50)
-        measured = f"{milliseconds(took['theirs'])} / {milliseconds(took['ours'] / 24)}"
-        what = f"8 columns, q=12, L=1, 24 factors: {name} / ours, per factor"
-        table.add_row(what, ">= 40", measured, f"{24 * took['theirs'] / took['ours']:.0f}")
+    for k, q, factors, least, repeats, warmups in PEER_RUNS:
+        circuit = two_design(q, 1)
+        k = k or circuit.dim
+        for name, target in least.items():
+            run = peer(name, q, 1, k)
+            if run is None or (quick and q == 12 and k == circuit.dim):
+                continue
+            runs = {"ours": step(circuit, k, factors), "theirs": step(circuit, k, columns_of=run)}
+            took = medians(runs, min(repeats, 5) if quick else repeats, warmups)
+            ours = took["ours"] / (factors or 1)
+            what = f"{'full matrix' if k == circuit.dim else f'{k} columns'}, q={q}, L=1: {name} / ours"
+            what += f", {factors} factors, per factor" if factors else ""
+            measured = f"{milliseconds(took['theirs'])} / {milliseconds(ours)}"
+            table.add_row(what, f">= {target}", measured, f"{took['theirs'] / ours:.0f}")
     table.add_section()
 
     for layers in (1, 2) if quick else (1, 2, 3, 4):

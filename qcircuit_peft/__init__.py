@@ -1,7 +1,8 @@
 """Adapt pretrained models with parameterized quantum circuits."""
 
 from qcircuit_peft.ansatz import Ansatz, Step, load
-from qcircuit_peft.backends import apply, columns, matrix, state
+from qcircuit_peft.backends import apply, columns, density, estimated_columns, matrix, probabilities, state
+from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.tuner import QCircuitConfig, QCircuitModel, circuits, parameter_count
 
@@ -9,6 +10,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Ansatz",
     "Circuit",
+    "Noise",
     "Op",
     "QCircuitConfig",
     "QCircuitModel",
@@ -16,8 +18,11 @@ __all__ = [
     "apply",
     "circuits",
     "columns",
+    "density",
+    "estimated_columns",
     "load",
     "matrix",
     "parameter_count",
+    "probabilities",
     "state",
 ]

@@ -1,12 +1,15 @@
-"""The ``qcircuit-peft`` command: look at circuits and export them."""
+"""The ``qcircuit-peft`` command: look at circuits, export them, and compare backends on them."""
 
+from itertools import product
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
+from qcircuit_peft import compare as comparison
 from qcircuit_peft.ansatz import Ansatz, load, names
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.drawing import draw as draw_text
@@ -98,6 +101,76 @@ def qasm(
         print(to_qasm(circuit, angles, version=version), end="")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _numbers(text: str) -> list[int]:
+    """The whole numbers of a list such as "1,2,4", or of a range with both ends such as "4:12" or "4:12:2"."""
+    try:
+        if ":" not in text:
+            return [int(part) for part in text.split(",")]
+        first, last, step = (*map(int, text.split(":")), 1)[:3]
+        numbers = list(range(first, last + 1, step))
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise typer.BadParameter(f"wanted numbers such as 1,2,4 or a range such as 4:12, got {text!r}")
+    return numbers
+
+
+@app.command()
+def compare(
+    source: Source,
+    qubits: Annotated[str, typer.Option(help="numbers of qubits: 4,8 or 4:12, with both ends")] = "4:10:2",
+    layers: Annotated[str, typer.Option(help="numbers of layers L: 1,2,4")] = "1",
+    columns: Annotated[int, typer.Option(help="number of columns of the matrix")] = 8,
+    full: Annotated[bool, typer.Option("--full", help="the whole matrix instead")] = False,
+    batch: Annotated[int, typer.Option(help="number of circuits at once")] = 1,
+    backends: Annotated[
+        str, typer.Option(help="names, and PennyLane's devices: native,pennylane:lightning.qubit")
+    ] = "native,pennylane,torchquantum",
+    repeats: Annotated[int, typer.Option(help="number of timed runs of each size")] = 7,
+    budget: Annotated[float, typer.Option(help="seconds that one size of one backend may take")] = 10.0,
+    csv: Annotated[str | None, typer.Option(help="write the table to this file")] = None,
+    plot: Annotated[str | None, typer.Option(help="write a log-log picture of the times (PNG, PDF or SVG)")] = None,
+) -> None:
+    """Compare backends: agreement with native, process time on one thread, memory."""
+    ansatz, names = _load(source), backends.split(",")
+    sizes = _numbers(qubits), _numbers(layers)
+    settings = {"columns": None if full else columns, "batch": batch, "repeats": repeats, "budget": budget}
+    try:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("measuring", total=len(names) * len(set(product(*sizes))))
+            table = comparison.compare(
+                ansatz, *sizes, backends=names, progress=lambda row: bar.advance(task), **settings
+            )
+    except (ValueError, ImportError) as error:
+        raise typer.BadParameter(str(error)) from None
+    console.print(_compared(table, f"{ansatz.name}, {'whole matrix' if full else f'first {columns} columns'}"))
+    try:
+        if csv:
+            comparison.write_csv(table, csv)
+        if plot:
+            comparison.plot(table).savefig(plot, dpi=150)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"the result cannot be written: {error}") from None
+
+
+def _compared(rows: list[comparison.Row], title: str) -> Table:
+    table = Table(title=f"{title}, {rows[0]['batch']} at once, float32, one thread, medians of process time")
+    for name in ("backend", "qubits", "L", "forward", "and backward", "times native", "memory", "agrees to"):
+        table.add_column(name, justify="left" if name == "backend" else "right")
+    native = {(row["qubits"], row["layers"]): row["both"] for row in rows if row["backend"] == "native"}
+    for row in rows:
+        start = row["backend"], str(row["qubits"]), str(row["layers"])
+        if row["status"] != "ok":
+            table.add_row(*start, row["status"])
+            continue
+        mine = native.get((row["qubits"], row["layers"]))
+        forward, both = (f"{1000 * t:,.3g} ms" if (t := row[what]) else "-" for what in ("forward", "both"))
+        ratio = f"{row['both'] / mine:.3g}" if mine and row["both"] else "-"
+        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.1f} MiB"
+        table.add_row(*start, forward, both, ratio, memory, f"{row['agreement']:.0e}")
+    return table
 
 
 if __name__ == "__main__":

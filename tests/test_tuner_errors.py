@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
         ({"dropout": 1.0}, "dropout is a probability of at least 0 and below 1, got 1.0"),
         ({"frame": "lie_"}, "frame is one of circuit.*, got 'lie_'"),
         ({"factorization": 3}, "factorization is one of svd.*, got 3"),
-        ({"backend": "nativ"}, "backend is one of native.*, got 'nativ'"),
+        ({"backend": "nativ"}, "unknown backend 'nativ'; did you mean one of native"),
         ({"width": "crop"}, "width is one of auto, qudit, shannon, got 'crop'"),
         ({"init": "ones"}, "init is one of uniform, normal, zeros, got 'ones'"),
         ({"bias": "lora_only"}, "bias is one of none, all, qcircuit_only, got 'lora_only'"),

@@ -1,24 +1,64 @@
-"""The one door to every backend: ``columns``, ``matrix``, ``state`` and ``apply``, checked here once."""
+"""The one door to every backend, where what comes in is checked once: exact columns, and what shots tell of them."""
 
 from collections.abc import Callable
+from importlib import import_module
+from math import prod
 from types import ModuleType
 
+import psutil
 import torch
 from torch import Tensor
 
 from qcircuit_peft.backends import native
+from qcircuit_peft.backends.noise import Noise, read
+from qcircuit_peft.backends.noise import density as native_density
+from qcircuit_peft.backends.noise import interference as noisy_interference
+from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, signed
+from qcircuit_peft.backends.simulator import check_qubits, simulate
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.gates import did_you_mean
 
+_SMALL = 1 << 28  # bytes for which there is memory, without asking the system
+
+
+def _simulator(name: str, install: str) -> Callable[[], ModuleType]:
+    def load() -> ModuleType:
+        try:
+            return import_module(f"qcircuit_peft.backends.{name}")
+        except ModuleNotFoundError as error:
+            message = (
+                f"backend {name!r} needs {str(error.name).partition('.')[0]}, which is not installed; run: {install}"
+            )
+            raise ModuleNotFoundError(message, name=error.name) from error
+
+    return load
+
+
 # A backend is a module with ``apply(circuit, angles, x)`` and ``columns(circuit, angles, k)``, imported when asked for.
-BACKENDS: dict[str, Callable[[], ModuleType]] = {"native": lambda: native}
+# One that has several devices names the usual one in ``DEFAULT_DEVICE`` and takes another as a last argument.
+# One that draws shots itself has ``frequencies(circuit, angles, shots, seed)``, (B, P) -> (B, N), and one that knows
+# noise ``density(circuit, angles, noise)``, (B, P) -> (B, N, N).
+BACKENDS: dict[str, Callable[[], ModuleType]] = {
+    "native": lambda: native,
+    "pennylane": _simulator("pennylane", "pip install 'qcircuit-peft[pennylane]'"),
+    "torchquantum": _simulator("torchquantum", "pip install --no-deps torchquantum==0.1.8"),
+    "qiskit": _simulator("qiskit", "pip install 'qcircuit-peft[qiskit]'"),
+}
 
 
-def backend_module(name: str) -> ModuleType:
-    """The module of a backend; raises ValueError for a name that is not in ``BACKENDS``."""
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; {did_you_mean(name, BACKENDS)}")
-    return BACKENDS[name]()
+def backend_module(name: str) -> tuple[ModuleType, tuple[str, ...]]:
+    """The module of a backend, and the device in its name, if there is one: "pennylane:lightning.qubit".
+
+    Raises ValueError for a name that is not in ``BACKENDS`` or a device where there are none, ModuleNotFoundError
+    with the command to install a missing package.
+    """
+    base, colon, device = str(name).partition(":")
+    if base not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; {did_you_mean(base, BACKENDS)}")
+    module = BACKENDS[base]()
+    if colon and not hasattr(module, "DEFAULT_DEVICE"):
+        raise ValueError(f"backend {base!r} has no devices to choose from, got {name!r}; 'pennylane:NAME' has")
+    return module, (device,) if colon else ()
 
 
 def _check(circuit: Circuit, angles: Tensor) -> None:
@@ -31,6 +71,26 @@ def _check(circuit: Circuit, angles: Tensor) -> None:
         raise ValueError(f"angles are a float32 or float64 tensor, got {found}")
     if angles.ndim < 1 or angles.shape[-1] != circuit.n_angles:
         raise ValueError(f"angles have shape (*batch, {circuit.n_angles}) for this circuit, got {tuple(angles.shape)}")
+
+
+def _check_columns(circuit: Circuit, k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= circuit.dim:
+        raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
+
+
+def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: int) -> None:
+    """Raise ValueError if the result alone is larger than the free memory."""
+    needed = prod(batch) * circuit.dim * k * angles.element_size() * (1 if circuit.is_real else 2)
+    if needed <= _SMALL or angles.device.type not in ("cpu", "cuda"):
+        return
+    on_cpu = angles.device.type == "cpu"
+    free = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info(angles.device)[0]
+    if needed > free:
+        shape = " x ".join(map(str, (*batch, circuit.dim, k)))
+        raise ValueError(
+            f"the result, {shape}, takes {needed:,} bytes, but {free:,} are free on {angles.device}; "
+            "ask for fewer columns or wires"
+        )
 
 
 def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native") -> Tensor:
@@ -46,9 +106,10 @@ def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native"
     torch.Size([24, 96, 8])
     """
     _check(circuit, angles)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= circuit.dim:
-        raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
-    return backend_module(backend).columns(circuit, angles, k)
+    _check_columns(circuit, k)
+    module, device = backend_module(backend)
+    _check_memory(circuit, angles, angles.shape[:-1], k)
+    return module.columns(circuit, angles, k, *device)
 
 
 def matrix(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tensor:
@@ -56,9 +117,129 @@ def matrix(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tens
     return columns(circuit, angles, circuit.dim, backend=backend)
 
 
-def state(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tensor:
-    """The statevector U|0...0>, (*batch, N). Raises ValueError as ``columns`` does."""
+def state(
+    circuit: Circuit,
+    angles: Tensor,
+    *,
+    shots: int | None = None,
+    generator: torch.Generator | None = None,
+    backend: str = "native",
+) -> Tensor:
+    """The statevector U|0...0>, (*batch, N); with ``shots``, what can be measured of it: ``probabilities``.
+
+    Raises ValueError as ``columns`` and ``probabilities`` do.
+    """
+    if shots is not None:
+        return probabilities(circuit, angles, shots=shots, generator=generator, backend=backend)
     return columns(circuit, angles, 1, backend=backend)[..., 0]
+
+
+def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "native") -> Tensor:
+    """The density matrix after the noisy circuit on |0...0>, (*batch, N, N), without the readout error.
+
+    "native" is differentiable; "pennylane" (``default.mixed``) and "qiskit" (Aer) run forward only. N^2 numbers a row
+    of angles limit the number of qubits. Raises ValueError as ``columns`` does, for a wire that is not a qubit, for a
+    backend without noise, or if a gradient is asked of one that has none.
+
+    >>> import torch
+    >>> from qcircuit_peft import Circuit, Op
+    >>> density(Circuit((2,), [Op("X", (0,))]), torch.zeros(0), Noise(amplitude_damping=0.25))
+    tensor([[0.2500, 0.0000],
+            [0.0000, 0.7500]])
+    """
+    _check(circuit, angles)
+    if not isinstance(noise, Noise):
+        raise ValueError(f"noise is a Noise, got {type(noise).__name__}")
+    module, device = backend_module(backend)
+    if device or (module is not native and not hasattr(module, "density")):
+        raise ValueError(f"backend {backend!r} has no noise; 'native', 'pennylane' and 'qiskit' have")
+    _check_memory(circuit, angles, angles.shape[:-1], circuit.dim)
+    if module is native:
+        return native_density(circuit, angles, noise)
+
+    def run(circuit: Circuit, rows: Tensor, _: Tensor) -> Tensor:
+        return module.density(circuit, rows, noise)
+
+    everywhere = angles.new_zeros(circuit.dim, circuit.dim)
+    return simulate(run, backend, circuit, angles, everywhere, gradients=False)
+
+
+def probabilities(
+    circuit: Circuit,
+    angles: Tensor,
+    *,
+    shots: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Noise | None = None,
+    backend: str = "native",
+) -> Tensor:
+    """The probabilities |<i|U|0...0>|^2 of the basis states, (*batch, N), real; estimated if ``shots`` is given.
+
+    With ``noise`` they are those of ``density``, read with its readout error. PennyLane and Qiskit's Aer draw shots
+    without noise themselves, seeded from ``generator``; all others are drawn here. The gradient is the backend's, or
+    with shots the parameter-shift rule with as many shots at every shifted angle. Raises ValueError as ``columns`` and
+    ``density`` do, for shots below 1, or for a gradient with shots of a wire that is not a qubit.
+
+    >>> import torch
+    >>> from qcircuit_peft import Circuit, Op
+    >>> coin = Circuit((2,), [Op("H", (0,))])
+    >>> probabilities(coin, torch.zeros(0), shots=100, generator=torch.Generator().manual_seed(0)).sum()
+    tensor(1.)
+    """
+    _check(circuit, angles)
+    if shots is None:
+        if noise is None:
+            return state(circuit, angles, backend=backend).abs().square()
+        return read(density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real, noise.readout)
+    check_shots(shots, generator)
+    module, device = backend_module(backend)
+    _check_memory(circuit, angles, angles.shape[:-1], 1)
+
+    def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
+        if noise is None and len(rows) and hasattr(module, "frequencies"):
+            check_qubits(circuit.dims, backend)
+            seed = int(torch.randint(1 << 31, (), generator=generator))
+            return module.frequencies(circuit, rows, shots, seed, *device).to(rows)
+        return draw(probabilities(circuit, rows, noise=noise, backend=backend), shots, generator)
+
+    return differentiable(circuit, frequencies, angles)
+
+
+def estimated_columns(
+    circuit: Circuit,
+    angles: Tensor,
+    k: int,
+    *,
+    shots: int | None,
+    generator: torch.Generator | None = None,
+    noise: Noise | None = None,
+    backend: str = "native",
+) -> tuple[Tensor, Tensor]:
+    """The first ``k`` columns with their signs as a Hadamard test finds them, and the standard errors, (*batch, N, k).
+
+    ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
+    noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots) on average. ``noise`` needs "native" and
+    qubits. Raises ValueError as ``columns`` does, for a complex circuit, or for shots below 1.
+
+    >>> import torch
+    >>> from qcircuit_peft import load
+    >>> circuit = load("simplified_two_design").circuit(qubits=3)
+    >>> found, error = estimated_columns(circuit, torch.zeros(circuit.n_angles), 1, shots=10_000)
+    >>> bool((found[:, 0] - torch.eye(8)[0]).abs().max() < 0.1)
+    True
+    """
+    _check(circuit, angles)
+    _check_columns(circuit, k)
+    if shots is not None:
+        check_shots(shots, generator)
+    if not circuit.is_real:
+        raise ValueError("signs are estimated for real circuits only, but this one has complex gates")
+    if noise is None:
+        return signed(interference(columns(circuit, angles, k, backend=backend)), shots, generator)
+    if backend != "native":
+        raise ValueError(f"columns under noise are estimated by 'native', got backend {backend!r}")
+    _check_memory(circuit, angles, (*angles.shape[:-1], k), circuit.dim)
+    return signed(noisy_interference(circuit, angles.detach(), k, noise), shots, generator)
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native") -> Tensor:
@@ -76,10 +257,12 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x has shape (*batch, {circuit.dim}, K) for this circuit, got {found}")
     try:
-        torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
+        batch = torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
     except RuntimeError:
         found = f"{tuple(angles.shape[:-1])} and {tuple(x.shape[:-2])}"
         raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
     if x.dtype in (torch.float64, torch.complex128):
         angles = angles.double()
-    return backend_module(backend).apply(circuit, angles, x)
+    module, device = backend_module(backend)
+    _check_memory(circuit, angles, batch, x.shape[-1])
+    return module.apply(circuit, angles, x, *device)

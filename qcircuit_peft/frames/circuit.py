@@ -10,6 +10,8 @@ from torch import Tensor
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, wire_dims
+from qcircuit_peft.backends import native
+from qcircuit_peft.backends.simulator import check_qubits
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
 from qcircuit_peft.gates import GATES
@@ -91,7 +93,8 @@ class CircuitFrame:
 
     ``width`` says how an n that is not a power of two is reached: "qudit" puts its odd primes on wires of their own,
     "shannon" is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters (``choose_width``).
-    Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, or a width that does not suit.
+    Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, or a width that does not suit
+    the ansatz or the backend.
     Source: Quantum-PEFT (arXiv 2503.05431), Eqs. (2) and (4); the wires of other dimensions are ours.
 
     >>> import torch
@@ -118,7 +121,7 @@ class CircuitFrame:
                 raise ValueError(f"frame: {name} is a whole number, {low}{above}, got {value!r}")
         if self.width not in WIDTHS:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")
-        backends.backend_module(self.backend)
+        backend, _ = backends.backend_module(self.backend)
         check_real(self.ansatz)
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
@@ -133,6 +136,8 @@ class CircuitFrame:
                     f"a frame has at most {_MAX_ANGLES} angles, but width {self.n} on qudit wires takes {count}; "
                     f"width='shannon' takes {shannon.n_parameters(self.n, self.ansatz, self.layers)}"
                 )
+            if backend is not native:
+                check_qubits(wire_dims(self.n), self.backend)
 
     def __hash__(self) -> int:
         return self._hash

@@ -40,7 +40,7 @@ class QCircuitConfig(PeftConfig):
     r, alpha, rank_pattern, alpha_pattern: rank and scaling, for all modules and by module name, as in LoRA. Unlike
         there, r costs one number per adapted module.
     dropout: probability of zeroing an input of the update while training.
-    frame, factorization: names in ``FRAMES`` and ``FACTORIZATIONS``. backend: a name in ``BACKENDS``.
+    frame, factorization: names in ``FRAMES`` and ``FACTORIZATIONS``. backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
     seed: fixes the initial angles of every module whatever the global random state; None draws from that state.
@@ -93,8 +93,9 @@ class QCircuitConfig(PeftConfig):
         _number("alpha", self.alpha)
         if not 0 <= _number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
-        for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS), ("backend", backends.BACKENDS)):
+        for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
             _one_of(name, getattr(self, name), table)
+        backends.backend_module(self.backend)
         _one_of("width", self.width, WIDTHS)
         _one_of("init", self.init, INITS)
         _one_of("bias", self.bias, _BIAS)

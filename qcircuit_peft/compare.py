@@ -1,0 +1,179 @@
+"""Backends beside each other on one family of circuits: agreement, process time, memory.
+
+Every backend runs in a process of its own, on one thread, so that it can be ended and cannot disturb the others.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle, product
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+
+import psutil
+from matplotlib.figure import Figure
+
+from qcircuit_peft.ansatz import Ansatz
+from qcircuit_peft.backends import backend_module
+
+Row = dict[str, Any]
+FIELDS: tuple[str, ...] = (
+    "backend", "qubits", "layers", "columns", "batch", "status", "agreement", "peak_bytes",
+    "forward", "forward_low", "forward_high", "both", "both_low", "both_high",
+)  # fmt: skip
+_PASSES = {"both": "forward and backward", "forward": "forward"}
+_START = 120.0  # seconds that a process may take to import a simulator
+_PATIENCE = 10.0  # how much longer than the budget one waits, on a machine with much else to do
+
+
+def compare(
+    ansatz: Ansatz,
+    qubits: Iterable[int],
+    layers: Iterable[int] = (1,),
+    *,
+    columns: int | None = 8,
+    batch: int = 1,
+    backends: Sequence[str] = ("native", "pennylane", "torchquantum"),
+    repeats: int = 7,
+    budget: float = 10.0,
+    progress: Callable[[Row], object] = lambda row: None,
+) -> list[Row]:
+    """A plain table, one dict for each backend and size, with the keys ``FIELDS``; angles are float32 and uniform.
+
+    ``columns`` None stands for the whole matrix; ``batch`` is the number of sets of angles at once. Times are medians
+    of process time in seconds, with quartiles, of the forward pass and of forward and backward together ("both", None
+    for a backend without gradients). ``peak_bytes`` is what the first passes add to the memory of the process (None
+    off Linux; 0 if they fit in what smaller sizes have left). ``agreement`` is the largest difference from the native
+    columns. A size that takes more than ``budget`` seconds of process time or more memory than is free says so in its
+    ``status``, which is "ok" otherwise; so do the larger sizes, which are not run. ``progress`` is called with every
+    row. Raises ValueError for an unknown backend, or a size or number that is not positive.
+
+    >>> from qcircuit_peft import load
+    >>> [row] = compare(load("simplified_two_design"), [3], backends=["native"], repeats=1)
+    >>> row["status"], row["columns"], row["agreement"]
+    ('ok', 8, 0.0)
+    """
+    sizes = sorted(set(product(qubits, layers)))
+    numbers = {"columns": 1 if columns is None else columns, "batch": batch, "repeats": repeats, "budget": budget}
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"compare: {name} is a positive number, got {value!r}")
+    for backend in backends:
+        backend_module(backend)
+    for q, depth in sizes:
+        ansatz.circuit(qubits=q, layers=depth)
+    table: list[Row] = []
+    for backend in backends:
+        failed: list[Row] = []
+        worker = None
+        for q, depth in sizes:
+            k = 2**q if columns is None else min(columns, 2**q)
+            row: Row = dict.fromkeys(FIELDS) | dict(zip(FIELDS, (backend, q, depth, k, batch), strict=False))
+            smaller = [old for old in failed if q >= old["qubits"] and depth >= old["layers"]]
+            if smaller:
+                row["status"] = smaller[0]["status"]
+            else:
+                worker = worker or _Worker()
+                row |= worker.ask(row | {"ansatz": ansatz.to_dict(), "repeats": repeats, "budget": budget})
+                if row["status"] != "ok":
+                    failed.append(row)
+                    worker = worker.end()
+            table.append(row)
+            progress(row)
+        if worker:
+            worker.end()
+    return table
+
+
+class _Worker:
+    """A process of ``qcircuit_peft.measure``, which measures one case after another."""
+
+    def __init__(self) -> None:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "qcircuit_peft.measure"],
+            env=os.environ | threads, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        self.lines: Queue[str] = Queue()
+        Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("")  # the process has ended
+
+    def ask(self, case: Row) -> Row:
+        """The measured part of a row."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(case) + "\n")
+        line = self._line(_START, _START)
+        if line == "begun\n":
+            line = self._line(case["budget"], _PATIENCE * case["budget"])
+        if line is None:
+            return {"status": "over budget"}
+        return json.loads(line) if line else {"status": "ended by the system"}
+
+    def _line(self, seconds: float, patience: float) -> str | None:
+        """The next line, "" at the end of the process; None after ``seconds`` of its own time, or of ``patience``."""
+        start, waiting = self._seconds(), time.monotonic()
+        while self._seconds() - start < seconds and time.monotonic() - waiting < patience:
+            try:
+                return self.lines.get(timeout=min(0.05, seconds))
+            except Empty:
+                pass
+        return None
+
+    def _seconds(self) -> float:
+        try:
+            return sum(psutil.Process(self.process.pid).cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            return 0.0
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream
+            stream.close()
+
+
+def write_csv(table: Sequence[Row], path: str | Path) -> None:
+    """Write a table as CSV, with a line of headings; what is None stays empty."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def plot(table: Sequence[Row], what: str = "both") -> Figure:
+    """Time against the dimension N, log-log, with quartiles; a cross at the top marks a size that was given up.
+
+    ``what`` is "both" (forward and backward) or "forward".
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    styles = dict(zip(sorted({row["layers"] for row in table}), cycle(("-", "--", ":", "-.")), strict=False))
+    colors = {backend: f"C{number}" for number, backend in enumerate(dict.fromkeys(row["backend"] for row in table))}
+    for backend, depth in product(colors, styles):
+        rows = [row for row in table if (row["backend"], row["layers"]) == (backend, depth)]
+        lost = [2 ** row["qubits"] for row in rows if row["status"] != "ok"]
+        rows = [row for row in rows if row[what] is not None]
+        n, seconds = [2 ** row["qubits"] for row in rows], [row[what] for row in rows]
+        spread = [[row[what] - row[f"{what}_low"] for row in rows], [row[f"{what}_high"] - row[what] for row in rows]]
+        color, style = colors[backend], styles[depth]
+        if rows or lost:
+            label = f"{backend}, L = {depth}"
+            axes.errorbar(
+                n, seconds, spread if rows else None, label=label, color=color, ls=style, marker="o", ms=3, capsize=2
+            )
+        axes.plot(lost, [0.97] * len(lost), "x", color=color, transform=axes.get_xaxis_transform())
+    axes.set(xscale="log", yscale="log", xlabel="dimension N", ylabel=f"{_PASSES[what]}, process time (s)")
+    axes.legend(fontsize=8)
+    return figure

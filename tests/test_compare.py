@@ -1,0 +1,158 @@
+"""The comparison of backends: what a row says, and that a backend which takes too much is shown as such."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from qcircuit_peft import compare as comparison
+from qcircuit_peft import load, measure
+from qcircuit_peft.cli import app
+from qcircuit_peft.compare import FIELDS, compare, plot, write_csv
+
+FAMILY = load("simplified_two_design")
+
+
+@pytest.fixture(scope="module")
+def table():
+    seen = []
+    found = compare(
+        FAMILY, [4, 3], [1, 2], columns=8, batch=2, backends=["native", "torchquantum", "qiskit"], repeats=3,
+        progress=seen.append,
+    )  # fmt: skip
+    assert seen == found
+    return found
+
+
+def test_a_table_has_every_backend_and_size_once_and_in_order(table):
+    sizes = [
+        (backend, q, layers) for backend in ("native", "torchquantum", "qiskit") for q in (3, 4) for layers in (1, 2)
+    ]
+    assert [(row["backend"], row["qubits"], row["layers"]) for row in table] == sizes
+    assert all(tuple(row) == FIELDS and row["status"] == "ok" and row["batch"] == 2 for row in table)
+
+
+def test_times_are_positive_and_within_their_quartiles(table):
+    for row in table:
+        kinds = ["forward"] if row["backend"] == "qiskit" else ["forward", "both"]
+        for kind in kinds:
+            assert 0 < row[f"{kind}_low"] <= row[kind] <= row[f"{kind}_high"] < 5
+        if row["backend"] == "qiskit":
+            assert row["both"] is row["both_low"] is row["both_high"] is None
+        else:
+            assert row["both"] > row["forward"]
+
+
+def test_agreement_is_that_of_float32(table):
+    assert all(row["agreement"] == 0 for row in table if row["backend"] == "native")
+    assert all(0 < row["agreement"] < 1e-5 for row in table if row["backend"] != "native")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
+def test_the_peak_holds_the_result_and_its_copies():
+    [row] = compare(FAMILY, [11], columns=None, backends=["native"], repeats=1)
+    result = 4 * 2**22
+    assert result < row["peak_bytes"] < 6 * result
+
+
+def test_a_size_past_the_budget_is_shown_and_larger_ones_are_not_run(monkeypatch):
+    asked = []
+    ask = comparison._Worker.ask
+    monkeypatch.setattr(comparison._Worker, "ask", lambda self, case: asked.append(case["qubits"]) or ask(self, case))
+    rows = compare(FAMILY, [2, 12, 13], columns=None, backends=["torchquantum"], budget=3, repeats=1)
+    assert [row["status"] for row in rows] == ["ok", "over budget", "over budget"]
+    assert asked == [2, 12]
+
+
+@pytest.mark.parametrize("error, said", [(MemoryError(), "out of memory"), (ValueError("too wide"), "too wide")])
+def test_a_size_past_the_memory_or_refused_says_so(monkeypatch, capsys, error, said):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(measure, "measured", fails)
+    monkeypatch.setattr("sys.stdin", ["{}"])
+    monkeypatch.setattr(measure.psutil.Process, "rlimit", lambda *arguments: None)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back after the test
+    measure.main()
+    assert json.loads(capsys.readouterr().out) == {"status": said}
+
+
+def test_a_process_that_the_system_ends_is_one_row(monkeypatch):
+    worker = comparison._Worker()
+    worker.process.kill()
+    worker.process.wait()
+    monkeypatch.setattr(worker.process.stdin, "write", lambda text: None, raising=False)
+    assert worker.ask({"budget": 1}) == {"status": "ended by the system"}
+    worker.end()
+
+
+def test_a_table_is_written_as_csv_and_drawn(table, tmp_path):
+    lost = dict.fromkeys(FIELDS) | {"backend": "native", "qubits": 5, "layers": 1, "status": "over budget"}
+    write_csv([*table, lost], tmp_path / "t.csv")
+    with open(tmp_path / "t.csv", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == len(table) + 1 and tuple(read[0]) == FIELDS
+    assert float(read[0]["both"]) == table[0]["both"] and read[-1]["both"] == ""
+    [axes] = plot([*table, lost]).axes
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["native, L = 1", "native, L = 2", "torchquantum, L = 1", "torchquantum, L = 2"]
+    crosses = [line for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in crosses] == [[32]]
+    assert len(plot(table, "forward").axes[0].get_legend().get_texts()) == 6
+    alone = plot([lost | {"layers": layers} for layers in range(6)]).axes[0]  # nothing but sizes that were given up
+    assert len(alone.get_legend().get_texts()) == 6
+    assert sum(line.get_marker() == "x" and len(line.get_xdata()) for line in alone.lines) == 6
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"backends": ["nativ"]}, "unknown backend 'nativ'"),
+        ({"columns": 0}, "columns is a positive number, got 0"),
+        ({"budget": 0}, "budget is a positive number, got 0"),
+        ({"qubits": [0]}, "qubits is a whole number >= 1"),
+        ({"layers": [-1]}, "layers is a whole number >= 0"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(monkeypatch, change, said):
+    monkeypatch.setattr(comparison, "_Worker", None)
+    with pytest.raises(ValueError, match=said):
+        compare(FAMILY, **({"qubits": [2]} | change))
+
+
+def test_the_command_prints_writes_and_draws(tmp_path):
+    files = ["--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "t.png")]
+    sizes = ["--qubits", "3:4", "--layers", "1", "--backends", "native,torchquantum", "--repeats", "1"]
+    result = CliRunner().invoke(
+        app, ["compare", "simplified_two_design", *sizes, *files], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    assert "torchquantum" in result.output and "times native" in result.output
+    assert (tmp_path / "t.csv").read_text().count("\n") == 5
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--qubits", "four"], "wanted numbers such as 1,2,4 or a range such as 4:12, got 'four'"),
+        (["--qubits", "8:4"], "got '8:4'"),
+        (["--backends", "nativ"], "unknown backend 'nativ'"),
+        (["--budget", "-1"], "budget is a positive number"),
+    ],
+)
+def test_the_command_refuses_bad_input_in_a_sentence(arguments, said):
+    env = {"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
+    result = CliRunner().invoke(app, ["compare", "simplified_two_design", *arguments], env=env)
+    assert result.exit_code == 2 and said in result.output
+
+
+def test_batches_and_gradients_are_what_is_timed():
+    case = {"ansatz": FAMILY.to_dict(), "layers": 1, "batch": 3, "backend": "native"}
+    forward, both = measure._passes(case, 4, 5)
+    assert forward().shape == (3, 16, 5) and both().shape == (3, 10) and both().abs().min() > 0
+    assert not forward().requires_grad and torch.equal(both(), both())

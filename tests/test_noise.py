@@ -1,0 +1,208 @@
+"""Noise: the native density matrix against Kraus operators written out here, PennyLane's default.mixed and Aer."""
+
+from itertools import product
+
+import numpy as np
+import pennylane as qml
+import pytest
+import reference
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, density, estimated_columns, load, probabilities, state
+from qcircuit_peft.backends import pennylane
+from qcircuit_peft.gates import GATES
+from qcircuit_peft.hardware import evaluate_under_noise
+
+SIMULATORS = ["pennylane", "qiskit"]
+ONE_BY_ONE = [Noise(depolarizing=0.2), Noise(amplitude_damping=0.3), Noise(phase_damping=0.4)]
+ALL = Noise(0.03, 0.05, 0.04, 0.02)
+
+
+def drawn(*shape):
+    return 4 * torch.pi * torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def every_gate():
+    return Circuit((2, 2, 2), [Op(name, (2, 0, 1)[: gate.wires]) for name, gate in GATES.items()])
+
+
+def kraus(noise):
+    """The Kraus operators of the three channels, in time order (Nielsen and Chuang, sec. 8.3)."""
+    p, a, b = noise.depolarizing, noise.amplitude_damping, noise.phase_damping
+    x, y, z = np.array([[0, 1], [1, 0]]), np.array([[0, -1j], [1j, 0]]), np.diag([1, -1])
+    return [
+        [np.sqrt(1 - p) * np.eye(2), *(np.sqrt(p / 3) * pauli for pauli in (x, y, z))],
+        [np.diag([1, np.sqrt(1 - a)]), np.array([[0, np.sqrt(a)], [0, 0]])],
+        [np.diag([1, np.sqrt(1 - b)]), np.diag([0, np.sqrt(b)])],
+    ]
+
+
+def written_out(circuit, angles, noise):
+    rho = np.zeros((circuit.dim, circuit.dim), dtype=complex)
+    rho[0, 0] = 1
+    for op in circuit.ops:
+        u = reference.embed(reference._op_matrix(circuit, op, angles), circuit.dims, op.wires)
+        rho = u @ rho @ u.conj().T
+        for wire, channel in product(op.wires, kraus(noise)):
+            operators = [reference.embed(k, circuit.dims, (wire,)) for k in channel]
+            rho = sum(k @ rho @ k.conj().T for k in operators)
+    return torch.from_numpy(rho)
+
+
+@pytest.mark.parametrize("noise", [*ONE_BY_ONE, ALL, Noise(1.0, 1.0, 1.0), Noise()])
+@pytest.mark.parametrize("backend", ["native", *SIMULATORS])
+def test_density_matrices_are_those_of_the_kraus_operators(backend, noise):
+    circuit = every_gate()
+    angles = drawn(2, circuit.n_angles)
+    found = density(circuit, angles, noise, backend=backend)
+    assert found.shape == (2, 8, 8)
+    for row in range(2):
+        assert (found[row] - written_out(circuit, angles[row], noise)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("backend", SIMULATORS)
+@pytest.mark.parametrize("q, layers", [(2, 3), (4, 2), (6, 1)])
+def test_the_native_density_matrix_agrees_with_the_simulators(backend, q, layers):
+    circuit = load("simplified_two_design").circuit(qubits=q, layers=layers)
+    angles = drawn(circuit.n_angles)
+    ours = density(circuit, angles, ALL)
+    theirs = density(circuit, angles, ALL, backend=backend)
+    assert not ours.is_complex() and (ours - theirs).abs().max() < 1e-10
+    assert ours.square().sum() < 0.9 and abs(ours.trace() - 1) < 1e-12
+
+
+def test_without_noise_it_is_the_pure_state():
+    circuit = every_gate()
+    angles = drawn(circuit.n_angles)
+    psi = state(circuit, angles)
+    assert (density(circuit, angles, Noise()) - psi[:, None] * psi.conj()).abs().max() < 1e-12
+
+
+def test_the_native_density_matrix_is_differentiable():
+    circuit = load("simplified_two_design").circuit(qubits=2, layers=1)
+    angles = drawn(circuit.n_angles).requires_grad_()
+    assert torch.autograd.gradcheck(lambda angles: density(circuit, angles, ALL), angles)
+
+
+@pytest.mark.parametrize("backend", ["native", *SIMULATORS])
+def test_what_is_read_has_every_bit_flipped_with_the_probability_of_the_readout(backend):
+    circuit = Circuit((2, 2), [Op("X", (0,))])
+    found = probabilities(circuit, drawn(0), noise=Noise(readout=0.1), backend=backend)
+    assert found.tolist() == pytest.approx([0.1 * 0.9, 0.1 * 0.1, 0.9 * 0.9, 0.9 * 0.1])
+
+
+def test_shots_under_noise_are_the_noisy_probabilities_within_five_standard_errors():
+    circuit = every_gate()
+    angles = drawn(circuit.n_angles)
+    p = probabilities(circuit, angles, noise=ALL)
+    found = probabilities(circuit, angles, noise=ALL, shots=20_000, generator=torch.Generator().manual_seed(0))
+    assert ((found - p).abs() <= 5 * (p * (1 - p) / 20_000).sqrt()).all()
+    assert (p - probabilities(circuit, angles)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("noise", [*ONE_BY_ONE, ALL])
+def test_a_hadamard_test_under_noise_is_that_of_pennylane(noise):
+    """With controlled gates, channels after them on the register, and flips of what is read, all PennyLane's."""
+    circuit = load("simplified_two_design").circuit(qubits=2, layers=2)
+    angles = drawn(circuit.n_angles)
+
+    @qml.qnode(qml.device("default.mixed", wires=["control", 0, 1]))
+    def test(column):
+        qml.Hadamard("control")
+        for wire in range(2):
+            qml.ctrl(qml.Hadamard(wire), "control", control_values=0)
+            if column >> (1 - wire) & 1:
+                qml.CNOT(["control", wire])
+        for op, gate in zip(circuit.ops, pennylane.operations(circuit, angles), strict=True):
+            qml.ctrl(gate, "control")
+            for wire in op.wires:
+                qml.DepolarizingChannel(noise.depolarizing, wire)
+                qml.AmplitudeDamping(noise.amplitude_damping, wire)
+                qml.PhaseDamping(noise.phase_damping, wire)
+        qml.Hadamard("control")
+        for wire in ("control", 0, 1):
+            qml.BitFlip(noise.readout, wire)
+        return qml.probs(wires=["control", 0, 1])
+
+    found, error = estimated_columns(circuit, angles.expand(3, -1), 4, shots=None, noise=noise)
+    assert found.shape == (3, 4, 4) and not error.any()
+    for column in range(4):
+        plus, minus = torch.as_tensor(test(column)).reshape(2, 4)
+        torch.testing.assert_close(found[1, :, column], 2 * (plus - minus), rtol=0, atol=1e-10)
+
+
+def adapted(**sizes):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(sizes.get("wide", 16), 8), nn.Linear(8, 8))
+    model = get_peft_model(net, QCircuitConfig(r=3, alpha=3, layers=1, target_modules=["0", "1"]))
+    for name, parameter in model.named_parameters():
+        if "lambda" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def exact_delta(model, index):
+    return model.base_model.model[index].get_delta_weight("default")
+
+
+def test_an_adapter_without_noise_and_with_endless_shots_is_exact():
+    model = adapted()
+    found = evaluate_under_noise(model)
+    assert list(found) == ["base_model.model.0", "base_model.model.1"]
+    for index, perturbed in enumerate(found.values()):
+        torch.testing.assert_close(perturbed.delta, exact_delta(model, index), rtol=0, atol=1e-5)
+        assert perturbed.distance < 1e-5 < perturbed.norm
+        assert perturbed.norm == pytest.approx(float(exact_delta(model, index).norm()), rel=1e-4)
+
+
+def test_the_distance_falls_with_shots_and_grows_with_noise():
+    model = adapted()
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def distance(**settings):
+        found = evaluate_under_noise(model, generator=torch.Generator().manual_seed(0), **settings)
+        for index, perturbed in enumerate(found.values()):
+            apart = (perturbed.delta - exact_delta(model, index)).norm()
+            assert perturbed.distance == pytest.approx(float(apart), abs=1e-5)
+        return sum(perturbed.distance for perturbed in found.values())
+
+    assert distance(shots=100) > 5 * distance(shots=10_000) > 0
+    assert distance(noise=Noise(0.1)) > 2 * distance(noise=Noise(0.01)) > 0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_an_adapter_that_is_not_on_qubits_is_refused():
+    with pytest.raises(ValueError, match=r"model\.0: columns are measured on qubits, .* but a width is 12"):
+        evaluate_under_noise(adapted(wide=12), shots=10)
+    with pytest.raises(ValueError, match="shots is a whole number of at least 1, got 0"):
+        evaluate_under_noise(adapted(), shots=0)
+    with pytest.raises(ValueError, match="columns under noise are estimated by 'native', got backend 'qiskit'"):
+        estimated_columns(Circuit((2,), [Op("RY", (0,))]), drawn(1), 1, shots=1, noise=ALL, backend="qiskit")
+
+
+@pytest.mark.parametrize("name", ["depolarizing", "amplitude_damping", "phase_damping", "readout"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), True, "much"])
+def test_a_probability_outside_0_to_1_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"noise: {name} is a probability from 0 to 1, got {value!r}"):
+        Noise(**{name: value})
+
+
+def test_other_bad_input_is_one_sentence():
+    circuit = Circuit((3, 2), [Op("RY", (0,))])
+    for backend, said in (
+        ("native", "'native with noise' simulates qubits only, but wire 0 has dimension 3"),
+        ("qiskit", "'qiskit' simulates qubits only, but wire 0 has dimension 3"),
+        ("torchquantum", "backend 'torchquantum' has no noise; 'native', 'pennylane' and 'qiskit' have"),
+        ("pennylane:lightning.qubit", "backend 'pennylane:lightning.qubit' has no noise"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            density(circuit, drawn(3), ALL, backend=backend)
+    with pytest.raises(ValueError, match="noise is a Noise, got float"):
+        density(circuit, drawn(3), 0.1)
+    with pytest.raises(ValueError, match="'pennylane' runs forward only"):
+        density(Circuit((2,), [Op("RY", (0,))]), drawn(1).requires_grad_(), ALL, backend="pennylane")
+    wide = load("tree").circuit(qubits=26, layers=0)
+    with pytest.raises(ValueError, match=r"67108864 x 67108864, takes [0-9,]+ bytes"):
+        density(wide, drawn(wide.n_angles), ALL)

@@ -1,0 +1,172 @@
+"""Finite shots: unbiased within their own error bars, reproducible, with parameter-shift gradients and signs."""
+
+import pytest
+import reference
+import torch
+
+from qcircuit_peft import Circuit, Op, estimated_columns, load, probabilities, state
+from qcircuit_peft.backends import BACKENDS
+from qcircuit_peft.gates import GATES
+
+DRAW_THEMSELVES = ["pennylane", "pennylane:lightning.qubit", "qiskit"]
+EVERY = [*BACKENDS, "pennylane:lightning.qubit"]
+SHOTS = 20_000
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(*shape):
+    return 4 * torch.pi * torch.rand(*shape, generator=seeded(), dtype=torch.float64)
+
+
+def exact(circuit, angles):
+    return torch.from_numpy(reference.columns(circuit, angles, 1)[:, 0]).abs().square()
+
+
+def asymmetric():
+    """A circuit whose outcomes have eight different probabilities."""
+    gates = [Op("RY", (0,)), Op("RY", (1,)), Op("RX", (2,)), Op("CRY", (0, 2)), Op("CX", (2, 1)), Op("RXX", (0, 1))]
+    return Circuit((2, 2, 2), gates)
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_frequencies_are_the_probabilities_within_five_standard_errors(backend):
+    circuit = asymmetric()
+    angles = drawn(2, circuit.n_angles)
+    found = state(circuit, angles, shots=SHOTS, generator=seeded(), backend=backend)
+    assert found.dtype is torch.float64
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, dtype=torch.float64))
+    for row in range(2):
+        p = exact(circuit, angles[row])
+        assert len(p.round(decimals=3).unique()) == 8
+        assert ((found[row] - p).abs() <= 5 * (p * (1 - p) / SHOTS).sqrt()).all()
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_the_generator_decides_what_is_drawn_and_rows_are_independent(backend):
+    circuit = asymmetric()
+    angles = drawn(circuit.n_angles).expand(2, -1)
+    first, again, other = (
+        probabilities(circuit, angles, shots=500, generator=seeded(seed), backend=backend) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("backend", ["native", "pennylane", "qiskit"])
+def test_exact_probabilities_are_those_of_the_reference(backend):
+    circuit = asymmetric()
+    angles = drawn(circuit.n_angles)
+    torch.testing.assert_close(probabilities(circuit, angles, backend=backend), exact(circuit, angles))
+
+
+def test_the_amplitude_from_frequencies_has_the_standard_deviation_of_theory():
+    circuit = asymmetric()
+    angles = drawn(circuit.n_angles)
+    p = exact(circuit, angles)
+    runs = probabilities(circuit, angles.expand(4000, -1), shots=2000, generator=seeded())
+    large = p > 0.02
+    theory = ((1 - p) / (4 * 2000)).sqrt()  # of sqrt(p): 1 / (2 sqrt(shots)) for a small p
+    assert large.sum() >= 4
+    torch.testing.assert_close(runs.sqrt().std(0)[large], theory[large], rtol=0.06, atol=0)
+
+
+def frequencies_without_noise(monkeypatch):
+    """Shots whose frequencies are the probabilities: what is left is the shift rule itself."""
+    monkeypatch.setattr("qcircuit_peft.backends.draw", lambda p, shots, generator: p.detach())
+
+
+@pytest.mark.parametrize("gate", [name for name, gate in GATES.items() if gate.angles])
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_the_shift_rule_of_every_gate_is_the_exact_gradient(monkeypatch, gate, adjoint):
+    frequencies_without_noise(monkeypatch)
+    wires = (0, 1)[: GATES[gate].wires]
+    mix = [Op("RY", (0,)), Op("RX", (1,)), Op("CX", (0, 1)), Op("RZ", (1,)), Op("RY", (1,))]
+    shared = Op(gate, wires, (0,), adjoint)  # an angle of several ops
+    circuit = Circuit((2, 2), [*mix, shared, *(Op("RX", (w,)) for w in (0, 1)), shared])
+    angles = drawn(2, circuit.n_angles).requires_grad_()
+    cotangent = torch.randn(2, 4, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(probabilities(circuit, angles), angles, cotangent)
+    (found,) = torch.autograd.grad(probabilities(circuit, angles, shots=1), angles, cotangent)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["native", *DRAW_THEMSELVES])
+def test_the_gradient_from_shots_is_the_exact_one_within_its_error(backend):
+    circuit = asymmetric()
+    angles = drawn(circuit.n_angles).requires_grad_()
+    values = torch.arange(8, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(probabilities(circuit, angles) @ values, angles)
+    found = probabilities(circuit, angles, shots=SHOTS, generator=seeded(), backend=backend) @ values
+    (gradient,) = torch.autograd.grad(found, angles)
+    assert wanted.abs().max() > 0.3
+    assert (gradient - wanted).abs().max() <= 5 * 3.5 / SHOTS**0.5  # 3.5: the largest deviation of the values 0 to 7
+
+
+@pytest.mark.parametrize("backend", ["native", "torchquantum"])
+def test_estimated_columns_have_their_signs_and_their_standard_errors(backend):
+    circuit = load("simplified_two_design").circuit(qubits=4, layers=2)
+    angles = drawn(circuit.n_angles)
+    u = torch.from_numpy(reference.columns(circuit, angles, 3).real)
+    rows = angles.expand(400, -1)
+    found, error = estimated_columns(circuit, rows, 3, shots=1000, generator=seeded(), backend=backend)
+    theory = ((1 + 16 * u**2 - 2 * u**2) / 2000).sqrt()
+    assert ((found.mean(0) - u).abs() <= 5 * theory / 400**0.5).all()
+    torch.testing.assert_close(found.std(0), theory, rtol=0.2, atol=0)
+    torch.testing.assert_close(error.square().mean(0).sqrt(), theory, rtol=0.02, atol=0)
+    clear = u.abs() > 5 * theory
+    assert clear.sum() > 10 and (found.sign() == u.sign())[:, clear].all()
+
+
+def test_the_distribution_that_estimated_columns_draw_from_is_that_of_a_real_hadamard_test(monkeypatch):
+    import pennylane as qml
+
+    from qcircuit_peft.backends import pennylane
+
+    circuit = load("simplified_two_design").circuit(qubits=3, layers=1)
+    angles = drawn(circuit.n_angles)
+    seen = []
+    monkeypatch.setattr("qcircuit_peft.backends.shots.draw", lambda p, shots, generator: seen.append(p) or p)
+    found, _ = estimated_columns(circuit, angles, 3, shots=1)
+
+    @qml.qnode(qml.device("default.qubit", wires=["control", 0, 1, 2]))
+    def test(column):
+        qml.Hadamard("control")
+        for wire in range(3):  # the uniform column where the control is 0
+            qml.ctrl(qml.Hadamard(wire), "control", control_values=0)
+            if column >> (2 - wire) & 1:
+                qml.CNOT(["control", wire])
+        for gate in pennylane.operations(circuit, angles):
+            qml.ctrl(gate, "control")
+        qml.Hadamard("control")
+        return qml.probs(wires=["control", 0, 1, 2])
+
+    for column in range(3):
+        torch.testing.assert_close(seen[0][column], torch.as_tensor(test(column)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, torch.from_numpy(reference.columns(circuit, angles, 3).real))
+
+
+@pytest.mark.parametrize("shots", [0, -1, 1.5, True, "many"])
+def test_a_wrong_number_of_shots_is_refused(shots):
+    circuit = asymmetric()
+    with pytest.raises(ValueError, match="shots is a whole number of at least 1, got"):
+        state(circuit, drawn(circuit.n_angles), shots=shots)
+    with pytest.raises(ValueError, match="shots is a whole number of at least 1, got"):
+        estimated_columns(load("tree").circuit(qubits=2, layers=0), drawn(2), 1, shots=shots)
+
+
+def test_other_bad_input_is_one_sentence():
+    circuit = asymmetric()
+    with pytest.raises(ValueError, match=r"generator is a torch.Generator, got int"):
+        state(circuit, drawn(circuit.n_angles), shots=10, generator=0)
+    with pytest.raises(ValueError, match="signs are estimated for real circuits only"):
+        estimated_columns(circuit, drawn(circuit.n_angles), 1, shots=10)
+    qutrits = Circuit((3,), [Op("RY", (0,))])
+    assert state(qutrits, drawn(3), shots=10).sum() == 1
+    with pytest.raises(ValueError, match="the parameter-shift rule is for gates with one angle"):
+        state(qutrits, drawn(3).requires_grad_(), shots=10)
+    with pytest.raises(ValueError, match="'qiskit' simulates qubits only, but wire 0 has dimension 3"):
+        state(qutrits, drawn(3), shots=10, backend="qiskit")
+    assert state(asymmetric(), drawn(0, circuit.n_angles), shots=3).shape == (0, 8)
