@@ -6,6 +6,7 @@ from qcircuit_peft.analysis.gradients import decay, gradient_variance
 from qcircuit_peft.analysis.haar import haar_states, haar_value
 from qcircuit_peft.analysis.metrics import METRICS, Metric
 from qcircuit_peft.analysis.replica import mean_purities
+from qcircuit_peft.analysis.report import entanglement_report
 
 __all__ = [
     "METRICS",
@@ -14,6 +15,7 @@ __all__ = [
     "Metric",
     "capacity",
     "decay",
+    "entanglement_report",
     "expressibility",
     "frame_potentials",
     "gradient_variance",

@@ -62,7 +62,9 @@ def check_wires(wires: Sequence[int] | None, n_wires: int) -> tuple[int, ...]:
     if not 0 < len(set(side)) == len(side) < n_wires or any(
         isinstance(w, bool) or not isinstance(w, int) or not 0 <= w < n_wires for w in side
     ):
-        raise ValueError(f"one side of a cut has some but not all of the wires 0 to {n_wires - 1}, once each, got {side}")
+        raise ValueError(
+            f"one side of a cut has some but not all of the wires 0 to {n_wires - 1}, once each, got {side}"
+        )
     return side
 
 

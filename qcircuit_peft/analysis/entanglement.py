@@ -21,7 +21,7 @@ Dims = Sequence[int] | None
 Wires = Sequence[int] | None
 
 
-def entropy_of(p: Float[Tensor, "*batch k"], alpha: float = 1.0) -> Float[Tensor, "*batch"]:
+def entropy_of(p: Float[Tensor, "*batch k"], alpha: float = 1.0) -> Float[Tensor, " *batch"]:
     """Rényi entropy of probabilities, in bits: log2(sum p^alpha) / (1 - alpha); alpha = 1 is Shannon's.
 
     Raises ValueError unless alpha is above 0; ``math.inf`` gives the min-entropy.
@@ -59,16 +59,14 @@ def schmidt_values(
 
 def schmidt_rank(
     state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims = None, tolerance: float | None = None
-) -> Int[Tensor, "*batch"]:
+) -> Int[Tensor, " *batch"]:
     """The number of Schmidt coefficients above ``tolerance`` times the largest; left out, N times the precision."""
     values = schmidt_values(state, wires, dims)
     limit = state.shape[-1] * torch.finfo(values.dtype).eps if tolerance is None else tolerance
     return (values > limit * values[..., :1]).sum(-1)
 
 
-def schmidt_gap(
-    state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims = None
-) -> Float[Tensor, "*batch"]:
+def schmidt_gap(state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims = None) -> Float[Tensor, " *batch"]:
     """The difference of the two largest Schmidt probabilities: 1 for a product state, 0 for a Bell pair."""
     p = schmidt_values(state, wires, dims).square()
     return p[..., 0] - p[..., 1]
@@ -76,7 +74,7 @@ def schmidt_gap(
 
 def entropy(
     state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims = None, alpha: float = 1.0
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, " *batch"]:
     """Entanglement entropy across a cut, in bits: von Neumann for alpha = 1, else Rényi's of that order.
 
     >>> entropy(torch.tensor([1.0, 0, 0, 1]) / 2**0.5).round(decimals=4)
@@ -101,7 +99,7 @@ def _purity(state: Tensor, dims: Sequence[int], wires: Sequence[int]) -> Tensor:
     return torch.linalg.vector_norm(rho, dim=(-2, -1)).square()
 
 
-def purity(state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims = None) -> Float[Tensor, "*batch"]:
+def purity(state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims = None) -> Float[Tensor, " *batch"]:
     """Tr rho^2 of the reduced state of ``wires``: 1 for a product state, at least 1 / (dimension of the smaller side).
 
     >>> purity(torch.tensor([1.0, 0, 0, 1]) / 2**0.5).round(decimals=4)
@@ -111,15 +109,20 @@ def purity(state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims =
     return _purity(state, sizes, check_wires(wires, len(sizes)))
 
 
-def scott(state: Inexact[Tensor, "*batch N"], m: int = 2, dims: Dims = None) -> Float[Tensor, "*batch"]:
-    """Scott's Q_m: the linear entropy D / (D - 1) (1 - Tr rho^2), D the subset's dimension, mean over subsets of m wires.
+def check_subset_size(m: int, n_wires: int) -> None:
+    """Raise ValueError unless m is a number of wires that is above 0 and leaves out some of the register."""
+    if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m < n_wires:
+        raise ValueError(f"Q_m is for m above 0 and below the number of wires, {n_wires}, got m={m!r}")
+
+
+def scott(state: Inexact[Tensor, "*batch N"], m: int = 2, dims: Dims = None) -> Float[Tensor, " *batch"]:
+    """Scott's Q_m: the mean over subsets of m wires, of dimension D, of the linear entropy D / (D - 1) (1 - Tr rho^2).
 
     0 for product states, 1 if every such subset is maximally mixed. Source: Scott, quant-ph/0310137, Eq. (10), here
     for any wire dimensions. Raises ValueError unless m is 1 to n - 1.
     """
     state, sizes = check_state(state, dims)
-    if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m < len(sizes):
-        raise ValueError(f"the subsets of Q_m have 1 to {len(sizes) - 1} of the {len(sizes)} wires, got m={m!r}")
+    check_subset_size(m, len(sizes))
     total = state.new_zeros(state.shape[:-1], dtype=state.real.dtype)
     for wires in combinations(range(len(sizes)), m):
         d = prod(sizes[w] for w in wires)
@@ -127,7 +130,7 @@ def scott(state: Inexact[Tensor, "*batch N"], m: int = 2, dims: Dims = None) -> 
     return total / comb(len(sizes), m)
 
 
-def meyer_wallach(state: Inexact[Tensor, "*batch N"], dims: Dims = None) -> Float[Tensor, "*batch"]:
+def meyer_wallach(state: Inexact[Tensor, "*batch N"], dims: Dims = None) -> Float[Tensor, " *batch"]:
     """Meyer-Wallach Q, from 0 to 1: the mean over wires of d / (d - 1) (1 - Tr rho_k^2).
 
     Source: Meyer, Wallach, J. Math. Phys. 43, 4273 (2002), in the form of Brennen, quant-ph/0305094, Eq. (6).
@@ -153,15 +156,13 @@ def mutual_information(state: Inexact[Tensor, "*batch N"], dims: Dims = None) ->
 
 def _symmetric(pairs: dict[tuple[int, int], Tensor], n: int) -> Tensor:
     zero = torch.zeros_like(pairs[0, 1])
-    rows = [
-        torch.stack([zero if i == j else pairs[min(i, j), max(i, j)] for j in range(n)], dim=-1) for i in range(n)
-    ]
+    rows = [torch.stack([zero if i == j else pairs[min(i, j), max(i, j)] for j in range(n)], dim=-1) for i in range(n)]
     return torch.stack(rows, dim=-2)
 
 
 def negativity(
     state: Inexact[Tensor, "*batch N"], wires: Wires = None, others: Wires = None, dims: Dims = None
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, " *batch"]:
     """Minus the sum of the negative eigenvalues of the partial transpose, between ``wires`` and ``others``.
 
     Without ``others`` it is between ``wires`` and all the rest; with them, the rest is traced out. A Bell pair has 1/2.
@@ -172,7 +173,7 @@ def negativity(
 
 def log_negativity(
     state: Inexact[Tensor, "*batch N"], wires: Wires = None, others: Wires = None, dims: Dims = None
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, " *batch"]:
     """log2 of the trace norm of the partial transpose, in bits; sides as in ``negativity``. A Bell pair has 1."""
     return _trace_norm(state, wires, others, dims).log2()
 
@@ -215,7 +216,7 @@ def concurrence(state: Inexact[Tensor, "*batch N"], dims: Dims = None) -> Float[
 
 def stabilizer_entropy(
     state: Inexact[Tensor, "*batch N"], alpha: float = 2.0, dims: Dims = None
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, " *batch"]:
     """Stabilizer Rényi entropy ("magic") of qubits, in bits: 0 for stabilizer states; N Walsh transforms of length N.
 
     The Rényi entropy of the distribution <P>^2 / N over Pauli strings P, less log2 N. Source: Leone, Oliviero, Hamma,

@@ -27,7 +27,7 @@ class Expressibility:
 
     ``kl`` is the plug-in Kullback-Leibler divergence, as published values are, and ``js`` Jensen-Shannon's. A finite
     sample adds about ``bias`` = (occupied bins - 1) / (2 samples) to ``kl``. ``low`` and ``high`` are a 95 % interval of
-    the divergence without that bias (basic bootstrap, which reflects the resampled values about the estimate).
+    the divergence without that bias, by the basic bootstrap: resampled values are reflected about the estimate.
     """
 
     kl: float
@@ -53,9 +53,7 @@ def fidelity_law(dim: int, ensemble: str) -> Any:
 
 def fidelities(circuit: Circuit, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """|<psi|phi>|^2 of ``samples`` pairs of states with independent uniform angles, (samples,)."""
-    pairs = zip(
-        random_states(circuit, samples, generator), random_states(circuit, samples, generator), strict=True
-    )
+    pairs = zip(random_states(circuit, samples, generator), random_states(circuit, samples, generator), strict=True)
     return torch.cat([(a.conj() * b).sum(-1).abs().square() for a, b in pairs]).clamp(0, 1)
 
 
@@ -68,7 +66,7 @@ def bin_edges(bins: int, binning: str, dim: int, ensemble: str) -> NDArray[np.fl
 
 
 def divergences(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Kullback-Leibler and Jensen-Shannon divergence in nats of histograms (*batch, bins) from probabilities (bins,)."""
+    """KL and Jensen-Shannon divergence, in nats, of histograms (*batch, bins) from probabilities (bins,)."""
     p = counts / counts.sum(-1, keepdim=True)
     middle = (p + expected) / 2
     kl = torch.special.xlogy(p, p / expected).sum(-1)

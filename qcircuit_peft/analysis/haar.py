@@ -86,8 +86,8 @@ def _real_entropy(m: int, n: int) -> float:
     The Schmidt probabilities are the eigenvalues x of a real Wishart matrix divided by their sum, of which they are
     independent, so E[S] = psi(m n / 2 + 1) - E[sum x ln x] / E[sum x] with E[sum x] = m n / 2 for the weight
     x^((n - m - 1) / 2) e^-x. Their joint density is that weight times |Vandermonde|, and by de Bruijn's formula
-    E[prod (1 + t f(x))] is a ratio of Pfaffians of A_jk = int int sign(y - x) p_j(x) p_k(y), bordered by int p_j if m is
-    odd; the derivative in t is trace(A^-1 A') / 2. Laguerre polynomials p_j keep A well conditioned.
+    E[prod (1 + t f(x))] is a ratio of Pfaffians of A_jk = int int sign(y - x) p_j(x) p_k(y), bordered by int p_j if m
+    is odd; the derivative in t is trace(A^-1 A') / 2. Laguerre polynomials p_j keep A well conditioned.
     """
     power = (n - m - 1) / 2
     nodes, weights = leggauss(24)
@@ -111,7 +111,9 @@ def _real_entropy(m: int, n: int) -> float:
     a, change = signed(p, p), signed(f * p, p) + signed(p, f * p)
     if m % 2:
         border, slope = (((q * weights).sum(-1) * half[:, 0]).sum(-1) for q in (p, f * p))
-        a, change = (np.block([[c, e[:, None]], [-e[None], np.zeros((1, 1))]]) for c, e in ((a, border), (change, slope)))
+        a, change = (
+            np.block([[c, e[:, None]], [-e[None], np.zeros((1, 1))]]) for c, e in ((a, border), (change, slope))
+        )
     mean = np.trace(np.linalg.solve(a, change)) / 2
     return float(digamma(m * n / 2 + 1) - mean / (m * n / 2))
 

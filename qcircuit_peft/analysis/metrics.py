@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcircuit_peft.analysis import entanglement, operators
+from qcircuit_peft.analysis.cuts import check_wires
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def _subset(wires: Sequence[int], n: int) -> tuple[int, ...]:
 def _scott(m: int) -> Callable[[NDArray, Sequence[int]], float]:
     def mean(purities: NDArray, dims: Sequence[int]) -> float:
         n = len(dims)
+        entanglement.check_subset_size(m, n)
         total = 0.0
         for wires in combinations(range(n), m):
             d = prod(dims[w] for w in wires)
@@ -46,7 +48,7 @@ def _scott(m: int) -> Callable[[NDArray, Sequence[int]], float]:
 
 
 def _half_purity(purities: NDArray, dims: Sequence[int]) -> float:
-    return purities[_subset(range(len(dims) // 2), len(dims))]
+    return purities[_subset(check_wires(None, len(dims)), len(dims))]
 
 
 _e, _o = entanglement, operators
@@ -76,7 +78,7 @@ def state_metric(name: str) -> Metric:
     """The measure of this name; raises ValueError unless it is one number for each state."""
     allowed = [key for key, metric in METRICS.items() if metric.of == "state" and metric.scalar]
     if name not in allowed:
-        known = [near for near in get_close_matches(str(name), allowed, n=3)] or allowed
+        known = get_close_matches(str(name), allowed, n=3) or allowed
         what = "is not one number for each state" if name in METRICS else "is unknown"
         raise ValueError(f"the metric {name!r} {what}; take one of {', '.join(known)}")
     return METRICS[name]

@@ -64,7 +64,7 @@ def operator_schmidt(
 
 def operator_rank(
     matrix: Inexact[Tensor, "*batch M N"], wires: Wires = None, dims: MatrixDims = None, tolerance: float | None = None
-) -> Int[Tensor, "*batch"]:
+) -> Int[Tensor, " *batch"]:
     """The operator-Schmidt rank: how many coefficients are above ``tolerance`` times the largest.
 
     For the cut {0..k} it is the tensor-train rank of the matrix there. A circuit with c CZ across the cut has at most
@@ -77,7 +77,7 @@ def operator_rank(
 
 def operator_entropy(
     matrix: Inexact[Tensor, "*batch M N"], wires: Wires = None, dims: MatrixDims = None, alpha: float = 1.0
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, " *batch"]:
     """Operator entanglement of a cut, in bits: the entropy of the squared operator-Schmidt coefficients.
 
     Source: Zanardi, quant-ph/0010074 (there with the linear entropy). CZ has 1, SWAP 2.
@@ -97,8 +97,8 @@ def operator_profile(
 
 def entangling_power(
     matrix: Inexact[Tensor, "*batch N N"], wires: Wires = None, dims: Dims = None
-) -> Float[Tensor, "*batch"]:
-    """The mean linear entropy 1 - Tr rho^2 that a unitary makes from Haar-random complex product states of the two sides.
+) -> Float[Tensor, " *batch"]:
+    """The mean linear entropy 1 - Tr rho^2 that a unitary makes of Haar-random complex product states of two sides.
 
     1 - (a b^2 + a^2 b + S + S') / (a (a+1) b (b+1)), a and b the dimensions of the sides, S and S' the sums of the
     fourth powers of the operator-Schmidt coefficients of U and of U with the sides of its columns exchanged. CZ on two
@@ -117,16 +117,16 @@ def entangling_power(
     u = group(group(matrix, sizes, side).movedim(-3, -1), sizes, side)  # (*batch, a in, b in, a out, b out)
     a, b = u.shape[-2:]
     straight, crossed = (torch.einsum(f"...abxy->...{order}", u) for order in ("xayb", "xbya"))
-    both = sum(_fourth_power(m.flatten(-4, -3).flatten(-2)) for m in (straight, crossed))
+    both = _fourth_powers(straight.flatten(-4, -3).flatten(-2)) + _fourth_powers(crossed.flatten(-4, -3).flatten(-2))
     return 1 - (a * b * b + a * a * b + both) / (a * (a + 1) * b * (b + 1))
 
 
-def _fourth_power(m: Tensor) -> Tensor:
+def _fourth_powers(m: Tensor) -> Tensor:
     """The sum of the fourth powers of the singular values."""
     return torch.linalg.matrix_norm(m @ m.mH).square()
 
 
-def effective_rank(matrix: Inexact[Tensor, "*batch M N"]) -> Float[Tensor, "*batch"]:
+def effective_rank(matrix: Inexact[Tensor, "*batch M N"]) -> Float[Tensor, " *batch"]:
     """exp of the entropy of the singular values divided by their sum: from 1 to min(M, N).
 
     Source: Roy, Vetterli, EUSIPCO 2007.

@@ -1,16 +1,15 @@
 """The exact mean purity of every subset of wires over uniform angles, without sampling: four replicas of the state.
 
-A purity is quadratic in rho and so in four copies of the state: Tr rho_A^2 = 2^-|A| sum of <P>^2 over the Pauli strings
-P on A. A gate with its angle averaged acts linearly on the mean products <P><P'> of pairs of strings, four numbers times
-four for a wire. Clifford gates and uniform Pauli rotations send squares <P>^2 to squares, so that a wire has four
-numbers, of which those that the gates so far can reach are kept: one before the first gate, three behind a uniform
-rotation, so 3^q behind a layer of rotations for a state of 2^q. Other gates need the pairs: 16 numbers a wire, or 6.
+A purity takes two copies of rho, four of the state: Tr rho_A^2 = 2^-|A| sum of <P>^2 over the Pauli strings P on A. A
+gate with its angle averaged acts linearly on the mean products <P><P'> of pairs of strings, four numbers times four for
+a wire. Clifford gates and uniform Pauli rotations send squares <P>^2 to squares, so that a wire has four numbers, of
+which those that the gates so far can reach are kept: one before the first gate, three behind a uniform rotation, so 3^q
+behind a layer of rotations for a state of 2^q. Other gates need the pairs: up to 16 numbers a wire.
 docs/entanglement.md has the derivation.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from math import pi, prod
 
 import numpy as np
@@ -70,7 +69,9 @@ def _check(circuit: Circuit) -> None:
     angles = [a for op in circuit.ops for a in op.angles or ()]
     if len(set(angles)) != len(angles):
         shared = next(a for a in angles if angles.count(a) > 1)
-        raise ValueError(f"the exact mean needs an angle of its own for every gate, but angle {shared} is shared; sample")
+        raise ValueError(
+            f"the exact mean needs an angle of its own for every gate, but angle {shared} is shared; sample"
+        )
 
 
 def _plan(circuit: Circuit) -> tuple[list[_Step], list[NDArray], int]:
