@@ -1,7 +1,7 @@
 """The ``qcircuit-peft`` command: look at circuits, export them, and measure how much they entangle."""
 
 import re
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -25,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 circuits = typer.Typer(no_args_is_help=True, help="List, show, draw and export circuits.")
 app.add_typer(circuits, name="circuits")
 console = Console()
+errors = Console(stderr=True)
 
 Source = Annotated[
     str, typer.Argument(metavar="CIRCUIT", help="the name of a shipped circuit, or the path of a .toml file")
@@ -155,13 +156,15 @@ def entanglement(
 
     qcircuit-peft entanglement mine.toml --qubits 6 --layers 1,2,4 --metric entropy --samples 500 --csv > mine.csv
     """
-    family, generator, rows = _load(source), torch.Generator().manual_seed(seed), []
-    with _bad_input():
+    family, generator = _load(source), torch.Generator().manual_seed(seed)
+    with _bad_input(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
         if as_json and as_csv:
             raise ValueError("the output is one of --json and --csv, got both")
-        depths = _range(layers)
-        for depth in track(depths, "layers", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-            rows += capacity(family, qubits, [depth], metric, samples, generator, exact, ensemble)
+        depths = track(_range(layers), "layers", console=errors, transient=True, disable=not errors.is_terminal)
+        rows = capacity(family, qubits, depths, metric, samples, generator, exact, ensemble)
+    for warning in said:
+        errors.print(f"note: {warning.message}")
     if plot is not None:
         _save(capacity_figure({family.name: rows}, metric), plot)
     form: Callable[..., str] = tables.to_json if as_json else tables.to_csv if as_csv else tables.to_text

@@ -36,7 +36,7 @@ class Capacity:
 def capacity(
     ansatz: str | Path | Mapping[str, Any] | Ansatz,
     qubits: int,
-    layers: Iterable[int] = range(1, 9),
+    layers: int | Iterable[int] = range(1, 9),
     metric: str = "meyer_wallach",
     samples: int = 1000,
     generator: torch.Generator | None = None,
@@ -54,25 +54,22 @@ def capacity(
     >>> round(row.mean, 9), round(row.haar, 9)  # (1 - 4^-3) / 3 and 1/3
     (0.328125, 0.333333333)
     """
-    family = load(ansatz)
-    state_metric(metric)
+    family, measure = load(ansatz), state_metric(metric)
     check_count("samples", samples, 2)
-    depths = [layers] if isinstance(layers, int) else list(layers)
-    circuits = [family.circuit(qubits=qubits, layers=depth) for depth in depths]
-    if not circuits:
-        raise ValueError("layers has one or more numbers of layers, got none")
-    kind = choose_ensemble(circuits[-1], ensemble)
-    haar = haar_value(metric, qubits, kind, samples, generator)
+    kind = choose_ensemble(family, ensemble)
+    haar = haar_value(metric, family.circuit(qubits=qubits, layers=0).dims, kind, samples, generator)
     rows = []
-    for depth, circuit in zip(depths, circuits, strict=True):
+    for depth in [layers] if isinstance(layers, int) else layers:
+        circuit = family.circuit(qubits=qubits, layers=depth)
         if exact:
             mean = linear_value(metric, mean_purities(circuit), circuit.dims)
             rows.append(Capacity(depth, mean, None, mean, mean, haar, 0, kind))
-            continue
-        value = state_metric(metric).value
-        values = torch.cat([value(states).double() for states in random_states(circuit, samples, generator)])
-        low, high = bootstrap(values, lambda v: v.mean(-1), generator)
-        rows.append(Capacity(depth, float(values.mean()), float(values.std()), low, high, haar, samples, kind))
+        else:
+            values = torch.cat(
+                [measure.value(states).double() for states in random_states(circuit, samples, generator)]
+            )
+            low, high = bootstrap(values, lambda v: v.mean(-1), generator)
+            rows.append(Capacity(depth, float(values.mean()), float(values.std()), low, high, haar, samples, kind))
     return rows
 
 

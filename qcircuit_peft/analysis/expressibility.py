@@ -26,8 +26,8 @@ class Expressibility:
     """Divergences, in nats, of the fidelity histogram from that of random states of ``ensemble``.
 
     ``kl`` is the plug-in Kullback-Leibler divergence, as published values are, and ``js`` Jensen-Shannon's. A finite
-    sample adds about ``bias`` = (occupied bins - 1) / (2 samples) to ``kl``. ``low`` and ``high`` are a 95 % interval of
-    the divergence without that bias, by the basic bootstrap: resampled values are reflected about the estimate.
+    sample adds about ``bias`` = (occupied bins - 1) / (2 samples) to ``kl``. ``low`` and ``high`` are a 95 % interval
+    of the divergence without that bias, by the basic bootstrap: resampled values are reflected about the estimate.
     """
 
     kl: float
@@ -65,6 +65,13 @@ def bin_edges(bins: int, binning: str, dim: int, ensemble: str) -> NDArray[np.fl
     return grid if binning == "linear" else fidelity_law(dim, ensemble).ppf(grid)
 
 
+def bin_probabilities(edges: NDArray[np.float64], dim: int, ensemble: str) -> Tensor:
+    """The probability of each bin for random states, (bins,), none of them zero."""
+    # A difference of survival functions keeps the digits of the small probabilities at large fidelities.
+    found = torch.from_numpy(-np.diff(fidelity_law(dim, ensemble).sf(edges)))
+    return found.clamp_min(torch.finfo(found.dtype).tiny)
+
+
 def divergences(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
     """KL and Jensen-Shannon divergence, in nats, of histograms (*batch, bins) from probabilities (bins,)."""
     p = counts / counts.sum(-1, keepdim=True)
@@ -96,15 +103,14 @@ def expressibility(
     >>> 0.25 < found.kl < 0.35  # published: 0.2999
     True
     """
-    circuit = load(ansatz).circuit(qubits=qubits, layers=layers)
+    family = load(ansatz)
+    circuit = family.circuit(qubits=qubits, layers=layers)
     check_count("samples", samples, 2)
     check_count("bins", bins, 2)
-    kind = choose_ensemble(circuit, ensemble)
+    kind = choose_ensemble(family, ensemble)
     how = binning or ("linear" if qubits < _WIDE else "quantile")
     edges = bin_edges(bins, how, circuit.dim, kind)
-    law = fidelity_law(circuit.dim, kind)
-    # A difference of survival functions keeps the digits of the small probabilities at large fidelities.
-    expected = torch.from_numpy(-np.diff(law.sf(edges))).clamp_min(np.finfo(float).tiny)
+    expected = bin_probabilities(edges, circuit.dim, kind)
     found = torch.bucketize(fidelities(circuit, samples, generator), torch.from_numpy(edges[1:-1]), right=True)
 
     def histogram(places: Tensor) -> Tensor:
@@ -157,11 +163,12 @@ def frame_potentials(
     Source: Gross, Audenaert, Eisert, quant-ph/0611002; for real states the moments of the sphere. Raises ValueError
     for bad input.
     """
-    circuit = load(ansatz).circuit(qubits=qubits, layers=layers)
+    family = load(ansatz)
+    circuit = family.circuit(qubits=qubits, layers=layers)
     check_count("samples", samples, 2)
     for order in orders:
         check_count("an order", order, 1)
-    kind = choose_ensemble(circuit, ensemble)
+    kind = choose_ensemble(family, ensemble)
     f = fidelities(circuit, samples, generator)
     return [
         FramePotential(

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from qcircuit_peft import backends
 from qcircuit_peft.analysis.haar import check_ensemble
+from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.gates import GATES
 
 RESAMPLES = 1000
 _ENTRIES = 1 << 22  # of the states held at a time: 64 MiB complex
@@ -21,17 +23,20 @@ def check_count(name: str, value: object, low: int) -> None:
         raise ValueError(f"{name} is a whole number >= {low}, got {value!r}")
 
 
-def choose_ensemble(circuit: Circuit, ensemble: str | None) -> str:
+def choose_ensemble(ansatz: Ansatz, ensemble: str | None) -> str:
     """The random states to compare with: those of the circuit's own kind, or those asked for, with a warning.
 
     Raises ValueError for an unknown ensemble.
     """
-    own = "real" if circuit.is_real else "complex"
+    steps = (*ansatz.first, *ansatz.layer, *ansatz.last)
+    own = "real" if all(GATES[gate].real for step in steps for gate in step.gates) else "complex"
     if ensemble is None:
         return own
     check_ensemble(ensemble)
     if ensemble != own:
-        warnings.warn(f"this circuit is {own}, but is compared with random {ensemble} states, as asked", stacklevel=3)
+        warnings.warn(
+            f"{ansatz.name} is a {own} circuit, but is compared with random {ensemble} states, as asked", stacklevel=3
+        )
     return ensemble
 
 
