@@ -94,7 +94,7 @@ def test_frame_potentials_come_down_to_those_of_random_states(ansatz, deepest):
     for few, many in zip(shallow, deep, strict=True):
         sigma = (many.high - many.low) / 3.92
         assert many.haar == pytest.approx(fidelity_law(16, kind).moment(many.order))
-        assert few.low > few.haar
+        assert few.order == 1 or few.low > few.haar  # one layer is a 1-design already
         assert many.mean == pytest.approx(many.haar, abs=4 * sigma)
 
 

@@ -12,22 +12,22 @@ from qcircuit_peft.analysis.metrics import state_metric
 from qcircuit_peft.analysis.report import LayerEntanglement
 
 
-def _with_unit(name: str, unit: str) -> str:
-    return name if unit == "1" else f"{name} ({unit})"
-
-
 def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str = "meyer_wallach") -> Figure:
-    """Means against the number of layers, one curve a name, with 95 % intervals and the Haar values dashed."""
+    """Means against the number of layers, one curve a name, with 95 % intervals, and the Haar values as dashed lines."""
+    unit = state_metric(metric).unit
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(curves.items()):
-        depths, means = [row.layers for row in rows], [row.mean for row in rows]
-        margins = [[row.mean - row.low for row in rows], [row.high - row.mean for row in rows]]
-        axes.errorbar(depths, means, margins, color=f"C{number}", marker="o", markersize=4, capsize=3, label=name)
+        depths, means, color = [row.layers for row in rows], [row.mean for row in rows], f"C{number}"
+        axes.plot(depths, means, color=color, marker="o", markersize=4, label=name)
+        drawn = [row for row in rows if row.samples]
+        margins = [[row.mean - row.low for row in drawn], [row.high - row.mean for row in drawn]]
+        where = [row.layers for row in drawn], [row.mean for row in drawn]
+        axes.errorbar(*where, margins, color=color, linestyle="none", capsize=3)
     for haar, kind in sorted({(row.haar, row.ensemble) for rows in curves.values() for row in rows}):
         axes.axhline(haar, color="0.4", linestyle="--" if kind == "real" else ":", label=f"random {kind} states")
     axes.set_xlabel("layers L")
-    axes.set_ylabel(_with_unit(f"mean {metric.replace('_', ' ')}", state_metric(metric).unit))
+    axes.set_ylabel(f"mean {metric} ({'dimensionless' if unit == '1' else unit})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     return figure
@@ -78,6 +78,7 @@ def heat_map(
     image = axes.imshow(values, aspect="auto", vmin=0, extent=(0.5, values.shape[1] + 0.5, len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), names, fontsize="small")
     axes.set_xlabel("cut: number of wires before it")
+    axes.set_ylabel("adapted layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{part}, {stage}", fontsize="medium")
     figure.colorbar(image, label=_QUANTITIES[quantity])
