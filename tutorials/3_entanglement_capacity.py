@@ -13,14 +13,19 @@
 # %% [markdown]
 # # 3 · How much does an adapter circuit entangle?
 #
-# A weight update made from a quantum circuit has a handful of angles for a large matrix. What decides how rich these
-# matrices are is not only the number of angles, but how the gates tie the digits of the index together:
-# *entanglement*. This notebook measures it against the number of layers L. Nothing about quantum mechanics is needed beyond
-# this: a *state* is a vector of norm 1, and its index is written in digits, one *wire* a digit.
+# A weight update made from a quantum circuit has a handful of angles for a large matrix. What decides how rich
+# these matrices are is not only the number of angles, but how the gates tie the digits of the index together:
+# *entanglement*. This notebook measures it against the number of layers L. Nothing about quantum mechanics is
+# needed beyond this: a *state* is a vector of norm 1, and its index is written in digits, one *wire* a digit.
 
 # %%
-import matplotlib.pyplot as plt
+# %matplotlib inline
+import warnings
+
 import torch
+
+warnings.filterwarnings("ignore", "IProgress not found")  # tqdm would like ipywidgets for its bars
+
 from peft import get_peft_model
 
 from qcircuit_peft import QCircuitConfig, load, matrix
@@ -43,9 +48,9 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## Entanglement is rank
 #
-# Write a vector of four numbers as a 2 x 2 matrix, first digit down, second digit across. If the matrix has rank 1, the
-# vector is a product and each digit can be described alone. (1, 0, 0, 1)/√2 is the identity matrix: two equal singular
-# values, one bit of entanglement entropy, the most there is.
+# Write a vector of four numbers as a 2 x 2 matrix, first digit down, second digit across. If the matrix has rank 1,
+# the vector is a product and each digit can be described alone. (1, 0, 0, 1)/√2 is the identity matrix: two equal
+# singular values, one bit of entanglement entropy, the most there is.
 
 # %%
 product = torch.tensor([1.0, 1.0, 0.0, 0.0]) / 2**0.5
@@ -56,9 +61,10 @@ for name, vector in (("product", product), ("Bell", bell)):
 # %% [markdown]
 # ## Capacity against the number of layers
 #
-# The Meyer-Wallach measure Q asks how mixed each wire is, from 0 (a product) to 1. Its mean over random angles is the
-# *entangling capacity* of a family of circuits. It can be sampled, as with any measure. Here it is also computed **exactly**, from
-# four replicas of the state averaged over all angles (docs/entanglement.md has how). The sampled values below have 95 % intervals.
+# The Meyer-Wallach measure Q asks how mixed each wire is, from 0 (a product) to 1. Its mean over random angles is
+# the *entangling capacity* of a family of circuits. It can be sampled, as with any measure. Here it is also
+# computed **exactly**, from four replicas of the state averaged over all angles (docs/entanglement.md has how). The
+# sampled values below have 95 % intervals.
 
 # %%
 sampled = capacity("simplified_two_design", 4, range(1, 9), samples=300, generator=generator)
@@ -68,8 +74,8 @@ print(tables.to_text(exact[:3]))
 capacity_figure({"300 samples": sampled, "exact": exact})
 
 # %% [markdown]
-# The dashed line is what random states have. Adapter circuits are real, so they are compared with random *real* states; the
-# value for complex ones, which most papers quote, cannot be reached.
+# The dashed line is what random states have. Adapter circuits are real, so they are compared with random *real*
+# states; the value for complex ones, which most papers quote, cannot be reached.
 
 # %%
 for kind in ("real", "complex"):
@@ -90,15 +96,15 @@ for name, rows in curves.items():
 capacity_figure(curves)
 
 # %% [markdown]
-# Long-range pairs help: `butterfly` ties wires at distance 1, 2 and 4, and is there at L = 3. `line_ry_cz` is not there at
-# L = 12: its CZ gates and rotations generate only a small group.
+# Long-range pairs help: `butterfly` ties wires at distance 1, 2 and 4, and is there at L = 3. `line_ry_cz` is not
+# there at L = 12: its CZ gates and rotations generate only a small group.
 
 # %% [markdown]
 # ## From states to matrices
 #
-# Across a cut of the digits, a matrix is a sum of Kronecker products; the least number of terms is its *operator-Schmidt rank*.
-# Each CZ that crosses the cut doubles it at most, so a shallow circuit stays a short sum. In the two-design one CZ a layer crosses the
-# middle.
+# Across a cut of the digits, a matrix is a sum of Kronecker products; the least number of terms is its *operator-
+# Schmidt rank*. Each CZ that crosses the cut doubles it at most, so a shallow circuit stays a short sum. In the
+# two-design one CZ a layer crosses the middle.
 
 # %%
 for layers in range(1, 5):
@@ -111,8 +117,8 @@ for layers in range(1, 5):
 # %% [markdown]
 # ## Expressibility
 #
-# Do random angles give evenly spread states? The fidelity of two random circuits is compared with that of two random states; 0 nats is
-# as even as random. The interval is for the value without the bias of a finite sample.
+# Do random angles give evenly spread states? The fidelity of two random circuits is compared with that of two
+# random states; 0 nats is as even as random. The interval is for the value without the bias of a finite sample.
 
 # %%
 for layers in (1, 2, 4, 8):
@@ -124,9 +130,9 @@ for layers in (1, 2, 4, 8):
 # %% [markdown]
 # ## The price of depth: flat gradients
 #
-# The more a circuit entangles, the flatter a *global* cost becomes: the variance of its gradient falls exponentially with the number
-# of qubits, here as 2^(-b q). A local cost suffers less at small depth. (An adapter is trained through a model's loss, which
-# is neither; this says what to expect from the circuit alone.)
+# The more a circuit entangles, the flatter a *global* cost becomes: the variance of its gradient falls
+# exponentially with the number of qubits, here as 2^(-b q). A local cost suffers less at small depth. (An adapter
+# is trained through a model's loss, which is neither; this says what to expect from the circuit alone.)
 
 # %%
 rows = []
@@ -141,8 +147,8 @@ gradient_figure(rows)
 # %% [markdown]
 # ## What training makes of it
 #
-# A small network with circuit adapters, trained on a toy task. With a `seed` in the configuration the report knows where the
-# circuits started.
+# A small network with circuit adapters, trained on a toy task. With a `seed` in the configuration the report knows
+# where the circuits started.
 
 # %%
 torch.manual_seed(0)
@@ -172,9 +178,6 @@ heat_map(report, "operator_entropy", "u", "now")
 heat_map(report, "operator_entropy", "delta")
 
 # %% [markdown]
-# A cut near either end has few digits on one side, and little room. The middle of U holds about two bits at L = 2, the most that two
-# crossing CZ allow (rank 4); the update adds up r such columns and may hold more. Whether more entanglement buys accuracy on a real
-# task is the subject of tutorial 4.
-
-# %%
-plt.close("all")
+# A cut near either end has few digits on one side, and little room. The middle of U holds about two bits at L = 2,
+# the most that two crossing CZ allow (rank 4); the update adds up r such columns and may hold more. Whether more
+# entanglement buys accuracy on a real task is the subject of tutorial 4.

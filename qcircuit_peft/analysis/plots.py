@@ -13,7 +13,7 @@ from qcircuit_peft.analysis.report import LayerEntanglement
 
 
 def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str = "meyer_wallach") -> Figure:
-    """Means against the number of layers, one curve a name, with 95 % intervals, and the Haar values as dashed lines."""
+    """Means against the number of layers, one curve a name, with 95 % intervals, and the Haar values dashed."""
     unit = state_metric(metric).unit
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
