@@ -201,6 +201,7 @@ def test_gradients_are_right_and_finite_at_product_states(name):
         (lambda: ours.entropy(torch.eye(4)[0], [2]), r"got \(2,\)"),
         (lambda: ours.entropy(torch.eye(8)[0], [1, 1]), r"got \(1, 1\)"),
         (lambda: ours.entropy(torch.eye(4)[0], dims=(3, 2)), r"dimension 4, got \(3, 2\)"),
+        (lambda: ours.meyer_wallach(torch.eye(4)[0], dims=(1, 4)), r"whole numbers >= 2 .* got \(1, 4\)"),
         (lambda: ours.entropy(torch.eye(3)[0]), "two or more wires, got 1"),
         (lambda: ours.entropy(torch.eye(4)[0], alpha=0), "alpha of an entropy is above 0, got 0"),
         (lambda: ours.entropy(torch.eye(4, dtype=torch.float16)[0]), "complex128 tensor .* got torch.float16"),

@@ -11,18 +11,21 @@ from qcircuit_peft.ansatz import wire_dims
 _TOLERANCE = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float64: 1e-8, torch.complex128: 1e-8}
 
 
-def check_dims(n: int, dims: Sequence[int] | None) -> tuple[int, ...]:
+def check_dims(n: int, dims: Sequence[int] | None, least: int = 2) -> tuple[int, ...]:
     """The wire dimensions of a register of dimension ``n``; left out, those of ``wire_dims``: odd primes, then qubits.
 
-    Raises ValueError if they do not multiply to ``n``.
+    Raises ValueError if they do not multiply to ``n``, or one is below ``least``.
 
     >>> check_dims(12, None), check_dims(12, (2, 3, 2))
     ((3, 2, 2), (2, 3, 2))
     """
     if dims is None:
         return wire_dims(n) if n > 1 else (1,)
-    if any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dims) or prod(dims) != n:
-        raise ValueError(f"the wire dimensions multiply to the register's dimension {n}, got {tuple(dims)}")
+    if any(isinstance(d, bool) or not isinstance(d, int) or d < least for d in dims) or prod(dims) != n:
+        raise ValueError(
+            f"wire dimensions are whole numbers >= {least} that multiply to the register's dimension {n}, "
+            f"got {tuple(dims)}"
+        )
     return tuple(dims)
 
 

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from qcircuit_peft import backends
-from qcircuit_peft.analysis.sampling import bootstrap, check_count, chunks
+from qcircuit_peft.analysis.sampling import bootstrap, check_count, random_angles
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.circuit import Circuit
 
@@ -56,7 +56,7 @@ class Decay:
 def _gradients(circuit: Circuit, cost: str, samples: int, generator: torch.Generator | None) -> Tensor:
     """dC/dangle, (samples, P)."""
     found = []
-    for angles in chunks(circuit, samples, generator):
+    for angles in random_angles(circuit, samples, generator):
         angles.requires_grad_()
         found.append(torch.autograd.grad(COSTS[cost](backends.state(circuit, angles)).sum(), angles)[0])
     return torch.cat(found)

@@ -1,7 +1,7 @@
 """Random states: draws, mean purities and entropies of the Haar measure, for real and for complex states.
 
 A real circuit can only reach real states, so its reference is the uniform measure on the real sphere ("real"); the
-measure usually called Haar is "complex". The two differ by 2.5 % in Q at six qubits.
+measure usually called Haar is "complex". Their mean Q differs by 6 % at four qubits, by 1.5 % at six.
 """
 
 from collections.abc import Sequence

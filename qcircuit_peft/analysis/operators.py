@@ -27,7 +27,7 @@ def matrix_dims(shape: tuple[int, int], dims: MatrixDims = None) -> tuple[tuple[
     ((3, 2, 2), (1, 2, 2))
     """
     pair = dims if dims is not None and any(isinstance(d, Sequence) for d in dims) else (dims, dims)
-    rows, columns = (check_dims(n, d) for n, d in zip(shape, pair, strict=True))  # type: ignore[arg-type]
+    rows, columns = (check_dims(n, d, least=1) for n, d in zip(shape, pair, strict=True))  # type: ignore[arg-type]
     if dims is None:
         n = max(len(rows), len(columns))
         return (1,) * (n - len(rows)) + rows, (1,) * (n - len(columns)) + columns

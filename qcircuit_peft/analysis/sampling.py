@@ -14,7 +14,7 @@ from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.gates import GATES
 
 RESAMPLES = 1000
-_ENTRIES = 1 << 22  # of the states held at a time: 64 MiB complex
+_ENTRIES = 1 << 16  # of the states held at a time: 1 MiB complex
 
 
 def check_count(name: str, value: object, low: int) -> None:
@@ -40,20 +40,15 @@ def choose_ensemble(ansatz: Ansatz, ensemble: str | None) -> str:
     return ensemble
 
 
-def random_angles(circuit: Circuit, samples: int, generator: torch.Generator | None) -> Tensor:
-    """Angles (samples, P), float64, uniform in [0, 2 pi)."""
-    return 2 * pi * torch.rand(samples, circuit.n_angles, dtype=torch.float64, generator=generator)
-
-
-def chunks(circuit: Circuit, samples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """Random angles for ``samples`` circuits, a bounded number at a time."""
-    angles = random_angles(circuit, samples, generator)
+def random_angles(circuit: Circuit, samples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    """Angles uniform in [0, 2 pi) for ``samples`` circuits, (chunk, P) in float64, a bounded number at a time."""
+    angles = 2 * pi * torch.rand(samples, circuit.n_angles, dtype=torch.float64, generator=generator)
     yield from angles.split(max(1, _ENTRIES // circuit.dim))
 
 
 def random_states(circuit: Circuit, samples: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """The states (chunk, N) of circuits with random angles."""
-    for angles in chunks(circuit, samples, generator):
+    for angles in random_angles(circuit, samples, generator):
         yield backends.state(circuit, angles)
 
 
