@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -118,12 +118,12 @@ def qasm(
         print(to_qasm(circuit, angles, version=version), end="")
 
 
-def _range(text: str) -> list[int]:
+def _range(text: str) -> Sequence[int]:
     """Numbers of layers from a text such as 4, 1:8 (both included) or 0,1,2,4; raises ValueError for another."""
     if re.fullmatch(r"\d+:\d+", text):
         first, last = map(int, text.split(":"))
         if first <= last:
-            return list(range(first, last + 1))
+            return range(first, last + 1)
     elif re.fullmatch(r"\d+(,\d+)*", text):
         return [int(depth) for depth in text.split(",")]
     raise ValueError(f"layers is a number, a range such as 1:8 or a list such as 1,2,4, got {text!r}")

@@ -69,6 +69,7 @@ def by_quadrature(circuit, points=6):
     [
         [Op("RY", (0,)), Op("H", (1,)), Op("CX", (0, 1)), Op("T", (1,)), Op("RX", (1,)), Op("CZ", (1, 2))],
         [Op("H", (0,)), Op("T", (0,)), Op("CX", (0, 1)), Op("H", (1,)), Op("T", (1,), adjoint=True), Op("CX", (1, 2))],
+        [Op("H", (0,)), Op("T", (0,)), Op("T", (0,)), Op("H", (0,)), Op("CX", (0, 1)), Op("RY", (2,))],
         [Op("RX", (0,)), Op("S", (0,), adjoint=True), Op("SWAP", (0, 2)), Op("RXX", (1, 2)), Op("Y", (1,))],
         [Op("P", (0,)), Op("H", (0,)), Op("P", (0,)), Op("H", (0,)), Op("CX", (0, 1)), Op("RYY", (2, 1))],
     ],
