@@ -1,15 +1,21 @@
-"""The ``qcircuit-peft`` command: look at circuits, export them, and compare backends on them."""
+"""The ``qcircuit-peft`` command: look at circuits, export them, measure how much they entangle, compare backends."""
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Annotated
 
 import torch
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from rich.table import Table
 
 from qcircuit_peft import compare as comparison
+from qcircuit_peft.analysis import METRICS, capacity, saturation, tables
+from qcircuit_peft.analysis.plots import capacity_figure
 from qcircuit_peft.ansatz import Ansatz, load, names
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.drawing import draw as draw_text
@@ -17,7 +23,10 @@ from qcircuit_peft.drawing import draw_mpl
 from qcircuit_peft.qasm import to_qasm
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+circuits = typer.Typer(no_args_is_help=True, help="List, show, draw and export circuits.")
+app.add_typer(circuits, name="circuits")
 console = Console()
+errors = Console(stderr=True)
 
 Source = Annotated[
     str, typer.Argument(metavar="CIRCUIT", help="the name of a shipped circuit, or the path of a .toml file")
@@ -29,78 +38,24 @@ Dim = Annotated[
 Layers = Annotated[int, typer.Option(help="number of layers L")]
 
 
-def _load(source: str) -> Ansatz:
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """What the library refuses is a mistake on the command line: one sentence, and exit code 2."""
     try:
-        return load(source)
+        yield
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _load(source: str) -> Ansatz:
+    with _bad_input():
+        return load(source)
 
 
 def _circuit(source: str, qubits: int | None, dim: int | None, layers: int) -> Circuit:
     qubits = 4 if qubits is None and dim is None else qubits
-    try:
+    with _bad_input():
         return _load(source).circuit(qubits=qubits, dim=dim, layers=layers)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-@app.command("list")
-def list_circuits() -> None:
-    """List the circuits that come with the library."""
-    table = Table("circuit", "real", "angles at 8 qubits, L = 1", "about")
-    for name in names():
-        circuit = load(name).circuit(qubits=8, layers=1)
-        table.add_row(name, "yes" if circuit.is_real else "no", str(circuit.n_angles), load(name).about)
-    console.print(table)
-
-
-@app.command()
-def show(source: Source) -> None:
-    """Print a circuit file as TOML: a start for one of your own."""
-    print(_load(source).to_toml(), end="")
-
-
-@app.command()
-def draw(
-    source: Source,
-    qubits: Qubits = None,
-    dim: Dim = None,
-    layers: Layers = 1,
-    plot: Annotated[
-        str | None, typer.Option(help="write a picture (PNG, PDF or SVG by its ending) instead of text")
-    ] = None,
-) -> None:
-    """Draw a circuit: qcircuit-peft draw simplified_two_design --qubits 5 --layers 2"""
-    circuit = _circuit(source, qubits, dim, layers)
-    if plot is None:
-        print(draw_text(circuit))
-        size = f"matrix {circuit.dim} x {circuit.dim}"
-        console.print(f"{circuit.n_angles} angles, {len(circuit.ops)} gates, depth {circuit.depth}, {size}")
-    else:
-        try:
-            draw_mpl(circuit).savefig(plot, dpi=150)
-        except (OSError, ValueError) as error:
-            raise typer.BadParameter(f"{plot} cannot be written: {error}") from None
-        console.print(f"drawn in {plot}")
-
-
-@app.command()
-def qasm(
-    source: Source,
-    qubits: Qubits = None,
-    layers: Layers = 1,
-    version: Annotated[int, typer.Option(help="OpenQASM version: 3 or 2")] = 3,
-    seed: Annotated[int, typer.Option(help="seed of the random angles")] = 0,
-) -> None:
-    """Print a circuit with random angles as OpenQASM."""
-    circuit = _circuit(source, qubits, None, layers)
-    angles = (
-        2 * torch.pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    )
-    try:
-        print(to_qasm(circuit, angles, version=version), end="")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _numbers(text: str) -> list[int]:
@@ -115,6 +70,114 @@ def _numbers(text: str) -> list[int]:
     if not numbers:
         raise typer.BadParameter(f"wanted numbers such as 1,2,4 or a range such as 4:12, got {text!r}")
     return numbers
+
+
+def _save(figure: Figure, path: str) -> None:
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error}") from None
+
+
+@circuits.command("list")
+def list_circuits() -> None:
+    """List the circuits that come with the library."""
+    table = Table("circuit", "real", "angles at 8 qubits, L = 1", "about")
+    for name in names():
+        circuit = load(name).circuit(qubits=8, layers=1)
+        table.add_row(name, "yes" if circuit.is_real else "no", str(circuit.n_angles), load(name).about)
+    console.print(table)
+
+
+@circuits.command()
+def show(source: Source) -> None:
+    """Print a circuit file as TOML: a start for one of your own."""
+    print(_load(source).to_toml(), end="")
+
+
+@circuits.command()
+def draw(
+    source: Source,
+    qubits: Qubits = None,
+    dim: Dim = None,
+    layers: Layers = 1,
+    plot: Annotated[
+        str | None, typer.Option(help="write a picture (PNG, PDF or SVG by its ending) instead of text")
+    ] = None,
+) -> None:
+    """Draw a circuit: qcircuit-peft circuits draw simplified_two_design --qubits 5 --layers 2"""
+    circuit = _circuit(source, qubits, dim, layers)
+    if plot is None:
+        print(draw_text(circuit))
+        size = f"matrix {circuit.dim} x {circuit.dim}"
+        console.print(f"{circuit.n_angles} angles, {len(circuit.ops)} gates, depth {circuit.depth}, {size}")
+    else:
+        _save(draw_mpl(circuit), plot)
+        console.print(f"drawn in {plot}")
+
+
+@circuits.command()
+def qasm(
+    source: Source,
+    qubits: Qubits = None,
+    layers: Layers = 1,
+    version: Annotated[int, typer.Option(help="OpenQASM version: 3 or 2")] = 3,
+    seed: Annotated[int, typer.Option(help="seed of the random angles")] = 0,
+) -> None:
+    """Print a circuit with random angles as OpenQASM."""
+    circuit = _circuit(source, qubits, None, layers)
+    angles = (
+        2 * torch.pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    )
+    with _bad_input():
+        print(to_qasm(circuit, angles, version=version), end="")
+
+
+_SCALARS = ", ".join(name for name, metric in METRICS.items() if metric.of == "state" and metric.scalar)
+
+
+@app.command()
+def entanglement(
+    source: Source,
+    qubits: Annotated[int, typer.Option(help="number of qubits")] = 8,
+    layers: Annotated[str, typer.Option(help="numbers of layers L: 4, 1:8 (both included) or 1,2,4")] = "1:8",
+    metric: Annotated[str, typer.Option(help=_SCALARS)] = "meyer_wallach",
+    samples: Annotated[int, typer.Option(help="random circuits for each L")] = 1000,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="no sampling; for meyer_wallach, scott_2 and purity only")
+    ] = False,
+    ensemble: Annotated[
+        str | None, typer.Option(help="random states to compare with: real or complex; by default the circuit's kind")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the random angles")] = 0,
+    plot: Annotated[str | None, typer.Option(help="also write a picture (PNG, PDF or SVG by its ending)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print comma-separated values")] = False,
+) -> None:
+    """How much a circuit with random angles entangles at each number of layers, against random states.
+
+    qcircuit-peft entanglement simplified_two_design --qubits 8 --layers 1:8 --exact --plot curve.png
+
+    qcircuit-peft entanglement mine.toml --qubits 6 --layers 1,2,4 --metric entropy --samples 500 --csv > mine.csv
+    """
+    family, generator = _load(source), torch.Generator().manual_seed(seed)
+    with _bad_input(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        if as_json and as_csv:
+            raise ValueError("the output is one of --json and --csv, got both")
+        depths = track(_numbers(layers), "layers", console=errors, transient=True, disable=not errors.is_terminal)
+        rows = capacity(family, qubits, depths, metric, samples, generator, exact, ensemble)
+    for warning in said:
+        errors.print(f"note: {warning.message}")
+    if plot is not None:
+        _save(capacity_figure({family.name: rows}, metric), plot)
+    form: Callable[..., str] = tables.to_json if as_json else tables.to_csv if as_csv else tables.to_text
+    print(form(rows).rstrip())
+    if not (as_json or as_csv):
+        depth = saturation(rows)
+        unit = METRICS[metric].unit
+        console.print(f"{metric}{'' if unit == '1' else f' in {unit}'}; within 5 % of random states ", end="")
+        console.print("at no L given" if depth is None else f"from L = {depth}")
 
 
 @app.command()

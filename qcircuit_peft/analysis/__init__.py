@@ -1,0 +1,26 @@
+"""Entanglement and expressibility of circuits and of trained adapters. Reading never changes what is read."""
+
+from qcircuit_peft.analysis.capacity import Capacity, capacity, saturation
+from qcircuit_peft.analysis.expressibility import Expressibility, expressibility, frame_potentials
+from qcircuit_peft.analysis.gradients import decay, gradient_variance
+from qcircuit_peft.analysis.haar import haar_states, haar_value
+from qcircuit_peft.analysis.metrics import METRICS, Metric
+from qcircuit_peft.analysis.replica import mean_purities
+from qcircuit_peft.analysis.report import entanglement_report
+
+__all__ = [
+    "METRICS",
+    "Capacity",
+    "Expressibility",
+    "Metric",
+    "capacity",
+    "decay",
+    "entanglement_report",
+    "expressibility",
+    "frame_potentials",
+    "gradient_variance",
+    "haar_states",
+    "haar_value",
+    "mean_purities",
+    "saturation",
+]

@@ -1,0 +1,93 @@
+"""The table of measures: what each is of, its unit, and how to get it. A measure is one function and one line here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import combinations
+from math import comb, prod
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qcircuit_peft.analysis import entanglement, operators
+from qcircuit_peft.analysis.cuts import check_wires
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure ``value(x, dims=...)`` of a "state" (*batch, N) or a "matrix" (*batch, M, N), at its default cut.
+
+    A ``scalar`` has one number for each state or matrix. ``from_purities(purities, dims)`` gives it from the purity of
+    every subset of wires, shape (2,) * n, if it is linear in them: then its mean over circuits is exact.
+    """
+
+    value: Callable[..., Tensor]
+    of: str
+    unit: str
+    about: str
+    scalar: bool = True
+    from_purities: Callable[[NDArray, Sequence[int]], float] | None = None
+
+
+def _subset(wires: Sequence[int], n: int) -> tuple[int, ...]:
+    return tuple(int(w in wires) for w in range(n))
+
+
+def _scott(m: int) -> Callable[[NDArray, Sequence[int]], float]:
+    def mean(purities: NDArray, dims: Sequence[int]) -> float:
+        n = len(dims)
+        entanglement.check_subset_size(m, n)
+        total = 0.0
+        for wires in combinations(range(n), m):
+            d = prod(dims[w] for w in wires)
+            total += (1 - purities[_subset(wires, n)]) * d / (d - 1)
+        return total / comb(n, m)
+
+    return mean
+
+
+def _half_purity(purities: NDArray, dims: Sequence[int]) -> float:
+    return purities[_subset(check_wires(None, len(dims)), len(dims))]
+
+
+_e, _o = entanglement, operators
+METRICS: dict[str, Metric] = {
+    "meyer_wallach": Metric(_e.meyer_wallach, "state", "1", "mean linear entropy of a wire, 0 to 1", True, _scott(1)),
+    "scott_2": Metric(_e.scott, "state", "1", "mean linear entropy of two wires, 0 to 1", True, _scott(2)),
+    "purity": Metric(_e.purity, "state", "1", "Tr rho^2 of the first half of the wires", True, _half_purity),
+    "entropy": Metric(_e.entropy, "state", "bits", "von Neumann entropy of the first half of the wires"),
+    "schmidt_rank": Metric(_e.schmidt_rank, "state", "1", "Schmidt rank of the half cut"),
+    "schmidt_gap": Metric(_e.schmidt_gap, "state", "1", "gap of the Schmidt probabilities of the half cut"),
+    "negativity": Metric(_e.negativity, "state", "1", "negativity of the half cut"),
+    "log_negativity": Metric(_e.log_negativity, "state", "bits", "logarithmic negativity of the half cut"),
+    "stabilizer_entropy": Metric(_e.stabilizer_entropy, "state", "bits", "stabilizer Renyi-2 entropy, magic (qubits)"),
+    "schmidt_values": Metric(_e.schmidt_values, "state", "1", "Schmidt coefficients of the half cut", False),
+    "entropy_profile": Metric(_e.entropy_profile, "state", "bits", "von Neumann entropy of every cut", False),
+    "mutual_information": Metric(_e.mutual_information, "state", "bits", "of all pairs of wires", False),
+    "concurrence": Metric(_e.concurrence, "state", "1", "of all pairs of qubits", False),
+    "operator_entropy": Metric(_o.operator_entropy, "matrix", "bits", "operator entanglement of the half cut"),
+    "operator_rank": Metric(_o.operator_rank, "matrix", "1", "operator-Schmidt rank of the half cut"),
+    "entangling_power": Metric(_o.entangling_power, "matrix", "1", "mean linear entropy from product states"),
+    "operator_schmidt": Metric(_o.operator_schmidt, "matrix", "1", "operator-Schmidt coefficients", False),
+    "operator_profile": Metric(_o.operator_profile, "matrix", "bits", "operator entanglement of every cut", False),
+}
+
+
+def state_metric(name: str) -> Metric:
+    """The measure of this name; raises ValueError unless it is one number for each state."""
+    allowed = [key for key, metric in METRICS.items() if metric.of == "state" and metric.scalar]
+    if name not in allowed:
+        known = get_close_matches(str(name), allowed, n=3) or allowed
+        what = "is not one number for each state" if name in METRICS else "is unknown"
+        raise ValueError(f"the metric {name!r} {what}; take one of {', '.join(known)}")
+    return METRICS[name]
+
+
+def linear_value(name: str, purities: NDArray[np.float64], dims: Sequence[int]) -> float:
+    """A measure from the (mean) purities of all subsets of wires; raises ValueError if it is not linear in them."""
+    metric = state_metric(name)
+    if metric.from_purities is None:
+        exact = ", ".join(key for key, other in METRICS.items() if other.from_purities)
+        raise ValueError(f"the mean of {name!r} does not follow from purities; those with an exact mean: {exact}")
+    return float(metric.from_purities(purities, dims))

@@ -1,0 +1,136 @@
+"""What training did to the circuits of an adapted model: their entanglement by layer and cut, and how far they went."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcircuit_peft.analysis.entanglement import entropy_of, entropy_profile
+from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
+from qcircuit_peft.ansatz import wire_dims
+from qcircuit_peft.tuner.layer import QCircuitLayer, generators
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LayerEntanglement:
+    """One cut of one part of an adapted layer, "initial" or "now" (``stage``).
+
+    ``part`` is "u", "v" or "delta", the weight update; ``cut`` is the number of wires before it, of those with
+    dimensions ``dims`` (pairs of row and column dimensions for the update). ``column_entropy`` is the mean
+    entanglement entropy of the frame's columns as states, ``operator_entropy`` that of the whole circuit, or of the
+    update, as an operator, both in bits; ``operator_rank`` the operator-Schmidt rank, a bond dimension of the tensor
+    train. ``distance`` from the initial circuit is sqrt(1 - |Tr U0^T U| / N), 0 to 1, blind to a sign.
+    None stands for what is not defined (the entropy of a zero update), not known, or not asked for. A prime width is
+    one wire, has no cut and so no row.
+    """
+
+    layer: str
+    adapter: str
+    part: str
+    stage: str
+    cut: int
+    dims: tuple[Any, ...]
+    column_entropy: float | None = None
+    operator_entropy: float | None = None
+    operator_rank: int | None = None
+    distance: float | None = None
+
+
+def entanglement_report(
+    model: nn.Module, adapter: str | None = None, before: Mapping[str, Tensor] | None = None, operators: bool = True
+) -> list[LayerEntanglement]:
+    """Rows for every adapted layer, part, stage and cut of a PEFT model with circuit adapters; it is not changed.
+
+    ``adapter``: left out, those that are active. The initial circuit comes from ``before``, a copy of
+    ``get_peft_model_state_dict(model)`` made before training, or from the configuration's ``seed``; with neither,
+    there are no "initial" rows and no distances. ``operators=False`` leaves out what needs whole N x N matrices, whose
+    singular values take about N^3 steps a cut. Computed in float64 on copies. Raises ValueError if the model has no
+    such adapter, or ``before`` does not belong to it.
+
+    >>> from peft import get_peft_model
+    >>> from qcircuit_peft import QCircuitConfig
+    >>> config = QCircuitConfig(r=4, target_modules=["0"], seed=0)
+    >>> rows = entanglement_report(get_peft_model(torch.nn.Sequential(torch.nn.Linear(16, 8)), config))
+    >>> [(row.part, row.stage, row.cut) for row in rows][:4]
+    [('u', 'initial', 1), ('u', 'initial', 2), ('u', 'now', 1), ('u', 'now', 2)]
+    >>> max(row.distance for row in rows if row.distance is not None) < 1e-3
+    True
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, QCircuitLayer)]
+    known = sorted({key for _, module in found for key in module.factors})
+    if not known or (adapter is not None and adapter not in known):
+        wanted = "a circuit adapter" if adapter is None else f"the circuit adapter {adapter!r}"
+        raise ValueError(f"the report is of a model with {wanted}, got one with {', '.join(known) or 'none'}")
+    rows = []
+    with torch.no_grad():
+        for name, module in found:
+            for chosen in module.active_adapters if adapter is None else [adapter]:
+                if chosen in module.factors:
+                    layer = name.removeprefix(_PREFIX)
+                    initial = _initial(model, module, layer, chosen, before)
+                    rows += _layer_rows(module, layer, chosen, initial, operators)
+    return rows
+
+
+def _initial(
+    model: Any, module: QCircuitLayer, layer: str, adapter: str, before: Mapping[str, Tensor] | None
+) -> dict[str, Tensor] | None:
+    """The angles of U and V at the start; None if nobody knows them."""
+    factors, config = module.factors[adapter], model.peft_config[adapter]
+    if before is None:
+        return None if config.seed is None else factors.initial(config.init, generators(config.seed, layer))
+    angles = {}
+    for part in ("u", "v"):
+        key = f"{_PREFIX}{layer}.qcircuit_{part}"
+        if key not in before or before[key].shape != (factors.sizes[part],):
+            found = tuple(before[key].shape) if key in before else "none"
+            raise ValueError(
+                f"before has the {factors.sizes[part]} angles {key!r}, got {found}; copy PEFT's state dict"
+            )
+        angles[part] = before[key]
+    return angles
+
+
+def _layer_rows(
+    module: QCircuitLayer, layer: str, adapter: str, initial: dict[str, Tensor] | None, operators: bool
+) -> Iterator[LayerEntanglement]:
+    factors = module.factors[adapter]
+    u, v, lam = (p.detach().double() for p in module.circuit_parameters(adapter))
+    for part, frame, now in (("u", factors.u, u), ("v", factors.v, v)):
+        dims = wire_dims(frame.n) if frame.n > 1 else ()
+        if len(dims) < 2:
+            continue
+        stages = {"now": now} if initial is None else {"initial": initial[part].detach().to(now), "now": now}
+        whole = {stage: replace(frame, k=frame.n).columns(t) for stage, t in stages.items()} if operators else {}
+        for stage, angles in stages.items():
+            entropies = entropy_profile(frame.columns(angles).mT, dims).mean(0).tolist()
+            values = _operator_values(whole[stage], (dims, dims)) if operators else [(None, None)] * len(entropies)
+            far = _distance(whole["initial"], whole[stage]) if "initial" in whole else None
+            for cut, (entropy, (operator, rank)) in enumerate(zip(entropies, values, strict=True), 1):
+                yield LayerEntanglement(layer, adapter, part, stage, cut, dims, entropy, operator, rank, far)
+    if operators:
+        delta = factors.delta(factors.weighted(factors.u.columns(u), lam), factors.v.columns(v))
+        pair = matrix_dims((len(delta), len(delta.mT)))
+        for cut, (operator, rank) in enumerate(_operator_values(delta, pair), 1):
+            dims = tuple(zip(*pair, strict=True))
+            yield LayerEntanglement(layer, adapter, "delta", "now", cut, dims, None, operator, rank, None)
+
+
+def _operator_values(
+    matrix: Tensor, dims: tuple[tuple[int, ...], tuple[int, ...]]
+) -> list[tuple[float | None, int | None]]:
+    """Entropy and rank of every cut; a zero matrix has no entropy and rank 0."""
+    cuts = range(1, len(dims[0]))
+    if not matrix.any():
+        return [(None, 0) for _ in cuts]
+    limit = max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    spectra = [operator_schmidt(matrix, range(cut), dims) for cut in cuts]
+    return [(float(entropy_of(s.square())), int((s > limit * s[0]).sum())) for s in spectra]
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((1 - (a * b).sum().abs() / len(a)).clamp_min(0).sqrt())

@@ -1,0 +1,46 @@
+"""Rows of results, frozen dataclasses of one kind, as text, CSV and JSON."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from io import StringIO
+from typing import Any
+
+
+def _records(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    if not rows:
+        raise ValueError("a table has one or more rows, got none")
+    return [asdict(row) for row in rows]
+
+
+def to_json(rows: Sequence[Any]) -> str:
+    """A JSON list with one object a row; raises ValueError for no rows, as all of these do."""
+    return json.dumps(_records(rows), indent=1)
+
+
+def to_csv(rows: Sequence[Any]) -> str:
+    """Comma-separated values with a header; None is an empty cell."""
+    records, text = _records(rows), StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def to_text(rows: Sequence[Any]) -> str:
+    """Aligned columns, numbers with six digits; None is a dash.
+
+    >>> from qcircuit_peft.analysis.capacity import capacity
+    >>> print(to_text(capacity("simplified_two_design", 2, [1], exact=True)))
+    layers  mean  std   low  high      haar  samples  ensemble
+         1  0.25    -  0.25  0.25  0.333333        0      real
+    """
+    records = _records(rows)
+    lines = [list(records[0]), *([_cell(value) for value in record.values()] for record in records)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
