@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle, product
 from pathlib import Path
 from queue import Empty, Queue
@@ -70,8 +70,18 @@ def compare(
         ansatz.circuit(qubits=q, layers=depth)
     table: list[Row] = []
     for backend in backends:
-        failed: list[Row] = []
-        worker = None
+        for row in _rows(ansatz, backend, sizes, columns, batch, {"repeats": repeats, "budget": budget}):
+            table.append(row)
+            progress(row)
+    return table
+
+
+def _rows(
+    ansatz: Ansatz, backend: str, sizes: list[tuple[int, int]], columns: int | None, batch: int, settings: Row
+) -> Iterator[Row]:
+    failed: list[Row] = []
+    worker = None
+    try:
         for q, depth in sizes:
             k = 2**q if columns is None else min(columns, 2**q)
             row: Row = dict.fromkeys(FIELDS) | dict(zip(FIELDS, (backend, q, depth, k, batch), strict=False))
@@ -80,15 +90,14 @@ def compare(
                 row["status"] = smaller[0]["status"]
             else:
                 worker = worker or _Worker()
-                row |= worker.ask(row | {"ansatz": ansatz.to_dict(), "repeats": repeats, "budget": budget})
+                row |= worker.ask(row | settings | {"ansatz": ansatz.to_dict()})
                 if row["status"] != "ok":
                     failed.append(row)
                     worker = worker.end()
-            table.append(row)
-            progress(row)
+            yield row
+    finally:
         if worker:
             worker.end()
-    return table
 
 
 class _Worker:
@@ -118,7 +127,7 @@ class _Worker:
             line = self._line(case["budget"], _PATIENCE * case["budget"])
         if line is None:
             return {"status": "over budget"}
-        return json.loads(line) if line else {"status": "ended by the system"}
+        return json.loads(line) if line else {"status": "ended before it answered"}
 
     def _line(self, seconds: float, patience: float) -> str | None:
         """The next line, "" at the end of the process; None after ``seconds`` of its own time, or of ``patience``."""

@@ -80,12 +80,12 @@ def test_a_size_past_the_memory_or_refused_says_so(monkeypatch, capsys, error, s
     assert json.loads(capsys.readouterr().out) == {"status": said}
 
 
-def test_a_process_that_the_system_ends_is_one_row(monkeypatch):
+def test_a_process_that_ends_is_one_row(monkeypatch):
     worker = comparison._Worker()
     worker.process.kill()
     worker.process.wait()
     monkeypatch.setattr(worker.process.stdin, "write", lambda text: None, raising=False)
-    assert worker.ask({"budget": 1}) == {"status": "ended by the system"}
+    assert worker.ask({"budget": 1}) == {"status": "ended before it answered"}
     worker.end()
 
 
