@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from math import pi, sqrt
+from math import pi, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def differentiable(circuit: Circuit, frequencies: Frequencies, angles: Tensor) -
             "the parameter-shift rule is for gates with one angle, but RY has several on a wire of dimension > 2; "
             "take the gradient without shots"
         )
-    flat = angles.reshape(-1, angles.shape[-1])
+    flat = angles.reshape(prod(angles.shape[:-1]), angles.shape[-1])
     found = _ParameterShift.apply(circuit, frequencies, flat)
     return found.reshape(*angles.shape[:-1], circuit.dim)  # type: ignore[union-attr]
 
