@@ -36,11 +36,11 @@ def _frozen(task: Task) -> PeftConfig:
 
 
 def _fourier(task: Task) -> PeftConfig:
-    """FourierFT with at least as many parameters as the circuit has, on the same layers."""
-    ends = tuple(f".{target}" for target in task.targets)
-    modules = [name for name, _ in pretrained(task).named_modules() if name.endswith(ends)]
-    each = -(-parameter_count(_circuit(task), pretrained(task)) // len(modules))
-    return FourierFTConfig(target_modules=list(task.targets), n_frequency=each, scaling=150.0)
+    """FourierFT with as many parameters as the circuit has, or up to one a layer more, on the layers LoRA takes."""
+    model, ends = pretrained(task), tuple(f".{target}" for target in task.lora_targets)
+    layers = sum(name.endswith(ends) for name, _ in model.named_modules())
+    each = -(-parameter_count(_circuit(task), model) // layers)
+    return FourierFTConfig(target_modules=list(task.lora_targets), n_frequency=each, scaling=150.0)
 
 
 def _lora(task: Task) -> PeftConfig:

@@ -70,10 +70,10 @@ class Classifier(nn.Module):
     def __init__(self, task: Task, model: nn.Module, classes: int) -> None:
         super().__init__()
         self.model, self.scale = model, task.scale
-        self.head = nn.Linear(384, classes)
+        self.head = nn.Linear(model.config.hidden_size, classes)
 
-    def features(self, **batch: Tensor) -> Float[Tensor, "n 384"]:
-        """Pooled features (n, 384) of a batch of n inputs; padding does not count."""
+    def features(self, **batch: Tensor) -> Float[Tensor, "n width"]:
+        """Pooled features (n, width) of a batch of n inputs; padding does not count."""
         states = self.model(**batch).last_hidden_state
         mask = batch.get("attention_mask", torch.ones(states.shape[:2])).unsqueeze(-1).to(states.dtype)
         return (states * mask).sum(1) / mask.sum(1) * self.scale
