@@ -1,7 +1,5 @@
 """The demo's training loop on a tiny vision model: every method, what it saves, and what an interruption leaves."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
@@ -9,7 +7,7 @@ from transformers import Dinov2Config, Dinov2Model
 from qcircuit_peft.demo import report
 from qcircuit_peft.demo.data import Split, Splits
 from qcircuit_peft.demo.methods import METHODS
-from qcircuit_peft.demo.task import TASKS, Classifier, Encoder, Task, pretrained
+from qcircuit_peft.demo.task import TASKS, Classifier, Task, pretrained
 from qcircuit_peft.demo.train import BATCH, Result, accuracy, adapter_bytes, batches, train, trained
 
 NAMES = ("dark", "light")
@@ -27,9 +25,9 @@ def task(tmp_path_factory) -> Task:
     folder = tmp_path_factory.mktemp("tiny")
     config = Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=14)
     Dinov2Model(config).save_pretrained(folder)
-    splits = Splits(brightness(20 * BATCH), brightness(100), brightness(101))
+    splits = Splits(brightness(24 * BATCH), brightness(100), brightness(101))
     digits = TASKS["digits"]
-    return Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 2, 1.0, False)
+    return Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)
 
 
 def test_a_batch_has_inputs_of_similar_length_and_an_epoch_every_input():
@@ -45,21 +43,14 @@ def test_a_batch_has_inputs_of_similar_length_and_an_epoch_every_input():
 def test_a_method_trains_and_its_adapter_is_read_back(name, task, tmp_path):
     steps = []
     result = train(task, METHODS[name], tmp_path, progress=lambda *at: steps.append(at[:2]))
-    assert steps == [(step, 40) for step in range(1, 41)] and result.finished
+    assert steps == [(step, 24) for step in range(1, 25)] and result.finished
     assert 0.7 < result.accuracy <= 1 and 0 <= result.interval < 0.1
     written = [path for path in tmp_path.iterdir() if path.name in ("adapter_model.safetensors", "adapter_config.json")]
     assert result.checkpoint_bytes == sum(len(path.read_bytes()) for path in written)
-    if METHODS[name].config is None:
-        assert result.parameters == 0 and not written
-        return
-    assert len(written) == 2 and result.parameters > 0
+    adapted = METHODS[name].config is not None
+    assert len(written) == 2 * adapted and (result.parameters > 0) == adapted
     net, encode = trained(task, tmp_path)
     assert accuracy(net, encode, task.splits().test) == result.accuracy
-
-
-def test_the_validation_split_is_measured_on_request(task, tmp_path):
-    result = train(task, METHODS["probe"], tmp_path, epochs=1, split="validation")
-    assert (result.accuracy * 100) == pytest.approx(round(result.accuracy * 100), abs=1e-9)  # of 100, not 101
 
 
 def test_an_interruption_leaves_a_checkpoint(task, tmp_path):

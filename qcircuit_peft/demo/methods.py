@@ -9,30 +9,48 @@ from transformers import PreTrainedModel
 
 from qcircuit_peft import QCircuitConfig, parameter_count
 from qcircuit_peft.demo.task import Task, pretrained
+from qcircuit_peft.tuner import QCircuitLayer
 
 HEAD_RATE = 2e-3  # AdamW learning rate of the linear head, for every method
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, the adapter (none: only the head learns) and its AdamW learning rate."""
+    """A name, the adapter (none: only the head learns), its AdamW learning rate, whether its circuits are shared."""
 
     name: str
     config: Callable[[Task], PeftConfig] | None
     rate: float
+    shared: bool = False
 
     def attach(self, task: Task) -> nn.Module:
-        """The task's pretrained model with a fresh adapter."""
+        """The task's pretrained model with a fresh adapter, drawn from torch's global random state."""
         model: PreTrainedModel = pretrained(task)
-        return model if self.config is None else get_peft_model(model, self.config(task))
+        if self.config is None:
+            return model
+        adapted = get_peft_model(model, self.config(task))
+        if self.shared:
+            share_circuits(adapted)
+        return adapted
+
+
+def share_circuits(model: nn.Module) -> None:
+    """Tie the angles of layers of one name, such as all queries, so that each has only its lambda for itself."""
+    first: dict[tuple[str, str], nn.Parameter] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QCircuitLayer):
+            kind = name.partition(".layer.")[2].partition(".")[2]
+            for part in ("qcircuit_u", "qcircuit_v"):
+                angles = getattr(layer, part)
+                angles["default"] = first.setdefault((kind, part), angles["default"])
 
 
 def _circuit(task: Task) -> PeftConfig:
-    return QCircuitConfig(target_modules=list(task.targets), seed=0)
+    return QCircuitConfig(target_modules=list(task.targets))
 
 
 def _frozen(task: Task) -> PeftConfig:
-    return QCircuitConfig(target_modules=list(task.targets), seed=0, train_angles=False)
+    return QCircuitConfig(target_modules=list(task.targets), train_angles=False)
 
 
 def _fourier(task: Task) -> PeftConfig:

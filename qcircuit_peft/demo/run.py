@@ -31,7 +31,7 @@ def _work(task: str, method: str, out: Path, epochs: int | None, queue: Any) -> 
 
 
 def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, workers: int) -> dict[str, Result]:
-    """Every method in a process of its own, ``workers`` at a time with one thread each; the last, longest ones first."""
+    """Every method in a process of its own, ``workers`` at a time, one thread each; longest, that is last, first."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     waiting, running, results, stop = list(methods), {}, {}, False

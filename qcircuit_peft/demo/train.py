@@ -27,7 +27,7 @@ _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave. The accuracy is a fraction, ``interval`` half its 95 % interval; not a number if unfinished."""
+    """What one run gave. The accuracy is a fraction, ``interval`` half its 95 % interval; unfinished, nan."""
 
     method: str
     parameters: int
@@ -88,10 +88,9 @@ def train(
     *,
     epochs: int | None = None,
     seed: int = 0,
-    split: str = "test",
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Result:
-    """Train a method on a task, save it in ``folder``, and measure its accuracy on ``split`` of the task.
+    """Train a method on a task, save it in ``folder``, and measure its accuracy on the test split.
 
     ``seed`` draws the angles, the head and the order of the data; ``progress(step, steps, loss)`` is called after each
     step. Ctrl-C stops the training and saves what there is.
@@ -128,13 +127,12 @@ def train(
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what there is gets saved, however impatient the user
     save(net, folder)
-    measured: Split = getattr(splits, split)
-    share = accuracy(net, encode, measured) if finished else float("nan")
+    share = accuracy(net, encode, splits.test) if finished else float("nan")
     result = Result(
         method=method.name,
         parameters=sum(p.numel() for p in adapter),
         accuracy=share,
-        interval=1.96 * sqrt(share * (1 - share) / len(measured)),
+        interval=1.96 * sqrt(share * (1 - share) / len(splits.test)),
         seconds_per_step=median(seconds) if seconds else float("nan"),
         checkpoint_bytes=adapter_bytes(folder),
         finished=finished,
@@ -151,6 +149,7 @@ def _features(net: Classifier, encode: Encoder, inputs: tuple[str, ...] | Tensor
 
 def trained(task: Task, folder: Path) -> tuple[Classifier, Encoder]:
     """A trained classifier from the folder of a run: the model with its adapter, and the head."""
-    net = Classifier(task, PeftModel.from_pretrained(pretrained(task), folder), len(task.splits().train.names))
+    model = PeftModel.from_pretrained(pretrained(task), folder) if adapter_bytes(folder) else pretrained(task)
+    net = Classifier(task, model, len(task.splits().train.names))
     net.load_head(folder / "head.safetensors")
     return net.eval(), Encoder(task)
