@@ -12,12 +12,10 @@ from typing import Annotated
 
 import torch
 import typer
-from peft import FourierFTConfig
 from rich.console import Console
 from rich.table import Table
 
-from qcircuit_peft import QCircuitConfig
-from qcircuit_peft.demo.methods import METHODS, Method
+from qcircuit_peft.demo.methods import METHODS, Method, circuit, fourier
 from qcircuit_peft.demo.report import quiet
 from qcircuit_peft.demo.task import TASKS
 from qcircuit_peft.demo.train import accuracy, train, trained
@@ -25,26 +23,13 @@ from qcircuit_peft.demo.train import accuracy, train, trained
 COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
 
 
-def _circuit(targets: str, r: int, shared: bool = False, rate: float = 2e-2, **settings) -> Method:
-    """Circuits on the layers that LoRA takes ("few") or on all linear ones ("all")."""
-    config = lambda task: QCircuitConfig(  # noqa: E731
-        r=r, alpha=8 * r, target_modules=list(task.targets if targets == "all" else task.lora_targets), **settings
-    )
-    return Method("", config, rate, shared)
-
-
-GRID: dict[str, Method] = {
-    **METHODS,
-    "few-26": _circuit("few", 26),
-    "few-64": _circuit("few", 64),
-    "few-64-shared": _circuit("few", 64, shared=True),
-    "few-72-frozen": _circuit("few", 72, train_angles=False),
-    "all-16-shared": _circuit("all", 16, shared=True),
-    "all-32": _circuit("all", 32),
-    "all-16-L2": _circuit("all", 16, layers=2),
-    "all-16-givens": _circuit("all", 16, ansatz="givens_brickwall"),
-    "all-16-butterfly": _circuit("all", 16, ansatz="butterfly"),
-    "fourier-all": Method("", lambda task: FourierFTConfig(target_modules=list(task.targets), n_frequency=70), 5e-2),
+GRID: dict[str, Method] = METHODS | {
+    "small, angles at 2e-2": circuit("", 64, shared=True, angle_rate=2e-2),
+    "small, angles at 1e-1": circuit("", 64, shared=True, angle_rate=1e-1),
+    "circuit, angles at 2e-2": circuit("", 16, all_layers=True, angle_rate=2e-2),
+    "circuit, r = 32": circuit("", 32, all_layers=True),
+    "circuit, L = 2": circuit("", 16, all_layers=True, layers=2),
+    "fourier, all layers": fourier("", 2520, all_layers=True),
 }
 
 
@@ -55,19 +40,19 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def main(
     adapters: Annotated[list[str], typer.Argument(help=f"some of {', '.join(GRID)}")],
     task: str = "trec",
-    seeds: Annotated[int, typer.Option(min=1, help="each seeds the angles, the head and the order")] = 3,
+    seeds: Annotated[str, typer.Option(help="each seeds the angles, the head and the order of the data")] = "0,1,2",
     out: Path = Path("docs/training.csv"),
 ) -> None:
     """Train each adapter with each seed, and print the mean and the standard deviation over seeds."""
     torch.set_num_threads(1)
     quiet()
-    for seed in range(seeds):
+    for seed in seeds.split(","):
         for name in adapters:
-            key = (task, name, str(seed))
+            key = (task, name, seed)
             if any(tuple(row[column] for column in COLUMNS[:3]) == key for row in _rows(out)):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                result = train(TASKS[task], GRID[name], Path(folder), seed=seed)
+                result = train(TASKS[task], GRID[name], Path(folder), seed=int(seed))
                 validation = accuracy(*trained(TASKS[task], Path(folder)), TASKS[task].splits().validation)
             row = (*key, result.parameters, f"{validation:.3f}", f"{result.accuracy:.3f}")
             new = not out.exists()

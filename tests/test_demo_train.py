@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from qcircuit_peft.demo import report
+from qcircuit_peft.demo import methods, report
 from qcircuit_peft.demo.data import Split, Splits
 from qcircuit_peft.demo.methods import METHODS
 from qcircuit_peft.demo.task import TASKS, Classifier, Task, pretrained
@@ -23,7 +23,7 @@ def brightness(n: int) -> Split:
 def task(tmp_path_factory) -> Task:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny")
-    config = Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=14)
+    config = Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=14)
     Dinov2Model(config).save_pretrained(folder)
     splits = Splits(brightness(24 * BATCH), brightness(100), brightness(101))
     digits = TASKS["digits"]
@@ -75,12 +75,17 @@ def test_a_method_starts_from_the_pretrained_model(task):
             assert torch.equal(got, wanted), name
 
 
-def test_fourierft_has_as_many_parameters_as_the_circuit(task):
-    counts = [
-        sum(p.numel() for p in METHODS[name].attach(task).parameters() if p.requires_grad)
-        for name in ("circuit", "fourier")
-    ]
-    assert counts[0] <= counts[1] < 1.05 * counts[0]
+def test_shared_circuits_are_counted_once_and_trained_at_their_own_rate(task):
+    for shared, vectors in ((False, 8), (True, 4)):  # (query, value) x (U, V), in each of two blocks
+        method = methods.circuit("", 8, shared=shared, rate=0.1, angle_rate=0.3)
+        trained = [name for name, p in method.attach(task).named_parameters() if p.requires_grad]
+        assert sorted(map(method.rate_of, trained)) == [0.1] * 4 + [0.3] * vectors
+
+
+def test_fourierft_has_the_parameters_asked_for(task):
+    for all_layers, layers in ((False, 4), (True, 12)):
+        model = methods.fourier("", 250, all_layers=all_layers).attach(task)
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == -(-250 // layers) * layers
 
 
 def test_the_table_shows_counts_and_intervals():

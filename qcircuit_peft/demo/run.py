@@ -36,7 +36,7 @@ def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, wor
     queue = context.Queue()
     waiting, running, results, stop = list(methods), {}, {}, False
     loss = TextColumn("loss {task.fields[loss]}")
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
         rows = {key: bars.add_task(METHODS[key].name, total=None, loss="-") for key in methods}
         while running or (waiting and not stop):

@@ -99,9 +99,10 @@ def train(
     splits, encode = task.splits(), Encoder(task)
     net = Classifier(task, method.attach(task), len(splits.train.names))
     net.eval()  # no dropout: against so few parameters it costs a fifth of the time for nothing
-    adapter = [p for p in net.model.parameters() if p.requires_grad]
+    adapter = {name: p for name, p in net.model.named_parameters() if p.requires_grad}  # what is tied comes once
     groups = [{"params": list(net.head.parameters()), "lr": HEAD_RATE}]
-    groups += [{"params": adapter, "lr": method.rate}] if adapter else []
+    for rate in {method.rate_of(name) for name in adapter}:
+        groups.append({"params": [p for name, p in adapter.items() if method.rate_of(name) == rate], "lr": rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     lengths = encode.lengths(splits.train.inputs)
     epochs = task.epochs if epochs is None else epochs
@@ -130,7 +131,7 @@ def train(
     share = accuracy(net, encode, splits.test) if finished else float("nan")
     result = Result(
         method=method.name,
-        parameters=sum(p.numel() for p in adapter),
+        parameters=sum(p.numel() for p in adapter.values()),
         accuracy=share,
         interval=1.96 * sqrt(share * (1 - share) / len(splits.test)),
         seconds_per_step=median(seconds) if seconds else float("nan"),
