@@ -22,7 +22,6 @@ from qcircuit_peft.demo.train import accuracy, train, trained
 
 COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
 
-
 GRID: dict[str, Method] = METHODS | {
     "small, angles at 2e-2": circuit("", 64, shared=True, angle_rate=2e-2),
     "small, angles at 1e-1": circuit("", 64, shared=True, angle_rate=1e-1),

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 from queue import Empty
 from typing import Annotated, Any
@@ -86,7 +87,9 @@ def main(
     out = out / task
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]{TASKS[task].about}[/bold]; results go to {out}")
+    start = time.monotonic()
     results = _train_all(task, wanted, out, epochs, workers)
+    console.print(f"Trained and tested in {(time.monotonic() - start) / 60:.1f} minutes, {workers} at a time.")
     unfinished = [key for key in wanted if key not in results or not results[key].finished]
     if unfinished:
         saved = [str(out / key) for key in results]
