@@ -93,5 +93,5 @@ METHODS: dict[str, Method] = {
     "small": circuit("circuits shared by all blocks, r = 64", 64, shared=True),
     "lora": Method("LoRA, r = 1", _lora, 4e-3),
     "fourier": fourier("FourierFT", 2520),
-    "circuit": circuit("circuits, r = 16, all linear layers", 16, all_layers=True),
+    "circuit": circuit("circuits, r = 16, all linear layers", 16, all_layers=True, angle_rate=2e-2),
 }
