@@ -29,6 +29,7 @@ GRID: dict[str, Method] = METHODS | {
     "circuit, r = 32": circuit("", 32, all_layers=True),
     "circuit, L = 2": circuit("", 16, all_layers=True, layers=2),
     "fourier, all layers": fourier("", 2520, all_layers=True),
+    "fourier, small": fourier("", 872),
 }
 
 
