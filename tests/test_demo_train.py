@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from qcircuit_peft.demo import methods, report
+from qcircuit_peft.demo import methods, report, run
 from qcircuit_peft.demo.data import Split, Splits
 from qcircuit_peft.demo.methods import METHODS
 from qcircuit_peft.demo.task import TASKS, Classifier, Task, pretrained
@@ -110,3 +110,14 @@ def test_padding_does_not_count():
     states, mask = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     found = net.features(states=states, attention_mask=mask)
     torch.testing.assert_close(found[1], 4.0 * states[1, :2].mean(0))
+
+
+def test_the_main_process_is_quiet_and_says_where_checkpoints_lie(tmp_path, monkeypatch, capsys):
+    hushed = []
+    stopped = Result("linear probe", 0, float("nan"), float("nan"), 0.0, 0, False)
+    monkeypatch.setattr(run, "_train_all", lambda *args: {"probe": stopped})
+    monkeypatch.setattr(report, "quiet", lambda: hushed.append(True))
+    with pytest.raises(SystemExit) as stop:
+        run.main("trec", tmp_path, None, "probe,lora", 1)
+    assert stop.value.code == 130 and hushed == [True]
+    assert str(tmp_path / "trec" / "probe") in capsys.readouterr().out.replace("\n", "")
