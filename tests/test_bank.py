@@ -365,3 +365,38 @@ def test_frames_in_use_no_more_are_let_go() -> None:
     net.double()
     logits(net, "llama")
     assert [dtype for _, dtype in bank._current] == [torch.float64]
+
+
+@pytest.mark.parametrize("entry", ["default", "shannon", "patterns"])
+def test_a_penalty_on_the_gradient(entry: str) -> None:
+    """Second derivatives, as gradient penalties and meta-learning take them, against plain autograd."""
+
+    def penalized(net: Any) -> dict[str, Tensor | None]:
+        net.base_model.model.set_attn_implementation("eager")  # the other has no second derivative
+        ours = [p for name, p in net.named_parameters() if "qcircuit" in name]
+        loss = net(**inputs("llama")).loss
+        first = torch.autograd.grad(loss, ours, create_graph=True)
+        second = torch.autograd.grad(loss + sum(g.square().sum() for g in first), ours)
+        return {str(i): g for i, g in enumerate(second)}
+
+    net = adapted("llama", entry, dropout=0.0).train()
+    found = penalized(net)
+    plain = adapted("llama", entry, dropout=0.0).train()
+    for layer in layers(plain):
+        layer.bank.frames = lambda layer, adapters, dtype: {a: layer.frames_now(a) for a in adapters}
+    wanted = penalized(plain)
+    same(found, wanted)
+    net.zero_grad()
+    net(**inputs("llama")).loss.backward()
+    once = list(grads(net).values())
+    assert all(not torch.allclose(g, second, rtol=1e-3) for g, second in zip(once, found.values(), strict=True))
+
+
+def test_a_second_derivative_after_a_step_is_refused() -> None:
+    net = adapted("llama").train()
+    ours = [p for name, p in net.named_parameters() if "qcircuit" in name]
+    loss = net(**inputs("llama")).loss
+    with torch.no_grad():
+        ours[0].add_(0.1)
+    with pytest.raises(RuntimeError, match="a parameter of a circuit adapter has changed since"):
+        torch.autograd.grad(loss, ours, create_graph=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Frames = tuple[Tensor, Tensor]  # weighted U (out, r) and V (in, r) of one layer and adapter
 
@@ -43,76 +42,28 @@ class _Entry:
         return all(p is q for p, q in zip(now, self.parameters, strict=True)) and _signature(now) == self.signature
 
 
-class _SharedFrames(torch.autograd.Function):
-    """The outputs of a generation, detached from the graph that made them, which is kept aside.
+class _Plan:
+    """What a generation computes: which parameters are stacked into which leaves, and which frames come of them."""
 
-    So no tensor is saved in the graph of the model, and several backward passes may go through one generation: two
-    losses of two forward passes, or the nested passes of re-entrant gradient checkpointing.
-    """
+    def __init__(self, entries: Iterable[_Entry], device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.leaves: list[Tensor] = []  # stacked values, from which the kept graph starts
+        self.sources: list[list[Tensor]] = []  # the parameters in them
+        self.spent = False  # a backward pass has gone through
+        self._steps: list[tuple[Any, int, list[int], list[tuple[Any, int | None]]]] = []
+        self.places = self._arrange(list(entries))
+        self._signature = self._now()
 
-    @staticmethod
-    def forward(ctx: Any, generation: "_Generation", *parameters: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        # Hooks of gradient checkpointing count what a region saves, but the frames of all layers are not the region's.
-        autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
-        hooked = autograd._top_saved_tensors_default_hooks(True) is not None
-        aside = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooked else nullcontext()
-        with torch.enable_grad(), aside:
-            ctx.stacks = generation.stacks()
-        ctx.leaves, ctx.places, ctx.state = generation.leaves, generation.places, generation.state
-        ctx.set_materialize_grads(False)
-        return tuple(output for stack in ctx.stacks for output in stack.detach().unbind(0))
+    def _now(self) -> list[tuple[Any, ...]]:
+        return [row for parameters in self.sources for row in _signature(parameters)]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        ctx.state["spent"] = True
-        outputs, given, start = [], [], 0
-        for stack in ctx.stacks:
-            rows = grads[start : start + len(stack)]
-            start += len(stack)
-            if stack.requires_grad and any(row is not None for row in rows):
-                rest = torch.zeros_like(stack[0]) if any(row is None for row in rows) else None
-                outputs.append(stack)
-                given.append(torch.stack([rest if row is None else row for row in rows]))  # type: ignore[misc]
-        wanted = [leaf for leaf in ctx.leaves if leaf.requires_grad]
-        found = torch.autograd.grad(outputs, wanted, given, retain_graph=True, allow_unused=True) if outputs else ()
-        rows_of = {id(leaf): grad.unbind(0) for leaf, grad in zip(wanted, found, strict=False) if grad is not None}
-        # A layer that took no part in the pass gets no gradient, rather than zeros that an optimizer would act on.
-        taken = [id(leaf) in rows_of and grads[output] is not None for leaf, _, output in ctx.places]
-        return None, *(
-            rows_of[id(leaf)][row] if take else None for take, (leaf, row, _) in zip(taken, ctx.places, strict=True)
-        )
+    def _arrange(self, entries: list[_Entry]) -> list[tuple[int, int, int]]:
+        """Order the frames by family, within it by role, rank and scaling, so that a product acts on a run of them.
 
-
-class _Generation:
-    """The frames of some layers and adapters, all on one device, made at one time for use in one dtype."""
-
-    def __init__(
-        self, layers: Iterable[Any], adapters: tuple[str, ...], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.adapters, self.device, self.dtype = adapters, device, dtype
-        self.entries: dict[tuple[int, str], _Entry] = {}
-        self.asked: set[int] = set()  # layers that have asked in this forward pass
-        self.handed: set[int] = set()  # layers whose last request, outside a backward pass, was to train
-        self.state = {"spent": False}  # a backward pass has gone through
-        for layer in layers:
-            for adapter in adapters:
-                if adapter in layer.factors and layer.circuit_parameters(adapter)[0].device == device:
-                    self.entries[id(layer), adapter] = _Entry(layer, adapter)
-        with torch.inference_mode(False), torch.no_grad():
-            self._arrange()
-        parameters = [p for entry in self.entries.values() for p in entry.parameters]
-        self.grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if self.grad:
-            self.outputs: tuple[Tensor, ...] = _SharedFrames.apply(self, *parameters)  # type: ignore[assignment]
-        else:
-            with torch.inference_mode(False), torch.no_grad():
-                self.outputs = tuple(output for stack in self.stacks() for output in stack.unbind(0))
-
-    def _arrange(self) -> None:
-        """Order the frames by family, within it by role, rank and scaling, so that a product acts on a run of them."""
+        Returns for each parameter its leaf, its row there and the output that it makes.
+        """
         slots: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-        for entry in self.entries.values():
+        for entry in entries:
             u, v, lam = entry.parameters
             svd = entry.factors
             for role, frame, angles, weight, run in (
@@ -120,16 +71,13 @@ class _Generation:
                 ("v", svd.v, v, None, (1, svd.v.k)),
             ):
                 slots.setdefault((frame.family, angles.dtype), []).append((run, role, frame, angles, weight, entry))
-        self.leaves: list[Tensor] = []  # stacked values, from which the kept graph starts
-        self._sources: list[list[Tensor]] = []  # the parameters in them
-        self._plan: list[tuple[Any, Tensor, list[int], list[tuple[Any, Tensor | None]]]] = []
-        place: dict[tuple[int, str], tuple[Tensor, int, int]] = {}
+        place: dict[tuple[int, str], tuple[int, int, int]] = {}
         n_outputs = 0
         for members in slots.values():
             members.sort(key=lambda slot: repr(slot[0]))
             widest = max((slot[2] for slot in members), key=lambda frame: frame.k)
             angles = self._leaf([slot[3] for slot in members])
-            runs: list[tuple[Any, Tensor | None]] = []
+            runs: list[tuple[Any, int | None]] = []
             sizes: list[int] = []
             for (kind, *_), found in groupby(members, key=lambda slot: slot[0]):
                 run = list(found)
@@ -143,28 +91,116 @@ class _Generation:
                     n_outputs += 1
                 runs.append((run[0][5].factors, weight))
                 sizes.append(len(run))
-            self._plan.append((widest, angles, sizes, runs))
-        self.places = [place[id(entry), role] for entry in self.entries.values() for role in ("u", "v", "lambda")]
+            self._steps.append((widest, angles, sizes, runs))
+        return [place[id(entry), role] for entry in entries for role in ("u", "v", "lambda")]
 
-    def _leaf(self, parameters: list[Tensor]) -> Tensor:
-        leaf = _stack(parameters).requires_grad_(any(p.requires_grad for p in parameters))
-        self.leaves.append(leaf)
-        self._sources.append(parameters)
-        return leaf
+    def _leaf(self, parameters: list[Tensor]) -> int:
+        self.leaves.append(_stack(parameters).requires_grad_(any(p.requires_grad for p in parameters)))
+        self.sources.append(parameters)
+        return len(self.leaves) - 1
 
-    def stacks(self) -> list[Tensor]:
+    def stacks(self, leaves: list[Tensor]) -> list[Tensor]:
         """The frames, one stacked tensor (members, n, r) for each run; a run of U is weighted by its lambda."""
         found: list[Tensor] = []
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            for frame, angles, sizes, runs in self._plan:
-                columns = frame.columns(angles)
+            for frame, angles, sizes, runs in self._steps:
+                columns = frame.columns(leaves[angles])
                 parts = torch.split(columns, sizes) if len(sizes) > 1 else (columns,)
                 for part, (svd, weight) in zip(parts, runs, strict=True):
                     part = part[..., : svd.u.k] if svd.u.k < frame.k else part
-                    part = part if weight is None else svd.weighted(part, weight)
+                    part = part if weight is None else svd.weighted(part, leaves[weight])
                     found.append(part if part.dtype == self.dtype else part.to(self.dtype))
         return found
+
+    def anew(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Leaves and stacks whose graph goes on to the parameters; raises RuntimeError if these were written to."""
+        if self._now() != self._signature:
+            raise RuntimeError(
+                "a second derivative needs the parameters of the forward pass, but a parameter of a circuit adapter "
+                "has changed since; differentiate before the optimizer's step"
+            )
+        leaves = [_stack(parameters) for parameters in self.sources]
+        return leaves, self.stacks(leaves)
+
+    @torch.no_grad()
+    def unchanged(self) -> bool:
+        """Whether all parameters have the values that the frames were made of; they are read and compared."""
+        if self._now() != self._signature:
+            return False
+        same = [(_stack(now) == then).all() for now, then in zip(self.sources, self.leaves, strict=True)]
+        return bool(torch.stack(same).all())  # one wait for a GPU
+
+
+class _SharedFrames(torch.autograd.Function):
+    """The outputs of a plan, detached from the graph that made them, which is kept aside.
+
+    So no tensor is saved in the graph of the model, and several backward passes may go through one generation: two
+    losses of two forward passes, or the nested passes of re-entrant gradient checkpointing. A backward pass that is
+    to be differentiated again makes the frames anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *parameters: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        # Hooks of gradient checkpointing count what a region saves, but the frames of all layers are not the region's.
+        autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+        hooked = autograd._top_saved_tensors_default_hooks(True) is not None
+        aside = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooked else nullcontext()
+        with torch.enable_grad(), aside:
+            ctx.stacks = plan.stacks(plan.leaves)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        return tuple(output for stack in ctx.stacks for output in stack.detach().unbind(0))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        plan, again = ctx.plan, torch.is_grad_enabled()
+        plan.spent = True
+        leaves, stacks = plan.anew() if again else (plan.leaves, ctx.stacks)
+        outputs, given, start = [], [], 0
+        for stack in stacks:
+            rows = grads[start : start + len(stack)]
+            start += len(stack)
+            if stack.requires_grad and any(row is not None for row in rows):
+                rest = torch.zeros_like(stack[0]) if any(row is None for row in rows) else None
+                outputs.append(stack)
+                given.append(torch.stack([rest if row is None else row for row in rows]))  # type: ignore[misc]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        options = {"retain_graph": True, "create_graph": again, "allow_unused": True}
+        found = torch.autograd.grad(outputs, wanted, given, **options) if outputs else ()
+        rows_of = {id(leaf): grad.unbind(0) for leaf, grad in zip(wanted, found, strict=False) if grad is not None}
+        # A layer that took no part in the pass gets no gradient, rather than zeros that an optimizer would act on.
+        taken = [id(leaves[leaf]) in rows_of and grads[output] is not None for leaf, _, output in plan.places]
+        return None, *(
+            rows_of[id(leaves[leaf])][row] if take else None
+            for take, (leaf, row, _) in zip(taken, plan.places, strict=True)
+        )
+
+
+class _Generation:
+    """The frames of some layers and adapters, all on one device, made at one time for use in one dtype."""
+
+    def __init__(
+        self, layers: Iterable[Any], adapters: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.adapters = adapters
+        self.entries: dict[tuple[int, str], _Entry] = {}
+        self.asked: set[int] = set()  # layers that have asked in this forward pass
+        self.handed: set[int] = set()  # layers whose last request, outside a backward pass, was to train
+        for layer in layers:
+            for adapter in adapters:
+                if adapter in layer.factors and layer.circuit_parameters(adapter)[0].device == device:
+                    self.entries[id(layer), adapter] = _Entry(layer, adapter)
+        with torch.inference_mode(False), torch.no_grad():
+            self.plan = _Plan(self.entries.values(), device, dtype)
+        parameters = [p for entry in self.entries.values() for p in entry.parameters]
+        self.grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self.grad:
+            self.outputs: tuple[Tensor, ...] = _SharedFrames.apply(self.plan, *parameters)  # type: ignore[assignment]
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                stacks = self.plan.stacks(self.plan.leaves)
+                self.outputs = tuple(output for stack in stacks for output in stack.unbind(0))
 
     def fits(self, layer: Any, adapters: tuple[str, ...], trains: bool) -> bool:
         """Whether these frames can serve a layer, as far as can be seen without reading its parameters."""
@@ -172,14 +208,6 @@ class _Generation:
             return False
         entries = [self.entries.get((id(layer), adapter)) for adapter in adapters if adapter in layer.factors]
         return all(entry is not None and entry.layer() is layer and entry.is_current(layer) for entry in entries)
-
-    @torch.no_grad()
-    def unchanged(self) -> bool:
-        """Whether all parameters have the values that the frames were made of; they are read and compared."""
-        if any(_signature(entry.parameters) != entry.signature for entry in self.entries.values()):
-            return False
-        same = [(_stack(now) == then).all() for now, then in zip(self._sources, self.leaves, strict=True)]
-        return bool(torch.stack(same).all())  # one wait for a GPU
 
     def is_used(self) -> bool:
         """Whether any layer still has the parameters that the frames were made of."""
@@ -244,11 +272,11 @@ class FrameBank:
             if current is not None and (not trains or id(layer) in current.handed):
                 return current.of(layer)
             return self._generate([layer], *key).of(layer)
-        if current is not None and id(layer) in current.asked and not current.state["spent"]:  # a new pass
-            current = current if current.unchanged() else None
+        if current is not None and id(layer) in current.asked and not current.plan.spent:  # a new pass
+            current = current if current.plan.unchanged() else None
             if current is not None:
                 current.asked.clear()
-        if current is None or current.state["spent"]:
+        if current is None or current.plan.spent:
             layers = [other for ref in self._layers.values() if (other := ref()) is not None]
             amid = last is not None and last.adapters == adapters and trains and not last.grad
             if last is not None and amid and id(layer) not in last.asked:
