@@ -53,6 +53,11 @@ pytestmark = pytest.mark.filterwarnings(
         ({"exclude_modules": "*"}, r"exclude_modules has '\*', which is not a regular expression"),
         ({"alpha_pattern": {"q": "8"}}, r"alpha_pattern\['q'\] is a finite number, got '8'"),
         ({"target_modules": [3]}, "target_modules is a text or a list of texts, got"),
+        ({"layers_to_transform": "1"}, "an entry of layers_to_transform is a whole number >= 0, got '1'"),
+        ({"layers_to_transform": [1], "layers_pattern": "("}, r"layers_pattern has '\(', which is not a regular"),
+        ({"rank_pattern": {"(?i)Q": 2}}, r"rank_pattern has '\(\?i\)Q', which is not a regular expression: global"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is a list of texts, got 'lm_head'"),
+        ({"modules_to_save": 3}, "modules_to_save is a list of texts, got 3"),
         ({"layers_pattern": "h"}, "layers_pattern needs layers_to_transform"),
         (
             {"target_modules": ".*q", "layers_to_transform": [1]},
@@ -132,6 +137,10 @@ def tamper(folder: Path, kind: str) -> None:
         path.write_bytes(path.read_bytes()[:-50])
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "nothing":
+        path.unlink()
+    elif kind == "pickle":
+        path.rename(path.with_name("adapter_model.bin"))
     elif kind == "header":
         path.write_bytes(path.read_bytes()[:8] + b"}" + path.read_bytes()[9:])
     else:
@@ -149,21 +158,26 @@ def tamper(folder: Path, kind: str) -> None:
             state[key.replace("layers.0", "layers.7").replace("layers.1", "layers.7")] = state[key].clone()
         elif kind == "integers":
             state[key] = state[key].int()
+        elif kind == "float8":
+            state[key] = state[key].to(torch.float8_e4m3fn)
         save_file(state, path)
 
 
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("truncated", "not a whole safetensors file"),
-        ("empty", "not a whole safetensors file"),
-        ("header", "not a whole safetensors file"),
+        ("truncated", "not a whole weights file"),
+        ("empty", "not a whole weights file"),
+        ("header", "not a whole weights file"),
         ("nan", r"qcircuit_u has 1 entries that are NaN or infinite"),
         ("inf", r"qcircuit_lambda has 1 entries that are NaN or infinite"),
         ("shape", r"qcircuit_u has shape \(15,\), but its circuit and this model need \(16,\)"),
         ("missing", r"the checkpoint lacks .*qcircuit_u"),
         ("extra", r"layers.7.*no adapted module of this model takes it"),
-        ("integers", "holds torch.int32, but a parameter is floating point"),
+        ("integers", r"holds torch\.int32; allowed are torch\.float16, .*torch\.float64"),
+        ("float8", r"holds torch\.float8_e4m3fn; allowed are"),
+        ("nothing", r"holds no adapter weights; adapter_model\.safetensors or adapter_model\.bin is wanted"),
+        ("pickle", r"not a whole weights file"),
     ],
 )
 def test_damaged_checkpoints_are_refused_before_the_model_changes(kind: str, says: str, tmp_path: Path) -> None:
@@ -179,7 +193,7 @@ def test_damaged_checkpoints_are_refused_before_the_model_changes(kind: str, say
         lambda: model.load_adapter(str(folder)),
         lambda: model.load_adapter(str(folder), "other", peft_config=read),
     ]
-    if kind not in ("truncated", "empty", "header"):
+    if kind not in ("truncated", "empty", "header", "nothing", "pickle"):
         ways.append(lambda: model.load_adapter(adapter_state_dict=load_file(folder / WEIGHTS), peft_config=read))
     for load_it in ways:
         with pytest.raises(ValueError, match=says) as error:
@@ -211,6 +225,26 @@ def test_a_checkpoint_of_another_circuit_or_model_is_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="does not fit this model"):
         PeftModel.from_pretrained(wider, good)
     assert not layers(wider)
+
+
+def test_the_state_dict_that_transformers_gives_loads_again() -> None:
+    model = base("llama")
+    model.add_adapter(config("llama"), "mine")
+    for k, layer in enumerate(layers(model)):
+        torch.nn.init.constant_(layer.qcircuit_lambda["mine"], 0.01 * k)
+    other = base("llama")
+    state = {key: value.clone() for key, value in model.get_adapter_state_dict("mine").items()}
+    other.load_adapter(adapter_state_dict=state, peft_config=config("llama"))
+    assert torch.equal(logits(other, "llama"), logits(model, "llama"))
+    state.popitem()
+    with pytest.raises(ValueError, match="the checkpoint lacks"):
+        base("llama").load_adapter(adapter_state_dict=state, peft_config=config("llama"))
+
+
+def test_all_linear_leaves_out_the_projection_inside_multihead_attention() -> None:
+    encoder = nn.TransformerEncoderLayer(32, 4, 64)
+    net = get_peft_model(encoder, QCircuitConfig(r=2, target_modules="all-linear"))
+    assert sorted(net.targeted_module_names) == ["linear1", "linear2"]
 
 
 def test_a_configuration_that_was_read_serves_other_models_too(tmp_path: Path) -> None:
@@ -308,6 +342,29 @@ def test_merging_a_tied_head_is_refused() -> None:
     assert torch.equal(logits(net, "gpt2"), before) and torch.equal(model.transformer.wte.weight, embedding)
     untied = get_peft_model(gpt2(tie_word_embeddings=False), config("gpt2", target_modules=["lm_head"]))
     untied.merge_and_unload()
+
+
+def test_merging_a_module_of_two_names_is_refused_and_an_alias_of_a_container_is_not() -> None:
+    class Tied(nn.Module):
+        def __init__(self, alias: bool) -> None:
+            super().__init__()
+            self.enc = nn.Sequential(nn.Linear(8, 8))
+            self.dec = self.enc if alias else nn.Sequential(self.enc[0])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.dec(self.enc(x))
+
+    for alias in (False, True):
+        net = get_peft_model(Tied(alias), QCircuitConfig(r=2, target_modules=r"enc\.0")).eval()
+        torch.nn.init.ones_(layers(net)[0].qcircuit_lambda["default"])
+        x = torch.randn(3, 8)
+        before = net(x)
+        if alias:
+            net.merge_adapter()
+        else:
+            with pytest.raises(ValueError, match=r"'enc\.0' shares its weight with 'dec\.0'"):
+                net.merge_adapter()
+        assert torch.allclose(net(x), before, atol=1e-5)
 
 
 def test_weighted_sums_and_wrong_batches_are_refused() -> None:

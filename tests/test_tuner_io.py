@@ -259,6 +259,25 @@ def test_a_failed_save_leaves_the_previous_checkpoint_whole(
     assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path), "llama"), logits(net, "llama"))
 
 
+def test_a_failed_save_by_transformers_leaves_the_previous_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = base("llama")
+    model.add_adapter(config("llama"))
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = base("llama")
+    other.add_adapter(config("llama", layers=2))
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", broken)
+    with pytest.raises(OSError, match="no space"):
+        other.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_other_methods_are_saved_as_before(tmp_path: Path) -> None:
     settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     net = get_peft_model(base("llama"), settings).eval()

@@ -9,18 +9,26 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import load_peft_weights
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
 
 PREFIX = "qcircuit_"
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # The shapes in the checkpoint that is being loaded, for the tuner to compare before it touches the model.
 _loading: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("loading", default=None)
+
+
+def bare(key: str) -> str:
+    """The name of a parameter in the base model: transformers leaves out the prefix that PEFT writes."""
+    return key.removeprefix("base_model.model.")
 
 
 def is_ours(key: str) -> bool:
@@ -56,13 +64,28 @@ def shapes_loading() -> Mapping[str, tuple[int, ...]] | None:
 
 
 def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of our parameters in a state dict; raises ValueError if one is not floating point and finite."""
+    """The shapes of our parameters in a state dict; raises ValueError for a dtype or an entry that they cannot have."""
     ours = {key: value for key, value in state.items() if is_ours(key)}
     for key, value in ours.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{where}: {key} holds {value.dtype}, but a parameter is floating point")
+        if value.dtype not in _DTYPES:
+            raise ValueError(f"{where}: {key} holds {value.dtype}; allowed are {', '.join(map(str, _DTYPES))}")
         check_finite(f"{where}: {key}", value)
-    return {key: tuple(value.shape) for key, value in ours.items()}
+    return {bare(key): tuple(value.shape) for key, value in ours.items()}
+
+
+def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights in a folder or a Hub repository, as PEFT reads them; raises ValueError if a folder has none whole."""
+    folder = Path(source, hub.get("subfolder") or "")
+    files = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
+    if folder.is_dir() and not any(file.is_file() for file in files):
+        raise ValueError(f"{folder} holds no adapter weights; {' or '.join(file.name for file in files)} is wanted")
+    try:
+        return load_peft_weights(source, device="cpu", key_mapping=names, **hub)
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError) as error:
+        if not folder.is_dir():
+            raise
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"{folder}: not a whole weights file ({told}); save or copy the checkpoint again") from None
 
 
 def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
@@ -76,7 +99,8 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
     @functools.wraps(load)
     def loader(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **(given.pop("adapter_kwargs", None) or {}), **given}
+        options = getattr(given.get("load_config"), "download_kwargs", None) or {}
+        given = {**options, **given.pop("kwargs", {}), **(given.pop("adapter_kwargs", None) or {}), **given}
         source = given.get("model_id", given.get("peft_model_id"))
         config, state = given.get("config", given.get("peft_config")), given.get("adapter_state_dict")
         hub = PeftConfig._split_kwargs(given)[0]
@@ -88,12 +112,7 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
             return load(*args, **kwargs)
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
-            try:
-                state = load_peft_weights(str(source), device="cpu", key_mapping=names, **hub)
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{source}: not a whole safetensors file ({error}); save or copy the checkpoint again"
-                ) from None
+            state = _read(str(source), names, hub)
         token = _loading.set(check_values(str(source or "adapter_state_dict"), state))
         try:
             return load(*args, **kwargs)
@@ -103,16 +122,18 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
     return loader
 
 
-def whole_or_not(save: Callable[..., None], applies: Callable[[PeftModel], bool]) -> Callable[..., None]:
-    """``PeftModel.save_pretrained``, writing into a folder of its own first and moving the files when all is written.
+def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> Callable[..., None]:
+    """A ``save_pretrained`` that writes into a folder of its own first and moves the files when all is written.
 
     A save that fails leaves what was in the folder as it was. Models to which it does not apply are saved as ever.
     """
+    signature = inspect.signature(save)
 
     @functools.wraps(save)
-    def save_pretrained(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
-        is_main = kwargs.get("is_main_process", args[3] if len(args) > 3 else True)
-        if not applies(self) or not is_main or os.path.isfile(save_directory):
+    def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, save_directory, *args, **kwargs).arguments
+        is_main, to_hub = given.get("is_main_process", True), given.get("push_to_hub", False)
+        if not applies(self) or not is_main or to_hub or os.path.isfile(save_directory):
             return save(self, save_directory, *args, **kwargs)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)

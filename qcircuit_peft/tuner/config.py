@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from peft.utils import CONFIG_NAME, PeftType
+from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, load
@@ -113,12 +113,23 @@ class QCircuitConfig(PeftConfig):
             setattr(self, name, pattern)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                if not isinstance(value, list | tuple | set) or not all(isinstance(entry, str) for entry in value):
-                    raise ValueError(f"{name} is a text or a list of texts, got {value!r}")
+            _texts(name, value, single=True)
+            if isinstance(value, str):
+                _pattern(name, value)
+            elif value is not None:
                 setattr(self, name, set(value))
-            else:
-                _pattern(name, value or "")
+        if isinstance(self.layers_to_transform, range | tuple):
+            self.layers_to_transform = list(self.layers_to_transform)
+        if self.layers_to_transform is not None:
+            several = (
+                self.layers_to_transform if isinstance(self.layers_to_transform, list) else [self.layers_to_transform]
+            )
+            for index in several:
+                _whole("an entry of layers_to_transform", index, 0)
+        for name in ("layers_pattern", "modules_to_save"):
+            _texts(name, getattr(self, name), single=name == "layers_pattern")
+        for value in [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ():
+            _pattern("layers_pattern", value)
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
                 f"layers_pattern needs layers_to_transform, got layers_pattern={self.layers_pattern!r} alone"
@@ -147,6 +158,10 @@ class QCircuitConfig(PeftConfig):
             raise ValueError(f"the adapter's circuit holds its ansatz as a table, got {stored['ansatz']!r}")
         for key in _CIRCUIT_KEYS:
             setattr(self, key, stored[key])
+
+    def wants_all_linear(self) -> bool:
+        """Whether the targets are PEFT's "all-linear"."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, all about the circuit under the one key ``circuit``."""
@@ -210,9 +225,16 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
         raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
 
 
+def _texts(name: str, value: object, single: bool) -> None:
+    if value is None or (single and isinstance(value, str)):
+        return
+    if not isinstance(value, list | tuple | set) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"{name} is {'a text or ' if single else ''}a list of texts, got {value!r}")
+
+
 def _pattern(name: str, value: str) -> None:
     try:
-        re.compile(value)
+        re.compile(rf"(.*\.)?({value})$")  # as PEFT matches the end of a module's name
     except re.error as error:
         raise ValueError(f"{name} has {value!r}, which is not a regular expression: {error}") from None
 

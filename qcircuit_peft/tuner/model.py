@@ -1,5 +1,6 @@
 """The tuner: puts circuit adapters into a model, on PEFT's ``BaseTuner``."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.svd import SVD
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.tuner.bank import FrameBank
-from qcircuit_peft.tuner.checkpoint import PREFIX, check_shapes, check_values, is_ours, shapes_loading
+from qcircuit_peft.tuner.checkpoint import PREFIX, bare, check_shapes, check_values, is_ours, shapes_loading
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
 
@@ -42,6 +43,11 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> SV
         raise ValueError(f"module {name!r}: {error}") from None
 
 
+def _inside_attention(module: nn.Module) -> bool:
+    """Whether a module is the projection of nn.MultiheadAttention, which reads its weight and never calls it."""
+    return isinstance(module, NonDynamicallyQuantizableLinear)
+
+
 def _called(module: nn.Module, args: Any) -> None:
     """A hook that keeps nn.TransformerEncoderLayer from its fast path, which reads weights and passes adapters by."""
 
@@ -62,7 +68,10 @@ class QCircuitModel(BaseTuner):
         layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
         self.bank = layers[0].bank if layers else FrameBank()
         shapes = shapes_loading()
-        _maybe_include_all_linear_layers(peft_config, model)
+        if peft_config.wants_all_linear():
+            _maybe_include_all_linear_layers(peft_config, model)
+            attention = {name for name, module in model.named_modules() if _inside_attention(module)}
+            peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
         for name, module in model.named_modules():
@@ -70,7 +79,7 @@ class QCircuitModel(BaseTuner):
                 continue
             factors = self._factors(peft_config, name, module)
             sizes = factors.sizes.items()
-            wanted |= {f"base_model.model.{name}.{PREFIX}{part}": (size,) for part, size in sizes}
+            wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in sizes}
         if shapes is not None:
             try:
                 check_shapes(shapes, wanted)
@@ -80,11 +89,11 @@ class QCircuitModel(BaseTuner):
     def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> SVD:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
-        if not (isinstance(base, nn.Linear | Conv1D) or quantized) or isinstance(base, NonDynamicallyQuantizableLinear):
+        if not (isinstance(base, nn.Linear | Conv1D) or quantized) or _inside_attention(base):
             raise ValueError(
                 f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; "
                 "a circuit adapter takes torch.nn.Linear (also quantized) and transformers' Conv1D, "
-                "outside nn.MultiheadAttention"
+                "outside nn.MultiheadAttention; leave it out with exclude_modules"
             )
         return make_factors(config, name, *features(base))
 
@@ -161,14 +170,16 @@ class QCircuitModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares, such as a head tied to the embedding."""
-        owners: dict[int, list[str]] = {}
-        for name, module in self.model.named_modules():
+        paths = dict(self.model.named_modules(remove_duplicate=False))
+        owners: dict[int, list[tuple[str, nn.Module]]] = {}
+        for path, module in paths.items():
+            name = re.sub(r"(\.base_layer)+$", "", path)  # an adapted layer and what it wraps own the weight together
             for parameter in module._parameters.values():
                 if parameter is not None:
-                    owners.setdefault(id(parameter), []).append(name.removesuffix(".base_layer"))
-        for name, module in self.model.named_modules():
+                    owners.setdefault(id(parameter), []).append((name, paths[name]))
+        for name, module in paths.items():
             weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, QCircuitLayer) else None
-            others = [other for other in owners.get(id(weight), []) if other != name]
+            others = [other for other, owner in owners.get(id(weight), []) if owner is not module]
             if weight is not None and others:
                 raise ValueError(
                     f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
@@ -226,7 +237,7 @@ class QCircuitModel(BaseTuner):
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
         wanted = {
-            f"{name}.{part}": tuple(getattr(module, part)[adapter_name].shape)
+            f"{bare(name)}.{part}": tuple(getattr(module, part)[adapter_name].shape)
             for name, module in model.named_modules()
             if isinstance(module, QCircuitLayer) and adapter_name in module.factors
             for part in module.adapter_layer_names

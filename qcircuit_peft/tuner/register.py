@@ -4,6 +4,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.utils import PeftType, register_peft_method
+from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
 from qcircuit_peft.tuner.checkpoint import look_first, whole_or_not
@@ -24,10 +25,12 @@ def extend_peft_type() -> None:
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Register the tuner with PEFT.
+    """Register the tuner with PEFT, once in a process.
 
     Loading also looks at a checkpoint of ours before it changes a model, and saving replaces one whole or not at all.
     """
+    if NAME.upper() in PeftType.__members__:
+        raise ImportError("qcircuit_peft has been imported before in this process, and PEFT holds its classes; restart")
     extend_peft_type()
     register_peft_method(name=NAME, config_cls=config_cls, model_cls=model_cls)
     peft: Any = PeftModel
@@ -37,5 +40,11 @@ def register(config_cls: type, model_cls: type) -> None:
     peft.save_pretrained = whole_or_not(
         peft.save_pretrained, applies=lambda model: isinstance(model.base_model, model_cls)
     )
-    of_transformers: Any = PeftAdapterMixin
-    of_transformers.load_adapter = look_first(of_transformers.load_adapter, kind)
+    mixin: Any = PeftAdapterMixin
+    mixin.load_adapter = look_first(mixin.load_adapter, kind)
+
+    def has_ours(model: Any) -> bool:
+        return any(config.peft_type == kind for config in (getattr(model, "peft_config", None) or {}).values())
+
+    whole: Any = PreTrainedModel
+    whole.save_pretrained = whole_or_not(whole.save_pretrained, applies=has_ours)
