@@ -400,3 +400,12 @@ def test_a_second_derivative_after_a_step_is_refused() -> None:
         ours[0].add_(0.1)
     with pytest.raises(RuntimeError, match="a parameter of a circuit adapter has changed since"):
         torch.autograd.grad(loss, ours, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace_method.* is deprecated:DeprecationWarning")
+def test_export_and_trace() -> None:
+    net = shake(get_peft_model(Blocks(None), QCircuitConfig(r=4, target_modules=r"front|blocks\..*"))).eval()
+    x = torch.randn(3, 8)
+    for made in (torch.export.export(net.base_model.model, (x,)).module(), torch.jit.trace(net.base_model.model, (x,))):
+        assert torch.allclose(made(2 * x), net(2 * x), atol=1e-6)

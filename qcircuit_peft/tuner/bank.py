@@ -252,8 +252,6 @@ class FrameBank:
 
         ``adapters`` are all adapters that the model now uses; the first request has those of all layers generated.
         """
-        if torch._C._are_functorch_transforms_active():  # they see neither past a call nor into a shared graph
-            return {a: tuple(f.to(dtype) for f in layer.frames_now(a)) for a in adapters if a in layer.factors}
         own = [p for adapter in adapters if adapter in layer.factors for p in layer.circuit_parameters(adapter)]
         if not own:
             return {}

@@ -194,6 +194,10 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         dtype, kind = x.dtype, x.device.type
         if dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
+        if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            # they see neither past a call nor into a graph that layers share
+            frames = {name: self.frames_now(name) for name in adapters if name in self.factors}
+            return {name: (u.to(dtype), v.to(dtype)) for name, (u, v) in frames.items()}
         return self.bank.frames(self, adapters, dtype)
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:

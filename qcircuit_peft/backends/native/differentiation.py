@@ -91,7 +91,7 @@ def _batch_first(info: Any, tensor: Tensor, dim: int | None) -> Tensor:
 
 def _plain() -> bool:
     """Whether torch does the backward pass itself: a compiler plans it better, forward mode needs the operations."""
-    return torch.compiler.is_compiling() or forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
 
 
 def run_prefix(prefix: Prefix, angles: Tensor) -> Tensor:
