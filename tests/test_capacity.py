@@ -16,6 +16,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def falling(cost, scale=3.0):
+    return [GradientVariance(q, 1, cost, scale * 2 ** (-1.5 * q), 0, 0, 1) for q in range(2, 7)]
+
+
+PHASES_ONLY = {"name": "phases", "layer": [{"gate": "RZ", "on": "each"}]}  # of |0...0>: no probability depends on them
+
+
 @pytest.mark.parametrize("qubits", [2, 4, 6, 8])
 def test_haar_values_have_closed_forms(qubits):
     n = 2**qubits
@@ -100,6 +107,13 @@ def test_another_ensemble_is_allowed_and_said():
         (lambda: gradient_variance("tree", 2, 1, "middle"), "one of global, local, got 'middle'"),
         (lambda: gradient_variance("sim01", 2, 0), "a circuit with angles"),
         (lambda: decay(gradient_variance("tree", [2, 3], 1, samples=10)), "three or more widths"),
+        (lambda: decay(falling("global") + falling("local")), "widths of one cost at one number of layers"),
+        (lambda: decay(falling("global", 0)), "variances above rounding noise, got 0"),
+        (lambda: decay(falling("global", 1e-31)), "variances above rounding noise, got .*e-3[0-9]"),
+        (
+            lambda: decay(gradient_variance(PHASES_ONLY, [2, 3, 4], 1, samples=10)),
+            "variances above rounding noise",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(call, said):
@@ -117,8 +131,7 @@ def test_gradient_variance_of_one_rotation_on_each_wire():
 
 
 def test_decay_finds_the_exponent_and_a_global_cost_has_a_barren_plateau():
-    rows = [GradientVariance(q, 1, "global", 3 * 2 ** (-1.5 * q), 0, 0, 1) for q in range(2, 7)]
-    found = decay(rows)
+    found = decay(falling("global"))
     assert (found.rate, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
     both = {
         cost: decay(gradient_variance("simplified_two_design", range(2, 7), 1, cost, 1000, seeded()))
