@@ -130,6 +130,11 @@ def test_gradient_variance_of_one_rotation_on_each_wire():
             assert row.variance == pytest.approx(wanted, abs=4 * (row.high - row.low) / 3.92)
 
 
+def test_an_iterator_of_widths_serves_every_depth():
+    rows = gradient_variance("tree", iter([2, 3]), iter([1, 2]), samples=10)
+    assert [(row.layers, row.qubits) for row in rows] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+
+
 def test_decay_finds_the_exponent_and_a_global_cost_has_a_barren_plateau():
     found = decay(falling("global"))
     assert (found.rate, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))

@@ -1,6 +1,6 @@
 """How evenly the states of a circuit fill the space: fidelities of random pairs against those of random states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -153,7 +153,7 @@ def frame_potentials(
     ansatz: str | Path | Mapping[str, Any] | Ansatz,
     qubits: int,
     layers: int = 1,
-    orders: Sequence[int] = (1, 2, 3),
+    orders: Iterable[int] = (1, 2, 3),
     samples: int = 5000,
     ensemble: str | None = None,
     generator: torch.Generator | None = None,
@@ -166,6 +166,7 @@ def frame_potentials(
     family = load(ansatz)
     circuit = family.circuit(qubits=qubits, layers=layers)
     check_count("samples", samples, 2)
+    orders = tuple(orders)
     for order in orders:
         check_count("an order", order, 1)
     kind = choose_ensemble(family, ensemble)

@@ -85,8 +85,9 @@ def gradient_variance(
         raise ValueError(f"a cost is one of {', '.join(COSTS)}, got {cost!r}")
     check_count("samples", samples, 2)
     family, rows = load(ansatz), []
+    widths = [qubits] if isinstance(qubits, int) else list(qubits)
     for depth in [layers] if isinstance(layers, int) else layers:
-        for width in [qubits] if isinstance(qubits, int) else qubits:
+        for width in widths:
             circuit = family.circuit(qubits=width, layers=depth)
             if not circuit.n_angles:
                 raise ValueError(f"a gradient needs a circuit with angles, but {family.name!r} has none at L = {depth}")
