@@ -57,6 +57,13 @@ def test_haar_values_by_monte_carlo(dims, kind, name):
     assert haar_value(name, dims, kind) == pytest.approx(float(found.mean()), abs=4 * error)
 
 
+def test_a_sampled_haar_value_has_an_error_below_one_percent():
+    """The negativity of two real qubits is uniform between 0 and 1/2, since (ad - bc) of a random point of S^3 is."""
+    found = np.array([haar_value("negativity", 2, "real", 2, seeded(k)) for k in range(30)]) / 0.25
+    assert np.sqrt(np.mean((found - 1) ** 2)) < 0.0125
+    assert capacity("tree", 2, 1, "negativity", 10, seeded())[0].haar == pytest.approx(0.25, rel=0.04)
+
+
 def test_sampled_and_exact_capacity_agree():
     for ansatz in ("simplified_two_design", "sim13"):
         for metric in ("meyer_wallach", "scott_2", "purity"):
@@ -101,7 +108,11 @@ def test_another_ensemble_is_allowed_and_said():
         (lambda: capacity("ring_ry_cz", 3, 1, "entropy_profile"), "is not one number for each state"),
         (lambda: capacity("ring_ry_cz", 3, 1, samples=1), "samples is a whole number >= 2, got 1"),
         (lambda: capacity("ring_ry_cz", 3, 1, ensemble="haar"), "one of real, complex, got 'haar'"),
-        (lambda: capacity("ring_ry_cz", 1, 1), "two or more wires|below the number of wires, 1"),
+        (lambda: capacity("ring_ry_cz", 1, 1), "Q is for a register of two or more wires, got 1"),
+        (lambda: haar_value("negativity", 4, "real", samples=0), "samples is a whole number >= 2, got 0"),
+        (lambda: haar_value("negativity", 4, "real", samples=-1), "samples is a whole number >= 2, got -1"),
+        (lambda: haar_value("meyer_wallach", (1, 2), "real"), r"whole numbers >= 2 .*, got \(1, 2\)"),
+        (lambda: haar_value("purity", -1, "real"), "qubits is a whole number >= 1, got -1"),
         (lambda: haar_value("negativity", 4, "real"), "give the number of samples"),
         (lambda: saturation([], 0), "above 0 and at most 1, got 0"),
         (lambda: gradient_variance("tree", 2, 1, "middle"), "one of global, local, got 'middle'"),

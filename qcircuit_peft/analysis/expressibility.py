@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from torch import Tensor
 
+from qcircuit_peft.analysis.cuts import check_count
 from qcircuit_peft.analysis.haar import check_ensemble
-from qcircuit_peft.analysis.sampling import bootstrap, check_count, choose_ensemble, random_states
+from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.circuit import Circuit
 

@@ -12,7 +12,8 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from qcircuit_peft import backends
-from qcircuit_peft.analysis.sampling import bootstrap, check_count, random_angles
+from qcircuit_peft.analysis.cuts import check_count
+from qcircuit_peft.analysis.sampling import bootstrap, random_angles
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.circuit import Circuit
 
