@@ -16,6 +16,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def falling(cost, scale=3.0):
+    return [GradientVariance(q, 1, cost, scale * 2 ** (-1.5 * q), 0, 0, 1) for q in range(2, 7)]
+
+
+PHASES_ONLY = {"name": "phases", "layer": [{"gate": "RZ", "on": "each"}]}  # of |0...0>: no probability depends on them
+
+
 @pytest.mark.parametrize("qubits", [2, 4, 6, 8])
 def test_haar_values_have_closed_forms(qubits):
     n = 2**qubits
@@ -48,6 +55,13 @@ def test_haar_values_by_monte_carlo(dims, kind, name):
     found = METRICS[name].value(haar_states(4000, int(np.prod(dims)), kind, seeded()), dims=dims)
     error = float(found.std()) / 4000**0.5
     assert haar_value(name, dims, kind) == pytest.approx(float(found.mean()), abs=4 * error)
+
+
+def test_a_sampled_haar_value_has_an_error_below_one_percent():
+    """The negativity of two real qubits is uniform between 0 and 1/2, since (ad - bc) of a random point of S^3 is."""
+    found = np.array([haar_value("negativity", 2, "real", 2, seeded(k)) for k in range(30)]) / 0.25
+    assert np.sqrt(np.mean((found - 1) ** 2)) < 0.0125
+    assert capacity("tree", 2, 1, "negativity", 10, seeded())[0].haar == pytest.approx(0.25, rel=0.04)
 
 
 def test_sampled_and_exact_capacity_agree():
@@ -94,12 +108,23 @@ def test_another_ensemble_is_allowed_and_said():
         (lambda: capacity("ring_ry_cz", 3, 1, "entropy_profile"), "is not one number for each state"),
         (lambda: capacity("ring_ry_cz", 3, 1, samples=1), "samples is a whole number >= 2, got 1"),
         (lambda: capacity("ring_ry_cz", 3, 1, ensemble="haar"), "one of real, complex, got 'haar'"),
-        (lambda: capacity("ring_ry_cz", 1, 1), "two or more wires|below the number of wires, 1"),
+        (lambda: capacity("ring_ry_cz", 1, 1), "Q is for a register of two or more wires, got 1"),
+        (lambda: haar_value("negativity", 4, "real", samples=0), "samples is a whole number >= 2, got 0"),
+        (lambda: haar_value("negativity", 4, "real", samples=-1), "samples is a whole number >= 2, got -1"),
+        (lambda: haar_value("meyer_wallach", (1, 2), "real"), r"whole numbers >= 2 .*, got \(1, 2\)"),
+        (lambda: haar_value("purity", -1, "real"), "qubits is a whole number >= 1, got -1"),
         (lambda: haar_value("negativity", 4, "real"), "give the number of samples"),
         (lambda: saturation([], 0), "above 0 and at most 1, got 0"),
         (lambda: gradient_variance("tree", 2, 1, "middle"), "one of global, local, got 'middle'"),
         (lambda: gradient_variance("sim01", 2, 0), "a circuit with angles"),
         (lambda: decay(gradient_variance("tree", [2, 3], 1, samples=10)), "three or more widths"),
+        (lambda: decay(falling("global") + falling("local")), "widths of one cost at one number of layers"),
+        (lambda: decay(falling("global", 0)), "variances above rounding noise, got 0"),
+        (lambda: decay(falling("global", 1e-31)), "variances above rounding noise, got .*e-3[0-9]"),
+        (
+            lambda: decay(gradient_variance(PHASES_ONLY, [2, 3, 4], 1, samples=10)),
+            "variances above rounding noise",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(call, said):
@@ -116,9 +141,13 @@ def test_gradient_variance_of_one_rotation_on_each_wire():
             assert row.variance == pytest.approx(wanted, abs=4 * (row.high - row.low) / 3.92)
 
 
+def test_an_iterator_of_widths_serves_every_depth():
+    rows = gradient_variance("tree", iter([2, 3]), iter([1, 2]), samples=10)
+    assert [(row.layers, row.qubits) for row in rows] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+
+
 def test_decay_finds_the_exponent_and_a_global_cost_has_a_barren_plateau():
-    rows = [GradientVariance(q, 1, "global", 3 * 2 ** (-1.5 * q), 0, 0, 1) for q in range(2, 7)]
-    found = decay(rows)
+    found = decay(falling("global"))
     assert (found.rate, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
     both = {
         cost: decay(gradient_variance("simplified_two_design", range(2, 7), 1, cost, 1000, seeded()))

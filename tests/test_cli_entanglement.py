@@ -65,6 +65,7 @@ def test_help_names_every_metric_for_states_and_has_examples():
         (["tree", "--metric", "entropy", "--exact"], "the mean of 'entropy' does not follow from purities"),
         (["tree", "--json", "--csv"], "one of --json and --csv"),
         (["tree", "--qubits", "0"], "got 0"),
+        (["tree", "--qubits", "1"], "Q is for a register of two or more wires, got 1"),
         (["tree", "--ensemble", "x"], "one of real, complex, got 'x'"),
         (["tree", "--qubits", "2", "--layers", "1", "--exact", "--plot", "nowhere/x.png"], "cannot be written"),
     ],

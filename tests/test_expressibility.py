@@ -112,3 +112,7 @@ def test_bad_input_is_one_sentence(options, said):
         expressibility("tree", 3, **options)
     with pytest.raises(ValueError, match="an order is a whole number >= 1"):
         frame_potentials("tree", 3, orders=[0])
+
+
+def test_an_iterator_of_orders_is_read_once():
+    assert [row.order for row in frame_potentials("tree", 2, orders=iter([1, 3]), samples=10)] == [1, 3]

@@ -115,6 +115,23 @@ def test_every_measure_sees_nothing_in_a_product_and_local_rotations_do_not_matt
     torch.testing.assert_close(batched, torch.stack([value(one, dims=dims) for one in both]))
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_an_empty_batch_has_an_empty_result(name):
+    one = torch.eye(8)[0] if METRICS[name].of == "state" else torch.eye(8)
+    found = METRICS[name].value(one.expand(2, 0, *one.shape))
+    assert found.shape == (2, 0, *METRICS[name].value(one).shape)
+
+
+def test_an_empty_batch_has_no_effective_ranks():
+    assert ours.effective_rank(torch.zeros(0, 8, 4)).shape == (0,)
+
+
+def test_entangling_power_has_a_gradient():
+    u = unitary(4).requires_grad_()
+    (slope,) = torch.autograd.grad(ours.entangling_power(u), u)
+    assert bool(slope.isfinite().all()) and float(slope.abs().max()) > 1e-3
+
+
 def test_profile_is_the_entropy_of_every_cut():
     m = torch.randn(12, 4, dtype=torch.float64)
     wanted = [ours.operator_entropy(m, range(k)) for k in (1, 2)]
@@ -130,6 +147,7 @@ def test_profile_is_the_entropy_of_every_cut():
         (lambda: ours.operator_entropy(torch.eye(4), dims=((2, 2), (4,))), "equally many wires"),
         (lambda: ours.operator_entropy(torch.eye(4), dims=(2, 3)), "dimension 4"),
         (lambda: ours.entangling_power(torch.ones(4, 4)), "unitary matrix, got one of shape"),
+        (lambda: ours.entangling_power(torch.full((4, 4), float("nan"))), "unitary matrix, got one of shape"),
         (lambda: ours.effective_rank(torch.zeros(2, 2)), "a finite matrix that is not zero"),
     ],
 )

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from qcircuit_peft.analysis.cuts import check_count
 from qcircuit_peft.analysis.haar import haar_value
 from qcircuit_peft.analysis.metrics import linear_value, state_metric
 from qcircuit_peft.analysis.replica import mean_purities
-from qcircuit_peft.analysis.sampling import bootstrap, check_count, choose_ensemble, random_states
+from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
 
 
@@ -48,7 +49,8 @@ def capacity(
     ``exact`` computes the mean without sampling (``mean_purities``), for metrics that are linear in purities:
     "meyer_wallach", "scott_2" and "purity". ``ensemble`` is that of the Haar value: left out, "real" for a real circuit
     and "complex" for another; the other one is allowed, with a warning. Where the Haar mean has no closed form it is
-    the mean of as many drawn states. Raises ValueError for bad input, and where an exact mean is not possible.
+    that of drawn states (``haar_value``), at least ``samples``, with a standard error below 1 % of it. Raises
+    ValueError for bad input, and where an exact mean is not possible.
 
     >>> row = capacity("simplified_two_design", 2, [3], exact=True)[0]
     >>> round(row.mean, 9), round(row.haar, 9)  # (1 - 4^-3) / 3 and 1/3

@@ -111,6 +111,8 @@ def purity(state: Inexact[Tensor, "*batch N"], wires: Wires = None, dims: Dims =
 
 def check_subset_size(m: int, n_wires: int) -> None:
     """Raise ValueError unless m is a number of wires that is above 0 and leaves out some of the register."""
+    if n_wires < 2:
+        raise ValueError(f"Q is for a register of two or more wires, got {n_wires}")
     if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m < n_wires:
         raise ValueError(f"Q_m is for m above 0 and below the number of wires, {n_wires}, got m={m!r}")
 

@@ -1,6 +1,6 @@
 """How evenly the states of a circuit fill the space: fidelities of random pairs against those of random states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from torch import Tensor
 
+from qcircuit_peft.analysis.cuts import check_count
 from qcircuit_peft.analysis.haar import check_ensemble
-from qcircuit_peft.analysis.sampling import bootstrap, check_count, choose_ensemble, random_states
+from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.circuit import Circuit
 
@@ -153,7 +154,7 @@ def frame_potentials(
     ansatz: str | Path | Mapping[str, Any] | Ansatz,
     qubits: int,
     layers: int = 1,
-    orders: Sequence[int] = (1, 2, 3),
+    orders: Iterable[int] = (1, 2, 3),
     samples: int = 5000,
     ensemble: str | None = None,
     generator: torch.Generator | None = None,
@@ -166,6 +167,7 @@ def frame_potentials(
     family = load(ansatz)
     circuit = family.circuit(qubits=qubits, layers=layers)
     check_count("samples", samples, 2)
+    orders = tuple(orders)
     for order in orders:
         check_count("an order", order, 1)
     kind = choose_ensemble(family, ensemble)

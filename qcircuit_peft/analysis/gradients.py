@@ -12,7 +12,8 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from qcircuit_peft import backends
-from qcircuit_peft.analysis.sampling import bootstrap, check_count, random_angles
+from qcircuit_peft.analysis.cuts import check_count
+from qcircuit_peft.analysis.sampling import bootstrap, random_angles
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.circuit import Circuit
 
@@ -26,6 +27,8 @@ def _local_cost(states: Tensor) -> Tensor:
     zeros = n - torch.tensor([k.bit_count() for k in range(1 << n)])
     return 1 - states.abs().square() @ (zeros / n).to(states.real.dtype)
 
+
+_NOISE = (100 * torch.finfo(torch.float64).eps) ** 2  # of the variance of a gradient that is zero, per squared radian
 
 # A cost maps states (*batch, N) to (*batch,): one minus the probability that all wires, or a random wire, give 0.
 COSTS = {"global": _global_cost, "local": _local_cost}
@@ -83,8 +86,9 @@ def gradient_variance(
         raise ValueError(f"a cost is one of {', '.join(COSTS)}, got {cost!r}")
     check_count("samples", samples, 2)
     family, rows = load(ansatz), []
+    widths = [qubits] if isinstance(qubits, int) else list(qubits)
     for depth in [layers] if isinstance(layers, int) else layers:
-        for width in [qubits] if isinstance(qubits, int) else qubits:
+        for width in widths:
             circuit = family.circuit(qubits=width, layers=depth)
             if not circuit.n_angles:
                 raise ValueError(f"a gradient needs a circuit with angles, but {family.name!r} has none at L = {depth}")
@@ -97,14 +101,20 @@ def gradient_variance(
 
 
 def decay(rows: Iterable[GradientVariance]) -> Decay:
-    """The rate at which the variance falls with the qubits, by a straight line through log2 of it at one L.
+    """The rate at which the variance of one cost falls with the qubits, by a straight line through log2 of it at one L.
 
-    Raises ValueError unless there are three or more widths, at one number of layers.
+    Raises ValueError unless there are three or more widths of one cost at one number of layers, and every variance is
+    above the rounding noise of float64, about 5e-28.
     """
     rows = list(rows)
-    if len({row.qubits for row in rows}) < 3 or len({row.layers for row in rows}) != 1:
-        found = sorted({(row.layers, row.qubits) for row in rows})
-        raise ValueError(f"a rate needs three or more widths at one number of layers, got (layers, qubits) {found}")
+    if len({row.qubits for row in rows}) < 3 or len({(row.cost, row.layers) for row in rows}) != 1:
+        found = sorted({(row.cost, row.layers, row.qubits) for row in rows})
+        raise ValueError(
+            f"a rate needs three or more widths of one cost at one number of layers, got (cost, layers, qubits) {found}"
+        )
+    least = min(row.variance for row in rows)
+    if not least > _NOISE:
+        raise ValueError(f"a rate needs variances above rounding noise, got {least:.3g}; the cost may not move at all")
     fit: Any = linregress([row.qubits for row in rows], np.log2([row.variance for row in rows]))
     margin = float(student.ppf(0.975, len(rows) - 2) * fit.stderr)
     return Decay(-float(fit.slope), -float(fit.slope) - margin, -float(fit.slope) + margin)

@@ -9,6 +9,7 @@ do not multiply to the shape, or a cut outside the register.
 
 from collections.abc import Sequence
 from itertools import chain
+from math import prod
 
 import torch
 from jaxtyping import Float, Inexact, Int
@@ -47,7 +48,7 @@ def _checked(matrix: object, dims: MatrixDims) -> tuple[Tensor, tuple[int, ...]]
     paired = (matrix / norm).reshape(*batch, *rows, *columns)
     order = [*range(len(batch)), *(len(batch) + k for k in chain.from_iterable((w, n + w) for w in range(n)))]
     sizes = tuple(r * c for r, c in zip(rows, columns, strict=True))
-    return paired.permute(order).reshape(*batch, -1), sizes
+    return paired.permute(order).reshape(*batch, prod(sizes)), sizes
 
 
 def operator_schmidt(
@@ -108,7 +109,8 @@ def entangling_power(
     matrix = check_tensor(matrix, "matrix", 2)
     n = matrix.shape[-1]
     one = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-    if matrix.shape[-2] != n or float((matrix.mH @ matrix - one).abs().max()) > 1e-3:
+    fixed = matrix.detach()
+    if matrix.shape[-2] != n or not bool(((fixed.mH @ fixed - one).abs() <= 1e-3).all()):  # also for NaN
         raise ValueError(
             f"the entangling power is that of a unitary matrix, got one of shape {tuple(matrix.shape)} that is not"
         )

@@ -1,4 +1,4 @@
-"""What the estimators share: circuits with random angles, bootstrap intervals, and what is asked of both."""
+"""What the estimators share: circuits with random angles, and bootstrap intervals."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,12 +15,6 @@ from qcircuit_peft.gates import GATES
 
 RESAMPLES = 1000
 _ENTRIES = 1 << 16  # of the states held at a time: 1 MiB complex
-
-
-def check_count(name: str, value: object, low: int) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} is a whole number >= {low}, got {value!r}")
 
 
 def choose_ensemble(ansatz: Ansatz, ensemble: str | None) -> str:
