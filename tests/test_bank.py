@@ -403,7 +403,7 @@ def test_a_second_derivative_after_a_step_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace_method.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_export_and_trace() -> None:
     net = shake(get_peft_model(Blocks(None), QCircuitConfig(r=4, target_modules=r"front|blocks\..*"))).eval()
     x = torch.randn(3, 8)

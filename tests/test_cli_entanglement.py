@@ -59,8 +59,8 @@ def test_help_names_every_metric_for_states_and_has_examples():
     "arguments, said",
     [
         (["nowhere"], "there is no circuit named 'nowhere'"),
-        (["tree", "--layers", "8:1"], "a range such as 1:8 or a list such as 1,2,4, got '8:1'"),
-        (["tree", "--layers", "-1"], "got '-1'"),
+        (["tree", "--layers", "8:1"], "got '8:1'"),
+        (["tree", "--layers", "-1"], "got -1"),
         (["tree", "--metric", "q"], "the metric 'q' is unknown"),
         (["tree", "--metric", "entropy", "--exact"], "the mean of 'entropy' does not follow from purities"),
         (["tree", "--json", "--csv"], "one of --json and --csv"),
