@@ -12,6 +12,7 @@ from torch import nn
 
 from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, density, estimated_columns, load, probabilities, state
 from qcircuit_peft.backends import pennylane
+from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.hardware import evaluate_under_noise
 
@@ -100,6 +101,18 @@ def test_shots_under_noise_are_the_noisy_probabilities_within_five_standard_erro
     found = probabilities(circuit, angles, noise=ALL, shots=20_000, generator=torch.Generator().manual_seed(0))
     assert ((found - p).abs() <= 5 * (p * (1 - p) / 20_000).sqrt()).all()
     assert (p - probabilities(circuit, angles)).abs().max() > 0.1
+
+
+def test_rounding_below_zero_is_no_probability():
+    twice = Circuit((2, 2, 2), [Op("H", (wire,)) for wire in (0, 1, 2, 0, 1, 2)])
+    none = torch.zeros(0)
+    for found in (
+        probabilities(twice, none, noise=Noise()),
+        probabilities(twice, none, noise=Noise(), shots=100),
+        noisy_interference(Circuit((2, 2, 2), twice.ops[:3]), none, 3, Noise()),
+    ):
+        assert found.min() == 0
+    assert estimated_columns(twice, none, 1, shots=100, noise=Noise())[0].isfinite().all()
 
 
 @pytest.mark.parametrize("noise", [*ONE_BY_ONE, ALL])

@@ -6,6 +6,7 @@ import torch
 
 from qcircuit_peft import Circuit, Op, estimated_columns, load, probabilities, state
 from qcircuit_peft.backends import BACKENDS
+from qcircuit_peft.backends.shots import draw
 from qcircuit_peft.gates import GATES
 
 DRAW_THEMSELVES = ["pennylane", "pennylane:lightning.qubit", "qiskit"]
@@ -71,6 +72,21 @@ def test_the_amplitude_from_frequencies_has_the_standard_deviation_of_theory():
     theory = ((1 - p) / (4 * 2000)).sqrt()  # of sqrt(p): 1 / (2 sqrt(shots)) for a small p
     assert large.sum() >= 4
     torch.testing.assert_close(runs.sqrt().std(0)[large], theory[large], rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("shots", [30_000_000, 10**12])
+def test_many_shots_are_counted_exactly(shots):
+    flipped, coin = Circuit((2,), [Op("X", (0,))]), Circuit((2,), [Op("H", (0,))])
+    assert state(flipped, torch.zeros(0), shots=shots).tolist() == [0, 1]
+    found = state(coin, torch.zeros(0, dtype=torch.float64), shots=shots, generator=seeded())
+    assert found.sum() == 1 and 0 < (found[0] - 0.5).abs() < 5 * 0.5 / shots**0.5
+
+
+def test_shots_of_more_than_16_million_outcomes_fall_where_the_probabilities_are():
+    p = torch.zeros(2**24 + 2)
+    p[[0, 7, -1]] = torch.tensor([0.25, 0.5, 0.25])
+    found = draw(p, 1000, seeded())
+    assert found.nonzero().flatten().tolist() == [0, 7, 2**24 + 1] and 0.4 < found[7] < 0.6
 
 
 def frequencies_without_noise(monkeypatch):
@@ -155,6 +171,11 @@ def test_a_wrong_number_of_shots_is_refused(shots):
         state(circuit, drawn(circuit.n_angles), shots=shots)
     with pytest.raises(ValueError, match="shots is a whole number of at least 1, got"):
         estimated_columns(load("tree").circuit(qubits=2, layers=0), drawn(2), 1, shots=shots)
+
+
+def test_more_shots_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match=r"shots is at most 2\^53, got 1000"):
+        state(asymmetric(), drawn(asymmetric().n_angles), shots=10**18)
 
 
 def test_other_bad_input_is_one_sentence():

@@ -190,7 +190,8 @@ def probabilities(
     if shots is None:
         if noise is None:
             return state(circuit, angles, backend=backend).abs().square()
-        return read(density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real, noise.readout)
+        populations = density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real
+        return read(populations.clamp(min=0), noise.readout)
     check_shots(shots, generator)
     module, device = backend_module(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
