@@ -195,6 +195,24 @@ def test_an_adapter_that_is_not_on_qubits_is_refused():
         estimated_columns(Circuit((2,), [Op("RY", (0,))]), drawn(1), 1, shots=1, noise=ALL, backend="qiskit")
 
 
+def test_one_known_adapter_is_measured_in_the_precision_of_its_parameters():
+    model = adapted().double()
+    found = evaluate_under_noise(model)["base_model.model.0"]
+    assert found.delta.dtype is torch.float64 and found.distance < 1e-12
+    for unfit, settings, said in (
+        (model, {"adapter": "nope"}, "the circuit adapter 'nope', got one with default"),
+        (nn.Linear(2, 2), {}, "a model with a circuit adapter, got one with none"),
+        (model, {"noise": "much"}, "noise is a Noise, got str"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate_under_noise(unfit, **settings)
+    model.add_adapter("other", QCircuitConfig(r=2, target_modules=["0"]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=r"model\.0: one adapter is measured, but default, other are active"):
+        evaluate_under_noise(model)
+    assert list(evaluate_under_noise(model, adapter="other")) == ["base_model.model.0"]
+
+
 @pytest.mark.parametrize("name", ["depolarizing", "amplitude_damping", "phase_damping", "readout"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), True, "much"])
 def test_a_probability_outside_0_to_1_is_refused(name, value):
