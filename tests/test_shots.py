@@ -4,9 +4,10 @@ import pytest
 import reference
 import torch
 
-from qcircuit_peft import Circuit, Op, estimated_columns, load, probabilities, state
+from qcircuit_peft import Circuit, Noise, Op, columns, estimated_columns, load, probabilities, state
 from qcircuit_peft.backends import BACKENDS
-from qcircuit_peft.backends.shots import draw
+from qcircuit_peft.backends.noise import interference as noisy_interference
+from qcircuit_peft.backends.shots import draw, interference, signed
 from qcircuit_peft.gates import GATES
 
 DRAW_THEMSELVES = ["pennylane", "pennylane:lightning.qubit", "qiskit"]
@@ -134,6 +135,18 @@ def test_estimated_columns_have_their_signs_and_their_standard_errors(backend):
     torch.testing.assert_close(error.square().mean(0).sqrt(), theory, rtol=0.02, atol=0)
     clear = u.abs() > 5 * theory
     assert clear.sum() > 10 and (found.sign() == u.sign())[:, clear].all()
+
+
+@pytest.mark.parametrize("noise", [None, Noise(), Noise(phase_damping=0.3)])
+def test_two_standard_errors_hold_the_truth_also_where_little_is_counted(noise):
+    circuit = load("simplified_two_design").circuit(qubits=8 if noise is None else 5, layers=1)
+    angles = drawn(circuit.n_angles)
+    shots = 200 if noise is None else 40
+    wanted, _ = estimated_columns(circuit, angles, 1, shots=None, noise=noise)
+    test = interference(columns(circuit, angles, 1)) if noise is None else noisy_interference(circuit, angles, 1, noise)
+    found, error = signed(test.expand(200, *test.shape), shots, seeded(), noisy=noise is not None)
+    held = ((found - wanted).abs() <= 2 * error).double().mean()
+    assert error.min() > 0 and 0.93 < held < 0.985
 
 
 def test_the_distribution_that_estimated_columns_draw_from_is_that_of_a_real_hadamard_test(monkeypatch):

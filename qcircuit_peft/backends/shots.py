@@ -112,15 +112,21 @@ def interference(columns: Tensor) -> Tensor:
     return torch.stack((n**-0.5 + u, n**-0.5 - u), -2).square() / 4
 
 
-def signed(test: Tensor, shots: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The estimates sqrt(N) (p(0, i) - p(1, i)) from the outcomes of such tests, and standard errors, (*batch, N, K).
+def signed(
+    test: Tensor, shots: int | None, generator: torch.Generator | None, noisy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The estimates u = sqrt(N) (p(0, i) - p(1, i)) from such outcomes, and standard errors, (*batch, N, K).
 
-    ``shots`` are drawn for each column, and the errors are those of the frequencies found; None is without end.
+    ``shots`` are drawn for each column; None is without end. p(0, i) + p(1, i) is (1/N + u^2) / 2 without noise; with
+    noise it is the one found, with one count more for each i, so that no error is 0 where nothing was counted.
     """
     n = test.shape[-1]
     found = test if shots is None else draw(test.flatten(-2), shots, generator).unflatten(-1, (2, n))
     plus, minus = found.unbind(-2)
-    error = torch.zeros_like(plus)
-    if shots is not None:
-        error = ((plus + minus - (plus - minus).square()) * n / shots).sqrt()
-    return (n**0.5 * (plus - minus)).mT, error.mT
+    difference, error = plus - minus, torch.zeros_like(plus)
+    if shots is not None and noisy:
+        both, apart = (shots * (plus + minus) + 1) / (shots + n), difference * shots / (shots + n)
+        error = ((both - apart.square()) * n / shots).sqrt()
+    elif shots is not None:
+        error = ((1 + (n - 2) * n * difference.square()) / (2 * shots)).sqrt()
+    return (n**0.5 * difference).mT, error.mT
