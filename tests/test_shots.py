@@ -204,3 +204,9 @@ def test_other_bad_input_is_one_sentence():
     with pytest.raises(ValueError, match="'qiskit' simulates qubits only, but wire 0 has dimension 3"):
         state(qutrits, drawn(3), shots=10, backend="qiskit")
     assert state(asymmetric(), drawn(0, circuit.n_angles), shots=3).shape == (0, 8)
+
+
+@pytest.mark.parametrize("device", ["null.qubit", "default.gaussian", "default.tensor"])
+def test_a_device_that_cannot_draw_is_named(device):
+    with pytest.raises(ValueError, match=f"PennyLane's device '{device}'"):
+        state(asymmetric(), drawn(asymmetric().n_angles), shots=1, backend=f"pennylane:{device}")

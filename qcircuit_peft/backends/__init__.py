@@ -224,7 +224,8 @@ def estimated_columns(
 
     ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
     noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots), taken at the estimate; with noise it comes
-    from the counts. ``noise`` needs "native" and qubits. Raises ValueError as ``columns`` does, for a complex circuit, or for shots below 1.
+    from the counts. ``noise`` needs "native" and qubits. Raises ValueError as ``columns`` does, for a complex
+    circuit, or for shots below 1.
 
     >>> import torch
     >>> from qcircuit_peft import load
