@@ -63,7 +63,7 @@ def _numbers(text: str) -> list[int]:
     try:
         if ":" not in text:
             return [int(part) for part in text.split(",")]
-        first, last, step = (*map(int, text.split(":")), 1)[:3]
+        first, last, step = map(int, text.split(":") if text.count(":") > 1 else [*text.split(":"), 1])
         numbers = list(range(first, last + 1, step))
     except ValueError:
         numbers = []
@@ -196,7 +196,10 @@ def compare(
     csv: Annotated[str | None, typer.Option(help="write the table to this file")] = None,
     plot: Annotated[str | None, typer.Option(help="write a log-log picture of the times (PNG, PDF or SVG)")] = None,
 ) -> None:
-    """Compare backends: agreement with native, process time on one thread, memory."""
+    """Compare backends: agreement with native, process time on one thread, memory.
+
+    qcircuit-peft compare simplified_two_design --qubits 4:12:2 --backends native,qiskit --csv t.csv
+    """
     ansatz, names = _load(source), backends.split(",")
     sizes = _numbers(qubits), _numbers(layers)
     settings = {"columns": None if full else columns, "batch": batch, "repeats": repeats, "budget": budget}
@@ -221,7 +224,7 @@ def compare(
 def _compared(rows: list[comparison.Row], title: str) -> Table:
     table = Table(title=f"{title}, {rows[0]['batch']} at once, float32, one thread, medians of process time")
     for name in ("backend", "qubits", "L", "forward", "and backward", "times native", "memory", "agrees to"):
-        table.add_column(name, justify="left" if name == "backend" else "right")
+        table.add_column(name, justify="left" if name == "backend" else "right", overflow="fold")
     native = {(row["qubits"], row["layers"]): row["both"] for row in rows if row["backend"] == "native"}
     for row in rows:
         start = row["backend"], str(row["qubits"]), str(row["layers"])

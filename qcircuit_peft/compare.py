@@ -30,6 +30,7 @@ FIELDS: tuple[str, ...] = (
 _PASSES = {"both": "forward and backward", "forward": "forward"}
 _START = 120.0  # seconds that a process may take to import a simulator
 _PATIENCE = 10.0  # how much longer than the budget one waits, on a machine with much else to do
+_SPENT = ("over budget", "out of memory", "ended before it answered")  # what larger sizes would meet too
 
 
 def compare(
@@ -51,7 +52,8 @@ def compare(
     for a backend without gradients). ``peak_bytes`` is what the first passes add to the memory of the process (None
     off Linux; 0 if they fit in what smaller sizes have left). ``agreement`` is the largest difference from the native
     columns. A size that takes more than ``budget`` seconds of process time or more memory than is free says so in its
-    ``status``, which is "ok" otherwise; so do the larger sizes, which are not run. ``progress`` is called with every
+    ``status``, which is "ok" otherwise; so do the larger sizes, which are not run;
+    a size that is refused says why. ``progress`` is called with every
     row. Raises ValueError for an unknown backend, or a size or number that is not positive.
 
     >>> from qcircuit_peft import load
@@ -91,7 +93,7 @@ def _rows(
             else:
                 worker = worker or _Worker()
                 row |= worker.ask(row | settings | {"ansatz": ansatz.to_dict()})
-                if row["status"] != "ok":
+                if row["status"] in _SPENT:
                     failed.append(row)
                     worker = worker.end()
             yield row

@@ -32,8 +32,10 @@ def evaluate_under_noise(
     """The weight update of every adapted module, from columns that Hadamard tests find, by the module's name.
 
     The columns of U and V are those of ``estimated_columns``: ``shots`` for each column (None: without end), with
-    ``noise``. lambda is exact, and the model is left as it is. ``adapter`` picks an adapter; left out, those that are
-    active. Raises ValueError for a module whose width is not a power of two, or shots below 1.
+    ``noise``. lambda is exact, and the model is left as it is. ``adapter`` picks an adapter; left out, the one that is
+    active. float64 parameters are measured in float64, all others in float32. Raises ValueError if the model has no
+    such adapter or several of a module are active, for a module whose width is not a power of two, for a noise that is
+    not a ``Noise``, or shots below 1.
 
     >>> from peft import get_peft_model
     >>> from qcircuit_peft import QCircuitConfig
@@ -42,25 +44,34 @@ def evaluate_under_noise(
     >>> evaluate_under_noise(model, shots=100)["base_model.model.0"].delta.shape
     torch.Size([8, 16])
     """
-    found: dict[str, Perturbed] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QCircuitLayer)}
+    known = sorted({key for module in layers.values() for key in module.factors})
+    if not known or (adapter is not None and adapter not in known):
+        wanted = "a circuit adapter" if adapter is None else f"the circuit adapter {adapter!r}"
+        raise ValueError(f"what is measured is a model with {wanted}, got one with {', '.join(known) or 'none'}")
+    chosen = {
+        name: [key for key in (module.active_adapters if adapter is None else [adapter]) if key in module.factors]
+        for name, module in layers.items()
+    }
+    for name, keys in chosen.items():
+        if len(keys) > 1:
+            raise ValueError(f"{name}: one adapter is measured, but {', '.join(keys)} are active; choose with adapter=")
     settings: dict[str, Any] = {"noise": noise, "shots": shots, "generator": generator}
-    for name, module in model.named_modules():
-        if not isinstance(module, QCircuitLayer):
-            continue
-        for chosen in module.active_adapters if adapter is None else [adapter]:
-            if chosen not in module.factors:
-                continue
-            svd, (u, v, lam) = module.factors[chosen], module.circuit_parameters(chosen)
-            measured, exact = [], []
-            for frame, angles in ((svd.u, u.float()), (svd.v, v.float())):
-                parts = list(frame.circuits())
-                if any(part for part, _, _ in parts) or any(d != 2 for _, circuit, _ in parts for d in circuit.dims):
-                    raise ValueError(
-                        f"{name}: columns are measured on qubits, whose number makes the width a power of two, "
-                        f"but a width is {frame.n}"
-                    )
-                exact.append(frame.columns(angles))
-                measured.append(estimated_columns(parts[0][1], angles, frame.k, **settings)[0])
-            delta, true = (svd.delta(svd.weighted(left, lam.float()), right) for left, right in (measured, exact))
-            found[name] = Perturbed(delta, float((delta - true).norm()), float(true.norm()))
-    return found
+    return {name: _perturbed(name, layers[name], key, settings) for name, keys in chosen.items() for key in keys}
+
+
+def _perturbed(name: str, module: QCircuitLayer, adapter: str, settings: dict[str, Any]) -> Perturbed:
+    svd = module.factors[adapter]
+    u, v, lam = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in module.circuit_parameters(adapter))
+    measured, exact = [], []
+    for frame, angles in ((svd.u, u), (svd.v, v)):
+        parts = list(frame.circuits())
+        if any(part for part, _, _ in parts) or any(d != 2 for _, circuit, _ in parts for d in circuit.dims):
+            raise ValueError(
+                f"{name}: columns are measured on qubits, whose number makes the width a power of two, "
+                f"but a width is {frame.n}"
+            )
+        exact.append(frame.columns(angles))
+        measured.append(estimated_columns(parts[0][1], angles, frame.k, **settings)[0])
+    delta, true = (svd.delta(svd.weighted(left, lam), right) for left, right in (measured, exact))
+    return Perturbed(delta, float((delta - true).norm()), float(true.norm()))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz
+from qcircuit_peft.circuit import Circuit, Op
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -41,9 +42,13 @@ def _memory() -> tuple[int, int] | None:
     return now, peak
 
 
-def _passes(case: dict[str, Any], qubits: int, columns: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def _circuit(case: dict[str, Any]) -> Circuit:
+    return Ansatz.from_dict(case["ansatz"]).circuit(qubits=case["qubits"], layers=case["layers"])
+
+
+def _passes(case: dict[str, Any]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """The forward pass, and forward and backward, at fixed random angles."""
-    circuit = Ansatz.from_dict(case["ansatz"]).circuit(qubits=qubits, layers=case["layers"])
+    circuit, columns = _circuit(case), case["columns"]
     torch.manual_seed(0)
     lead = () if case["batch"] == 1 else (case["batch"],)
     angles = (2 * torch.pi * torch.rand(*lead, circuit.n_angles)).requires_grad_()
@@ -61,11 +66,10 @@ def _passes(case: dict[str, Any], qubits: int, columns: int) -> tuple[Callable[[
     return forward, both
 
 
-def _differentiates(case: dict[str, Any]) -> bool:
-    forward, both = _passes(case, 2, 1)
-    forward()  # what it refuses is refused here
+def _differentiates(backend: str) -> bool:
+    circuit, angles = Circuit((2,), [Op("RY", (0,))]), torch.ones(1, requires_grad=True)
     try:
-        both()
+        backends.columns(circuit, angles, 1, backend=backend).sum().backward()
     except ValueError:
         return False
     return True
@@ -73,10 +77,10 @@ def _differentiates(case: dict[str, Any]) -> bool:
 
 def measured(case: dict[str, Any], begun: Callable[[], None]) -> dict[str, Any]:
     """The measured part of a row of ``compare``; calls ``begun`` when everything is imported."""
-    differentiates = _differentiates(case)
+    differentiates = _differentiates(case["backend"]) and _circuit(case).n_angles > 0
     begun()
     start = time.process_time()
-    forward, both = _passes(case, case["qubits"], case["columns"])
+    forward, both = _passes(case)
     gc.collect()
     before = _memory()
     times: dict[str, list[float]] = {"forward": [_seconds(forward)]}
@@ -92,7 +96,7 @@ def measured(case: dict[str, Any], begun: Callable[[], None]) -> dict[str, Any]:
     row = {"status": "ok", "peak_bytes": max(0, after[1] - before[0]) if before and after else None}
     for name, seconds in times.items():
         row |= _spread(name, seconds)
-    native, _ = _passes(case | {"backend": "native"}, case["qubits"], case["columns"])
+    native, _ = _passes(case | {"backend": "native"})
     return row | {"agreement": float((forward() - native()).abs().max())}
 
 

@@ -1,16 +1,18 @@
 """The comparison of backends: what a row says, and that a backend which takes too much is shown as such."""
 
 import csv
+import io
 import json
 import sys
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
+from qcircuit_peft import Ansatz, load, measure
 from qcircuit_peft import compare as comparison
-from qcircuit_peft import load, measure
-from qcircuit_peft.cli import app
+from qcircuit_peft.cli import _compared, app
 from qcircuit_peft.compare import FIELDS, compare, plot, write_csv
 
 FAMILY = load("simplified_two_design")
@@ -65,6 +67,22 @@ def test_a_size_past_the_budget_is_shown_and_larger_ones_are_not_run(monkeypatch
     rows = compare(FAMILY, [2, 12, 13], columns=None, backends=["torchquantum"], budget=3, repeats=1)
     assert [row["status"] for row in rows] == ["ok", "over budget", "over budget"]
     assert asked == [2, 12]
+
+
+def test_explicit_wires_and_circuits_without_angles_are_measured():
+    layer = [{"gate": "RY", "on": "each"}, {"gate": "CZ", "on": [[0, 3], [1, 2]]}]
+    [row] = compare(Ansatz.from_dict({"name": "wires", "layer": layer}), [4], backends=["native"], repeats=1)
+    assert row["status"] == "ok" and row["both"] > 0
+    rows = compare(load("sim01"), [4], [0, 1], backends=["native"], repeats=1)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert rows[0]["forward"] > 0 and rows[0]["both"] is None and rows[1]["both"] > 0
+
+
+def test_a_size_that_is_refused_gives_up_no_larger_one(monkeypatch):
+    answers = iter([{"status": "refused"}, {"status": "ok"}, {"status": "over budget"}])
+    monkeypatch.setattr(comparison._Worker, "ask", lambda self, case: next(answers))
+    rows = compare(FAMILY, [2], [0, 1, 2, 3], backends=["native"])
+    assert [row["status"] for row in rows] == ["refused", "ok", "over budget", "over budget"]
 
 
 @pytest.mark.parametrize("error, said", [(MemoryError(), "out of memory"), (ValueError("too wide"), "too wide")])
@@ -141,6 +159,7 @@ def test_the_command_prints_writes_and_draws(tmp_path):
     [
         (["--qubits", "four"], "wanted numbers such as 1,2,4 or a range such as 4:12, got 'four'"),
         (["--qubits", "8:4"], "got '8:4'"),
+        (["--qubits", "4:6:1:9"], "got '4:6:1:9'"),
         (["--backends", "nativ"], "unknown backend 'nativ'"),
         (["--budget", "-1"], "budget is a positive number"),
     ],
@@ -151,8 +170,17 @@ def test_the_command_refuses_bad_input_in_a_sentence(arguments, said):
     assert result.exit_code == 2 and said in result.output
 
 
+def test_the_help_has_an_example_and_a_narrow_table_whole_names():
+    assert "compare simplified_two_design --qubits" in CliRunner().invoke(app, ["compare", "--help"]).output
+    row = dict.fromkeys(FIELDS) | {"backend": "pennylane:lightning.qubit", "qubits": 4, "layers": 1, "batch": 1}
+    narrow = Console(width=70, file=io.StringIO())
+    narrow.print(_compared([row | {"status": "ended before it answered"}], "narrow"))
+    cells = [line.split("│")[1].strip() for line in narrow.file.getvalue().splitlines() if "│" in line]
+    assert "".join(cells) == row["backend"]
+
+
 def test_batches_and_gradients_are_what_is_timed():
-    case = {"ansatz": FAMILY.to_dict(), "layers": 1, "batch": 3, "backend": "native"}
-    forward, both = measure._passes(case, 4, 5)
+    case = {"ansatz": FAMILY.to_dict(), "layers": 1, "batch": 3, "backend": "native", "qubits": 4, "columns": 5}
+    forward, both = measure._passes(case)
     assert forward().shape == (3, 16, 5) and both().shape == (3, 10) and both().abs().min() > 0
     assert not forward().requires_grad and torch.equal(both(), both())

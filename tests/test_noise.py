@@ -12,6 +12,7 @@ from torch import nn
 
 from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, density, estimated_columns, load, probabilities, state
 from qcircuit_peft.backends import pennylane
+from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.hardware import evaluate_under_noise
 
@@ -102,6 +103,18 @@ def test_shots_under_noise_are_the_noisy_probabilities_within_five_standard_erro
     assert (p - probabilities(circuit, angles)).abs().max() > 0.1
 
 
+def test_rounding_below_zero_is_no_probability():
+    twice = Circuit((2, 2, 2), [Op("H", (wire,)) for wire in (0, 1, 2, 0, 1, 2)])
+    none = torch.zeros(0)
+    for found in (
+        probabilities(twice, none, noise=Noise()),
+        probabilities(twice, none, noise=Noise(), shots=100),
+        noisy_interference(Circuit((2, 2, 2), twice.ops[:3]), none, 3, Noise()),
+    ):
+        assert found.min() == 0
+    assert estimated_columns(twice, none, 1, shots=100, noise=Noise())[0].isfinite().all()
+
+
 @pytest.mark.parametrize("noise", [*ONE_BY_ONE, ALL])
 def test_a_hadamard_test_under_noise_is_that_of_pennylane(noise):
     """With controlled gates, channels after them on the register, and flips of what is read, all PennyLane's."""
@@ -180,6 +193,24 @@ def test_an_adapter_that_is_not_on_qubits_is_refused():
         evaluate_under_noise(adapted(), shots=0)
     with pytest.raises(ValueError, match="columns under noise are estimated by 'native', got backend 'qiskit'"):
         estimated_columns(Circuit((2,), [Op("RY", (0,))]), drawn(1), 1, shots=1, noise=ALL, backend="qiskit")
+
+
+def test_one_known_adapter_is_measured_in_the_precision_of_its_parameters():
+    model = adapted().double()
+    found = evaluate_under_noise(model)["base_model.model.0"]
+    assert found.delta.dtype is torch.float64 and found.distance < 1e-12
+    for unfit, settings, said in (
+        (model, {"adapter": "nope"}, "the circuit adapter 'nope', got one with default"),
+        (nn.Linear(2, 2), {}, "a model with a circuit adapter, got one with none"),
+        (model, {"noise": "much"}, "noise is a Noise, got str"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate_under_noise(unfit, **settings)
+    model.add_adapter("other", QCircuitConfig(r=2, target_modules=["0"]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=r"model\.0: one adapter is measured, but default, other are active"):
+        evaluate_under_noise(model)
+    assert list(evaluate_under_noise(model, adapter="other")) == ["base_model.model.0"]
 
 
 @pytest.mark.parametrize("name", ["depolarizing", "amplitude_damping", "phase_damping", "readout"])

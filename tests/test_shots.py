@@ -4,8 +4,10 @@ import pytest
 import reference
 import torch
 
-from qcircuit_peft import Circuit, Op, estimated_columns, load, probabilities, state
+from qcircuit_peft import Circuit, Noise, Op, columns, estimated_columns, load, probabilities, state
 from qcircuit_peft.backends import BACKENDS
+from qcircuit_peft.backends.noise import interference as noisy_interference
+from qcircuit_peft.backends.shots import draw, interference, signed
 from qcircuit_peft.gates import GATES
 
 DRAW_THEMSELVES = ["pennylane", "pennylane:lightning.qubit", "qiskit"]
@@ -73,6 +75,21 @@ def test_the_amplitude_from_frequencies_has_the_standard_deviation_of_theory():
     torch.testing.assert_close(runs.sqrt().std(0)[large], theory[large], rtol=0.06, atol=0)
 
 
+@pytest.mark.parametrize("shots", [30_000_000, 10**12])
+def test_many_shots_are_counted_exactly(shots):
+    flipped, coin = Circuit((2,), [Op("X", (0,))]), Circuit((2,), [Op("H", (0,))])
+    assert state(flipped, torch.zeros(0), shots=shots).tolist() == [0, 1]
+    found = state(coin, torch.zeros(0, dtype=torch.float64), shots=shots, generator=seeded())
+    assert found.sum() == 1 and 0 < (found[0] - 0.5).abs() < 5 * 0.5 / shots**0.5
+
+
+def test_shots_of_more_than_16_million_outcomes_fall_where_the_probabilities_are():
+    p = torch.zeros(2**24 + 2)
+    p[[0, 7, -1]] = torch.tensor([0.25, 0.5, 0.25])
+    found = draw(p, 1000, seeded())
+    assert found.nonzero().flatten().tolist() == [0, 7, 2**24 + 1] and 0.4 < found[7] < 0.6
+
+
 def frequencies_without_noise(monkeypatch):
     """Shots whose frequencies are the probabilities: what is left is the shift rule itself."""
     monkeypatch.setattr("qcircuit_peft.backends.draw", lambda p, shots, generator: p.detach())
@@ -120,6 +137,18 @@ def test_estimated_columns_have_their_signs_and_their_standard_errors(backend):
     assert clear.sum() > 10 and (found.sign() == u.sign())[:, clear].all()
 
 
+@pytest.mark.parametrize("noise", [None, Noise(), Noise(phase_damping=0.3)])
+def test_two_standard_errors_hold_the_truth_also_where_little_is_counted(noise):
+    circuit = load("simplified_two_design").circuit(qubits=8 if noise is None else 5, layers=1)
+    angles = drawn(circuit.n_angles)
+    shots = 200 if noise is None else 40
+    wanted, _ = estimated_columns(circuit, angles, 1, shots=None, noise=noise)
+    test = interference(columns(circuit, angles, 1)) if noise is None else noisy_interference(circuit, angles, 1, noise)
+    found, error = signed(test.expand(200, *test.shape), shots, seeded(), noisy=noise is not None)
+    held = ((found - wanted).abs() <= 2 * error).double().mean()
+    assert error.min() > 0 and 0.93 < held < 0.985
+
+
 def test_the_distribution_that_estimated_columns_draw_from_is_that_of_a_real_hadamard_test(monkeypatch):
     import pennylane as qml
 
@@ -157,6 +186,11 @@ def test_a_wrong_number_of_shots_is_refused(shots):
         estimated_columns(load("tree").circuit(qubits=2, layers=0), drawn(2), 1, shots=shots)
 
 
+def test_more_shots_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match=r"shots is at most 2\^53, got 1000"):
+        state(asymmetric(), drawn(asymmetric().n_angles), shots=10**18)
+
+
 def test_other_bad_input_is_one_sentence():
     circuit = asymmetric()
     with pytest.raises(ValueError, match=r"generator is a torch.Generator, got int"):
@@ -170,3 +204,9 @@ def test_other_bad_input_is_one_sentence():
     with pytest.raises(ValueError, match="'qiskit' simulates qubits only, but wire 0 has dimension 3"):
         state(qutrits, drawn(3), shots=10, backend="qiskit")
     assert state(asymmetric(), drawn(0, circuit.n_angles), shots=3).shape == (0, 8)
+
+
+@pytest.mark.parametrize("device", ["null.qubit", "default.gaussian", "default.tensor"])
+def test_a_device_that_cannot_draw_is_named(device):
+    with pytest.raises(ValueError, match=f"PennyLane's device '{device}'"):
+        state(asymmetric(), drawn(asymmetric().n_angles), shots=1, backend=f"pennylane:{device}")

@@ -78,6 +78,11 @@ def _check_columns(circuit: Circuit, k: int) -> None:
         raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
 
 
+def _check_noise(noise: object) -> None:
+    if not isinstance(noise, Noise):
+        raise ValueError(f"noise is a Noise, got {type(noise).__name__}")
+
+
 def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: int) -> None:
     """Raise ValueError if the result alone is larger than the free memory."""
     needed = prod(batch) * circuit.dim * k * angles.element_size() * (1 if circuit.is_real else 2)
@@ -148,8 +153,7 @@ def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "n
             [0.0000, 0.7500]])
     """
     _check(circuit, angles)
-    if not isinstance(noise, Noise):
-        raise ValueError(f"noise is a Noise, got {type(noise).__name__}")
+    _check_noise(noise)
     module, device = backend_module(backend)
     if device or (module is not native and not hasattr(module, "density")):
         raise ValueError(f"backend {backend!r} has no noise; 'native', 'pennylane' and 'qiskit' have")
@@ -190,7 +194,8 @@ def probabilities(
     if shots is None:
         if noise is None:
             return state(circuit, angles, backend=backend).abs().square()
-        return read(density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real, noise.readout)
+        populations = density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real
+        return read(populations.clamp(min=0), noise.readout)
     check_shots(shots, generator)
     module, device = backend_module(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
@@ -218,8 +223,9 @@ def estimated_columns(
     """The first ``k`` columns with their signs as a Hadamard test finds them, and the standard errors, (*batch, N, k).
 
     ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
-    noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots) on average. ``noise`` needs "native" and
-    qubits. Raises ValueError as ``columns`` does, for a complex circuit, or for shots below 1.
+    noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots), taken at the estimate; with noise it comes
+    from the counts. ``noise`` needs "native" and qubits. Raises ValueError as ``columns`` does, for a complex
+    circuit, or for shots below 1.
 
     >>> import torch
     >>> from qcircuit_peft import load
@@ -236,10 +242,12 @@ def estimated_columns(
         raise ValueError("signs are estimated for real circuits only, but this one has complex gates")
     if noise is None:
         return signed(interference(columns(circuit, angles, k, backend=backend)), shots, generator)
+    _check_noise(noise)
     if backend != "native":
         raise ValueError(f"columns under noise are estimated by 'native', got backend {backend!r}")
     _check_memory(circuit, angles, (*angles.shape[:-1], k), circuit.dim)
-    return signed(noisy_interference(circuit, angles.detach(), k, noise), shots, generator)
+    test = noisy_interference(circuit, angles.detach(), k, noise)
+    return signed(test, shots, generator, noisy=True)
 
 
 def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native") -> Tensor:

@@ -88,7 +88,7 @@ def interference(circuit: Circuit, angles: Tensor, k: int, noise: Noise) -> Tens
         )
         for left, right, sides in ((uniform[None], uniform[None], 0), (basis, basis, 2), (basis, uniform[None], 1))
     )
-    both = torch.stack((known + own + 2 * beside, known + own - 2 * beside), -2) / 4
+    both = torch.stack((known + own + 2 * beside, known + own - 2 * beside), -2).clamp(min=0) / 4
     return read((1 - noise.readout) * both + noise.readout * both.flip(-2), noise.readout)
 
 

@@ -38,7 +38,13 @@ def _device(name: str, qubits: int, **settings: Any) -> Any:
     if name not in _known():
         near = get_close_matches(name, _known(), n=3) or _known()
         raise ValueError(f"PennyLane has no device {name!r} here; did you mean one of {', '.join(near)}")
-    return qml.device(name, wires=qubits, **settings)
+    if name == "null.qubit":
+        raise ValueError("PennyLane's device 'null.qubit' computes nothing; choose another")
+    try:
+        return qml.device(name, wires=qubits, **settings)
+    except (TypeError, ImportError, qml.exceptions.DeviceError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"PennyLane's device {name!r} cannot be used here: {said}") from error
 
 
 def operations(circuit: Circuit, angles: Tensor) -> list[Any]:
@@ -50,7 +56,13 @@ def operations(circuit: Circuit, angles: Tensor) -> list[Any]:
 def _execute(tapes: list[QuantumScript], device: Any, gradients: bool = False) -> list[Tensor]:
     try:
         results = qml.execute(tapes, device, diff_method="backprop" if gradients else None)
-    except (qml.exceptions.DeviceError, qml.exceptions.DecompositionError, NotImplementedError) as error:
+    except (
+        qml.exceptions.DeviceError,
+        qml.exceptions.DecompositionError,
+        NotImplementedError,
+        TypeError,
+        ImportError,
+    ) as error:
         raise ValueError(f"PennyLane's device {device.name!r} cannot run this circuit: {error}") from error
     return [torch.as_tensor(result) for result in results]
 

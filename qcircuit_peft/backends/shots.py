@@ -17,21 +17,34 @@ Frequencies = Callable[[Circuit, Tensor], Tensor]  # angles (B, P) -> relative f
 
 
 def check_shots(shots: int, generator: torch.Generator | None) -> None:
-    """Raise ValueError if the number of shots is not a whole number of at least 1."""
+    """Raise ValueError if the number of shots is not a whole number of at least 1 that counts exactly in float64."""
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
         raise ValueError(f"shots is a whole number of at least 1, got {shots!r}")
+    if shots > 1 << 53:
+        raise ValueError(f"shots is at most 2^53, got {shots!r}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator is a torch.Generator, got {type(generator).__name__}")
 
 
 def draw(probabilities: Tensor, shots: int, generator: torch.Generator | None) -> Tensor:
-    """Relative frequencies of ``shots`` outcomes with these probabilities, (*batch, N)."""
-    flat = probabilities.detach().reshape(-1, probabilities.shape[-1])
-    found = flat.new_zeros(flat.shape)
-    if len(flat):
-        outcomes = torch.multinomial(flat, shots, replacement=True, generator=generator)
-        found.scatter_add_(1, outcomes, torch.ones_like(outcomes, dtype=found.dtype))
-    return (found / shots).reshape(probabilities.shape)
+    """Relative frequencies of ``shots`` outcomes with these probabilities up to rounding, (*batch, N).
+
+    One binomial number for each outcome: time and memory do not depend on ``shots``. The likeliest outcome is the last,
+    so that what is left for it is never mere rounding.
+    """
+    p = probabilities.detach().double().clamp(min=0)
+    p = p / p.sum(-1, keepdim=True)
+    likeliest = p.argmax(-1, keepdim=True)
+
+    def swapped(x: Tensor) -> Tensor:
+        out = x.scatter(-1, likeliest, x[..., -1:])
+        out[..., -1:] = x.gather(-1, likeliest)
+        return out
+
+    device = generator.device if generator else "cpu"
+    seed = int(torch.randint(1 << 62, (), generator=generator, device=device))
+    counts = np.random.default_rng(seed).multinomial(shots, swapped(p).cpu().numpy())
+    return (swapped(torch.from_numpy(counts).to(p)) / shots).to(probabilities.dtype)
 
 
 @lru_cache
@@ -99,15 +112,21 @@ def interference(columns: Tensor) -> Tensor:
     return torch.stack((n**-0.5 + u, n**-0.5 - u), -2).square() / 4
 
 
-def signed(test: Tensor, shots: int | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The estimates sqrt(N) (p(0, i) - p(1, i)) from the outcomes of such tests, and standard errors, (*batch, N, K).
+def signed(
+    test: Tensor, shots: int | None, generator: torch.Generator | None, noisy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The estimates u = sqrt(N) (p(0, i) - p(1, i)) from such outcomes, and standard errors, (*batch, N, K).
 
-    ``shots`` are drawn for each column, and the errors are those of the frequencies found; None is without end.
+    ``shots`` are drawn for each column; None is without end. p(0, i) + p(1, i) is (1/N + u^2) / 2 without noise; with
+    noise it is the one found, with one count more for each i, so that no error is 0 where nothing was counted.
     """
     n = test.shape[-1]
     found = test if shots is None else draw(test.flatten(-2), shots, generator).unflatten(-1, (2, n))
     plus, minus = found.unbind(-2)
-    error = torch.zeros_like(plus)
-    if shots is not None:
-        error = ((plus + minus - (plus - minus).square()) * n / shots).sqrt()
-    return (n**0.5 * (plus - minus)).mT, error.mT
+    difference, error = plus - minus, torch.zeros_like(plus)
+    if shots is not None and noisy:
+        both, apart = (shots * (plus + minus) + 1) / (shots + n), difference * shots / (shots + n)
+        error = ((both - apart.square()) * n / shots).sqrt()
+    elif shots is not None:
+        error = ((1 + (n - 2) * n * difference.square()) / (2 * shots)).sqrt()
+    return (n**0.5 * difference).mT, error.mT
