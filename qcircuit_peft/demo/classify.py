@@ -16,7 +16,7 @@ QUESTIONS = ("How far is it from Denver to Aspen ?", "Who wrote the Declaration 
 def main(task: str, folder: Path, questions: tuple[str, ...]) -> None:
     """Print the class of each question, or of the first two test images."""
     quiet()
-    net, encode = trained(task, folder)
+    net, encode = trained(TASKS[task], folder)
     test = TASKS[task].splits().test
     inputs = (questions or QUESTIONS) if TASKS[task].text else test.inputs[:2]
     for number, scores in enumerate(net(**encode(inputs))):

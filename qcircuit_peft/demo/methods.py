@@ -2,55 +2,96 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from peft import FourierFTConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from qcircuit_peft import QCircuitConfig, parameter_count
+from qcircuit_peft import QCircuitConfig
 from qcircuit_peft.demo.task import Task, pretrained
+from qcircuit_peft.tuner import QCircuitLayer
 
 HEAD_RATE = 2e-3  # AdamW learning rate of the linear head, for every method
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, the adapter (none: only the head learns) and its AdamW learning rate."""
+    """A name, the adapter (none: only the head learns), AdamW's learning rates, whether circuits are shared."""
 
     name: str
     config: Callable[[Task], PeftConfig] | None
     rate: float
+    angle_rate: float = 0.0
+    shared: bool = False
+
+    def rate_of(self, parameter: str) -> float:
+        """The learning rate of a parameter, by its name: circuits have one for angles and one for lambda."""
+        return self.angle_rate if "qcircuit_u" in parameter or "qcircuit_v" in parameter else self.rate
 
     def attach(self, task: Task) -> nn.Module:
-        """The task's pretrained model with a fresh adapter."""
+        """The task's pretrained model with a fresh adapter, drawn from torch's global random state."""
         model: PreTrainedModel = pretrained(task)
-        return model if self.config is None else get_peft_model(model, self.config(task))
+        if self.config is None:
+            return model
+        adapted = get_peft_model(model, self.config(task))
+        if self.shared:
+            share_circuits(adapted)
+        return adapted
 
 
-def _circuit(task: Task) -> PeftConfig:
-    return QCircuitConfig(target_modules=list(task.targets), seed=0)
+def share_circuits(model: nn.Module) -> None:
+    """Tie the angles of layers of one name, such as all queries, so that each has only its lambda for itself."""
+    first: dict[tuple[str, str], nn.Parameter] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QCircuitLayer):
+            kind = name.partition(".layer.")[2].partition(".")[2]
+            for part in ("qcircuit_u", "qcircuit_v"):
+                angles = getattr(layer, part)
+                angles["default"] = first.setdefault((kind, part), angles["default"])
 
 
-def _frozen(task: Task) -> PeftConfig:
-    return QCircuitConfig(target_modules=list(task.targets), seed=0, train_angles=False)
+def circuit(
+    name: str,
+    r: int,
+    *,
+    all_layers: bool = False,
+    shared: bool = False,
+    rate: float = 2e-2,
+    angle_rate: float = 5e-2,
+    **settings: Any,
+) -> Method:
+    """Circuits of rank r on all linear layers, or on those that LoRA usually takes; ``settings`` of QCircuitConfig."""
+
+    def config(task: Task) -> PeftConfig:
+        targets = task.targets if all_layers else task.lora_targets
+        return QCircuitConfig(r=r, alpha=8 * r, target_modules=list(targets), **settings)
+
+    return Method(name, config, rate, angle_rate, shared)
 
 
-def _fourier(task: Task) -> PeftConfig:
-    """FourierFT with at least as many parameters as the circuit has, on the same layers."""
-    ends = tuple(f".{target}" for target in task.targets)
-    modules = [name for name, _ in pretrained(task).named_modules() if name.endswith(ends)]
-    each = -(-parameter_count(_circuit(task), pretrained(task)) // len(modules))
-    return FourierFTConfig(target_modules=list(task.targets), n_frequency=each, scaling=150.0)
+def fourier(name: str, parameters: int, *, all_layers: bool = False, rate: float = 5e-2) -> Method:
+    """FourierFT with this many parameters, or up to one a layer more."""
+
+    def config(task: Task) -> PeftConfig:
+        targets = task.targets if all_layers else task.lora_targets
+        ends = tuple(f".{target}" for target in targets)
+        layers = sum(name.endswith(ends) for name, _ in pretrained(task).named_modules())
+        return FourierFTConfig(target_modules=list(targets), n_frequency=-(-parameters // layers), scaling=150.0)
+
+    return Method(name, config, rate)
 
 
 def _lora(task: Task) -> PeftConfig:
     return LoraConfig(target_modules=list(task.lora_targets), r=1, lora_alpha=8)
 
 
+# Query and value are adapted where nothing else is said. The cheap ones come first: the demo starts with the last.
 METHODS: dict[str, Method] = {
     "probe": Method("linear probe", None, 0.0),
-    "circuit": Method("circuit, all linear layers", _circuit, 2e-2),
-    "frozen": Method("the same, angles frozen at random", _frozen, 2e-2),
-    "fourier": Method("FourierFT, as many parameters", _fourier, 5e-2),
-    "lora": Method("LoRA r = 1, query and value", _lora, 4e-3),
+    "frozen": circuit("circuits frozen at random angles, r = 73", 73, train_angles=False),
+    "small": circuit("circuits shared by all blocks, r = 64", 64, shared=True),
+    "lora": Method("LoRA, r = 1", _lora, 4e-3),
+    "fourier": fourier("FourierFT", 2520),
+    "circuit": circuit("circuits, r = 16, all linear layers", 16, all_layers=True, angle_rate=2e-2),
 }

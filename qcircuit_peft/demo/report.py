@@ -10,6 +10,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from qcircuit_peft import QCircuitConfig
+from qcircuit_peft.demo.task import Task
 from qcircuit_peft.demo.train import Result, trained
 
 
@@ -50,7 +51,7 @@ def plot(results: Mapping[str, Result], title: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def ship(task: str, out: Path) -> Iterator[str]:
+def ship(task: Task, out: Path) -> Iterator[str]:
     """Saves the circuit adapter as a merged model and as a plain LoRA; says where each form lies."""
     net, encode = trained(task, out / "circuit")
     model = net.model

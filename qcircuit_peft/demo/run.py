@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 from queue import Empty
 from typing import Annotated, Any
@@ -24,23 +25,25 @@ console = Console()
 def _work(task: str, method: str, out: Path, epochs: int | None, queue: Any) -> None:
     torch.set_num_threads(1)
     report.quiet()
-    result = train(task, method, out, epochs=epochs, progress=lambda *at: queue.put((method, at)))
+    result = train(
+        TASKS[task], METHODS[method], out / method, epochs=epochs, progress=lambda *at: queue.put((method, at))
+    )
     queue.put((method, result))
 
 
 def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, workers: int) -> dict[str, Result]:
-    """Every method in a process of its own, ``workers`` at a time with one thread each."""
+    """Every method in a process of its own, ``workers`` at a time, one thread each; longest, that is last, first."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     waiting, running, results, stop = list(methods), {}, {}, False
     loss = TextColumn("loss {task.fields[loss]}")
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
         rows = {key: bars.add_task(METHODS[key].name, total=None, loss="-") for key in methods}
         while running or (waiting and not stop):
             try:
                 while waiting and len(running) < workers and not stop:
-                    key = waiting.pop(0)
+                    key = waiting.pop()
                     running[key] = context.Process(target=_work, args=(task, key, out, epochs, queue))
                     running[key].start()
                 try:
@@ -80,10 +83,13 @@ def main(
     wanted = methods.split(",")
     if unknown := [key for key in wanted if key not in METHODS]:
         raise typer.BadParameter(f"unknown method {unknown[0]!r}; allowed are {', '.join(METHODS)}")
+    report.quiet()
     out = out / task
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]{TASKS[task].about}[/bold]; results go to {out}")
+    start = time.monotonic()
     results = _train_all(task, wanted, out, epochs, workers)
+    console.print(f"Trained and tested in {(time.monotonic() - start) / 60:.1f} minutes, {workers} at a time.")
     unfinished = [key for key in wanted if key not in results or not results[key].finished]
     if unfinished:
         saved = [str(out / key) for key in results]
@@ -93,7 +99,7 @@ def main(
     report.plot(results, TASKS[task].about, out / "accuracy.png")
     (out / "results.json").write_text(json.dumps({key: vars(result) for key, result in results.items()}, indent=2))
     if "circuit" in results:
-        for line in report.ship(task, out):
+        for line in report.ship(TASKS[task], out):
             console.print(line)
         console.print("\nThe saved adapter in a fresh process:")
         subprocess.run([sys.executable, "-m", "qcircuit_peft.demo.classify", task, str(out / "circuit")], check=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,9 +38,9 @@ TASKS: dict[str, Task] = {
     "trec6": Task(
         "MiniLM, TREC questions, 6 classes", minilm, partial(data.trec, False), _BERT, ("query", "value"), 3, 4.0, True
     ),
-    "movies": Task("MiniLM, movie sentences, 2 classes", minilm, data.movies, _BERT, ("query", "value"), 2, 4.0, True),
+    "movies": Task("MiniLM, movie sentences, 2 classes", minilm, data.movies, _BERT, ("query", "value"), 1, 4.0, True),
     "digits": Task(
-        "DINOv2-small, MNIST digits, 10 classes", dinov2, data.digits, _DINO, ("q_proj", "v_proj"), 5, 1.0, False
+        "DINOv2-small, MNIST digits, 10 classes", dinov2, data.digits, _DINO, ("q_proj", "v_proj"), 3, 1.0, False
     ),
 }
 
@@ -70,10 +71,11 @@ class Classifier(nn.Module):
     def __init__(self, task: Task, model: nn.Module, classes: int) -> None:
         super().__init__()
         self.model, self.scale = model, task.scale
-        self.head = nn.Linear(384, classes)
+        config: Any = model.config
+        self.head = nn.Linear(config.hidden_size, classes)
 
-    def features(self, **batch: Tensor) -> Float[Tensor, "n 384"]:
-        """Pooled features (n, 384) of a batch of n inputs; padding does not count."""
+    def features(self, **batch: Tensor) -> Float[Tensor, "n width"]:
+        """Pooled features (n, width) of a batch of n inputs; padding does not count."""
         states = self.model(**batch).last_hidden_state
         mask = batch.get("attention_mask", torch.ones(states.shape[:2])).unsqueeze(-1).to(states.dtype)
         return (states * mask).sum(1) / mask.sum(1) * self.scale

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qcircuit_peft.demo.data import Split
-from qcircuit_peft.demo.methods import HEAD_RATE, METHODS
-from qcircuit_peft.demo.task import TASKS, Classifier, Encoder, pretrained
+from qcircuit_peft.demo.methods import HEAD_RATE, Method
+from qcircuit_peft.demo.task import Classifier, Encoder, Task, pretrained
 
 BATCH = 32
 _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
@@ -27,13 +27,12 @@ _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave. Accuracies are fractions; ``interval`` is half the 95 % interval of the test accuracy."""
+    """What one run gave. The accuracy is a fraction, ``interval`` half its 95 % interval; unfinished, nan."""
 
     method: str
     parameters: int
     accuracy: float
     interval: float
-    validation: float
     seconds_per_step: float
     checkpoint_bytes: int
     finished: bool
@@ -57,7 +56,6 @@ def _take(inputs: tuple[str, ...] | Tensor, positions: list[int]) -> list[str] |
 @torch.no_grad()
 def accuracy(net: Classifier, encode: Encoder, split: Split) -> float:
     """The share of a split that is classified correctly."""
-    net.eval()
     lengths = encode.lengths(split.inputs)
     order = sorted(range(len(split)), key=lengths.__getitem__)
     right = 0
@@ -67,8 +65,9 @@ def accuracy(net: Classifier, encode: Encoder, split: Split) -> float:
     return right / len(split)
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("adapter_model.safetensors"))
+def adapter_bytes(folder: Path) -> int:
+    """The size of what PEFT needs to load an adapter: its weights and its configuration; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.glob("adapter_*"))
 
 
 def save(net: Classifier, folder: Path) -> None:
@@ -83,25 +82,27 @@ def save(net: Classifier, folder: Path) -> None:
 
 
 def train(
-    task_name: str,
-    method_name: str,
-    out: Path,
+    task: Task,
+    method: Method,
+    folder: Path,
     *,
     epochs: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Result:
-    """Train a method of ``METHODS`` on a task of ``TASKS`` and save it under ``out / method_name``.
+    """Train a method on a task, save it in ``folder``, and measure its accuracy on the test split.
 
-    ``progress(step, steps, loss)`` is called after each step. Ctrl-C stops the training and saves what there is.
-    """  # fmt: skip
-    task, method = TASKS[task_name], METHODS[method_name]
+    ``seed`` draws the angles, the head and the order of the data; ``progress(step, steps, loss)`` is called after each
+    step. Ctrl-C stops the training and saves what there is.
+    """
     torch.manual_seed(seed)
     splits, encode = task.splits(), Encoder(task)
     net = Classifier(task, method.attach(task), len(splits.train.names))
-    adapter = [p for p in net.model.parameters() if p.requires_grad]
+    net.eval()  # no dropout, for any method: it would be a fifth of a step of LoRA
+    adapter = {name: p for name, p in net.model.named_parameters() if p.requires_grad}  # what is tied comes once
     groups = [{"params": list(net.head.parameters()), "lr": HEAD_RATE}]
-    groups += [{"params": adapter, "lr": method.rate}] if adapter else []
+    for rate in {method.rate_of(name) for name in adapter}:
+        groups.append({"params": [p for name, p in adapter.items() if method.rate_of(name) == rate], "lr": rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     lengths = encode.lengths(splits.train.inputs)
     epochs = task.epochs if epochs is None else epochs
@@ -115,7 +116,6 @@ def train(
     try:
         for step, batch in enumerate(plan, 1):
             start = time.process_time()
-            net.train()
             scores = net(**encode(_take(splits.train.inputs, batch))) if frozen is None else net.head(frozen[batch])
             loss = cross_entropy(scores, splits.train.labels[batch])
             optimizer.zero_grad()
@@ -127,17 +127,15 @@ def train(
         finished = True
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what there is gets saved, however impatient the user
-    folder = out / method_name
     save(net, folder)
     share = accuracy(net, encode, splits.test) if finished else float("nan")
     result = Result(
         method=method.name,
-        parameters=sum(p.numel() for p in adapter),
+        parameters=sum(p.numel() for p in adapter.values()),
         accuracy=share,
-        interval=1.96 * sqrt(share * (1 - share) / len(splits.test)) if finished else float("nan"),
-        validation=accuracy(net, encode, splits.validation) if finished else float("nan"),
+        interval=1.96 * sqrt(share * (1 - share) / len(splits.test)),
         seconds_per_step=median(seconds) if seconds else float("nan"),
-        checkpoint_bytes=_bytes(folder),
+        checkpoint_bytes=adapter_bytes(folder),
         finished=finished,
     )
     (folder / "result.json").write_text(json.dumps(asdict(result), indent=2))
@@ -146,14 +144,13 @@ def train(
 
 @torch.no_grad()
 def _features(net: Classifier, encode: Encoder, inputs: tuple[str, ...] | Tensor) -> Tensor:
-    net.eval()
     rows = [list(range(i, min(i + 64, len(inputs)))) for i in range(0, len(inputs), 64)]
     return torch.cat([net.features(**encode(_take(inputs, at))) for at in rows])
 
 
-def trained(task_name: str, folder: Path) -> tuple[Classifier, Encoder]:
+def trained(task: Task, folder: Path) -> tuple[Classifier, Encoder]:
     """A trained classifier from the folder of a run: the model with its adapter, and the head."""
-    task = TASKS[task_name]
-    net = Classifier(task, PeftModel.from_pretrained(pretrained(task), folder), len(task.splits().train.names))
+    model = PeftModel.from_pretrained(pretrained(task), folder) if adapter_bytes(folder) else pretrained(task)
+    net = Classifier(task, model, len(task.splits().train.names))
     net.load_head(folder / "head.safetensors")
     return net.eval(), Encoder(task)

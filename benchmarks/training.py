@@ -1,0 +1,72 @@
+"""Accuracy of adapters on the demo's validation and test splits, over seeds; the rows are appended to a CSV.
+
+A run is trained as ``make demo`` trains it, in one thread. Rows that the CSV already has are not run again, so that a
+study can be interrupted and go on. docs/training.md says what came out.
+"""
+
+import csv
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qcircuit_peft.demo.methods import METHODS, Method, circuit, fourier
+from qcircuit_peft.demo.report import quiet
+from qcircuit_peft.demo.task import TASKS
+from qcircuit_peft.demo.train import accuracy, train, trained
+
+COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
+
+GRID: dict[str, Method] = METHODS | {
+    "small, angles at 2e-2": circuit("", 64, shared=True, angle_rate=2e-2),
+    "small, angles at 1e-1": circuit("", 64, shared=True, angle_rate=1e-1),
+    "circuit, angles at 5e-2": circuit("", 16, all_layers=True),
+    "circuit, r = 32": circuit("", 32, all_layers=True),
+    "circuit, L = 2": circuit("", 16, all_layers=True, layers=2),
+    "fourier, all layers": fourier("", 2520, all_layers=True),
+}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+
+def main(
+    adapters: Annotated[list[str], typer.Argument(help=f"some of {', '.join(GRID)}")],
+    task: str = "trec",
+    seeds: Annotated[str, typer.Option(help="each seeds the angles, the head and the order of the data")] = "0,1,2",
+    out: Path = Path("docs/training.csv"),
+) -> None:
+    """Train each adapter with each seed, and print the mean and the standard deviation over seeds."""
+    torch.set_num_threads(1)
+    quiet()
+    for seed in seeds.split(","):
+        for name in adapters:
+            key = (task, name, seed)
+            if any(tuple(row[column] for column in COLUMNS[:3]) == key for row in _rows(out)):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                result = train(TASKS[task], GRID[name], Path(folder), seed=int(seed))
+                validation = accuracy(*trained(TASKS[task], Path(folder)), TASKS[task].splits().validation)
+            row = (*key, result.parameters, f"{validation:.3f}", f"{result.accuracy:.3f}")
+            new = not out.exists()
+            with out.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
+    table = Table("adapter", "parameters", "seeds", "validation, %", "sd", "test, %", "sd")
+    for name in adapters:
+        runs = [row for row in _rows(out) if (row["task"], row["adapter"]) == (task, name)]
+        cells = []
+        for split in ("validation", "test"):
+            found = [100 * float(row[split]) for row in runs]
+            cells += [f"{mean(found):.1f}", f"{stdev(found):.1f}" if len(found) > 1 else "-"]
+        table.add_row(name, f"{int(runs[0]['parameters']):,}", str(len(runs)), *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
