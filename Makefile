@@ -63,5 +63,5 @@ clean:  ## remove caches and build products (.venv stays)
 
 .venv/full.stamp: .venv/demo.stamp
 	@echo "Installing all extras ..."
-	@$(PIP) -e '.[pennylane,demo,tutorials,dev]'
+	@$(PIP) -e '.[pennylane,demo,ray,tutorials,dev]'
 	@touch $@

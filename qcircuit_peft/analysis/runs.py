@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from qcircuit_peft.analysis.capacity import Capacity, capacity
 from qcircuit_peft.analysis.expressibility import expressibility
 from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
-from qcircuit_peft.analysis.study import Point, Study
+from qcircuit_peft.analysis.study import Point, Study, run_key
 from qcircuit_peft.demo.data import Split, Splits
 from qcircuit_peft.demo.methods import Method, circuit
 from qcircuit_peft.demo.task import TASKS, Task, pretrained
@@ -60,6 +61,11 @@ class Run:
     delta_entropy: float | None
     distance: float | None
 
+    @property
+    def key(self) -> str:
+        """The name of the run."""
+        return run_key(self.ansatz, self.layers, self.r, self.control, self.seed)
+
 
 Steps = Callable[[int, int, float], None]
 Progress = Callable[[float, int, str], None]
@@ -87,9 +93,7 @@ def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None
     short = replace(task, splits=lambda: cut)
     then = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory() as folder:
-        result = train(
-            short, method(study, point), Path(folder), epochs=study.epochs, seed=point.seed, progress=steps
-        )
+        result = train(short, method(study, point), Path(folder), epochs=study.epochs, seed=point.seed, progress=steps)
         if not result.finished:
             signal.signal(signal.SIGINT, then)  # the training loop caught Ctrl-C, and wants no more of them
             raise KeyboardInterrupt
@@ -160,18 +164,22 @@ def run(
     ``resume`` and repeats no finished run. ``executor``: "local", one run after the other, or "ray", on the
     cluster that Ray finds (RAY_ADDRESS) or starts. ``progress(done, total, what)`` counts runs, fractions included.
 
-    Raises ValueError, before anything is trained or written, for an unknown task or executor, an ansatz or r that does
-    not suit the task's model, a folder of another study, or one with results where ``resume`` is not asked for;
-    ImportError if Ray is not installed.
+    Raises ValueError, before anything is trained or written, for an unknown task or executor, Ray missing, an ansatz or
+    r that does not suit the task's model, a folder of another study, or one with results where ``resume`` is not asked
+    for.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"the executor is one of {', '.join(EXECUTORS)}, got {executor!r}")
+    if executor == "ray" and find_spec("ray") is None:
+        raise ValueError("the executor 'ray' needs Ray, which is not installed; run: pip install 'qcircuit-peft[ray]'")
     if study.task not in tasks:
         raise ValueError(f"the study {study.name!r} has the task {study.task!r}; allowed are {', '.join(tasks)}")
     out, task, points = Path(out), tasks[study.task], study.points
     done = finished(study, out)
     if done and not resume:
-        raise ValueError(f"{out} has {len(done)} of {len(points)} results of this study; resume it, or name another folder")
+        raise ValueError(
+            f"{out} has {len(done)} of {len(points)} results of this study; resume it, or name another folder"
+        )
     waiting = [point for point in points if point.key not in done]
     _check_models(study, waiting, task)
     (out / "runs").mkdir(parents=True, exist_ok=True)
@@ -182,36 +190,35 @@ def run(
         progress(len(done) + step / (steps + 1), len(points), f"loss {loss:.2f}")
 
     for result in EXECUTORS[executor](study, waiting, task, steps):
-        key = _key(result)
-        _write(out / "runs" / f"{key}.json", json.dumps(vars(result), indent=1) + "\n")
-        done[key] = result
+        _write(out / "runs" / f"{result.key}.json", json.dumps(vars(result), indent=1) + "\n")
+        done[result.key] = result
         progress(len(done), len(points), f"test accuracy {100 * result.test:.1f} %")
-    return [done[point.key] for point in points]
+    return list(finished(study, out).values())
 
 
 def finished(study: Study, out: Path) -> dict[str, Run]:
-    """The results in a folder, by key; raises ValueError if it is of another study, or a file is no result of it."""
+    """The results in a folder, by key, in the order of the study; none if there is no such folder.
+
+    Raises ValueError for a folder of something else, and for a file that is not a result of this study.
+    """
     marker = out / "study.json"
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}
-    if not marker.is_file() or marker.open(encoding="utf-8").read(len(text := study.to_json()) + 1) != text:
+    wanted = study.to_json().encode()
+    if not marker.is_file() or marker.stat().st_size != len(wanted) or marker.read_bytes() != wanted:
         raise ValueError(f"{out} is not a folder of this study, {study.name!r}, as it is now; name another folder")
-    found, wanted = {}, {point.key for point in study.points}
+    found, keys = {}, [point.key for point in study.points]
     for path in sorted((out / "runs").glob("*.json")):
         result = _read(path)
-        if path.stem not in wanted or _key(result) != path.stem:
+        if path.stem not in keys or result.key != path.stem:
             raise ValueError(f"{path} is not the result of a run of this study; remove it")
         found[path.stem] = result
-    return found
-
-
-def _key(result: Run) -> str:
-    return f"{result.ansatz}-L{result.layers}-r{result.r}-{result.control}-s{result.seed}"
+    return {key: found[key] for key in keys if key in found}
 
 
 def _read(path: Path) -> Run:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             data = json.loads(file.read(_MAX_RESULT_BYTES))
         if not isinstance(data, dict) or set(data) != {field.name for field in fields(Run)}:
             raise ValueError("other keys than a result has")
@@ -256,12 +263,10 @@ def _local(study: Study, points: Sequence[Point], task: Task, steps: Steps) -> I
 
 
 def _ray(study: Study, points: Sequence[Point], task: Task, steps: Steps) -> Iterator[Run]:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("the executor 'ray' needs Ray; run: pip install 'qcircuit-peft[ray]'") from error
+    import ray
+
     if not ray.is_initialized():
-        ray.init(logging_level="warning")
+        ray.init()
     job: Any = ray.remote(num_cpus=1)(work)
     common = ray.put(study), ray.put(task)
     waiting = [job.remote(common[0], point, common[1]) for point in points]

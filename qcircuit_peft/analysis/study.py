@@ -35,13 +35,18 @@ def without_entanglers(ansatz: Ansatz) -> Ansatz:
         for step in getattr(ansatz, part):
             if turned := [gate for gate in step.gates if GATES[gate].wires > 1 and GATES[gate].angles]:
                 raise ValueError(
-                    f"the control no_entanglers keeps the number of angles, but {ansatz.name!r} has angles in its gates "
-                    f"on two wires, {', '.join(turned)}"
+                    f"the control no_entanglers keeps the number of angles, but {ansatz.name!r} has angles in its "
+                    f"gates on two wires, {', '.join(turned)}"
                 )
             if gates := tuple(gate for gate in step.gates if GATES[gate].wires == 1):
                 kept.append(Step(gates, step.on))
         parts[part] = tuple(kept)
     return replace(ansatz, **parts)
+
+
+def run_key(ansatz: str, layers: int, r: int, control: str, seed: int) -> str:
+    """The name of a run, which no two runs of a study share."""
+    return f"{ansatz}-L{layers}-r{r}-{control}-s{seed}"
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Point:
 
     @property
     def key(self) -> str:
-        """The name of the run: no two of a study share it."""
-        return f"{self.ansatz.name}-L{self.layers}-r{self.r}-{self.control}-s{self.seed}"
+        """The name of the run."""
+        return run_key(self.ansatz.name, self.layers, self.r, self.control, self.seed)
 
     @property
     def family(self) -> Ansatz:
@@ -191,7 +196,8 @@ class Study:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{path}: there is no such study file")
-        content = path.open("rb").read(_MAX_FILE_BYTES + 1)
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
             raise ValueError(f"{path}: a study file has at most {_MAX_FILE_BYTES} bytes, this has more")
         try:
