@@ -174,6 +174,7 @@ def test_what_cannot_run_is_refused_before_anything_runs(tasks, tmp_path, monkey
     assert not out.exists()
 
 
+@pytest.mark.slow  # two workers that import torch and transformers
 def test_ray_gives_the_same_results_on_two_workers(tasks, folder, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -216,8 +217,10 @@ def test_rank_correlation_is_scipys_and_its_interval_resamples_settings(results)
         spearmanr([run.parameters for run in runs_], [run.test for run in runs_]).statistic
     )
     assert found.low <= found.rho <= found.high and (found.runs, found.settings) == (8, 4)
+    twice = study_report.spearman(runs_ * 2, "parameters")
+    assert (twice.low, twice.high) == pytest.approx((found.low, found.high))  # more runs of a setting are no news
     perfect = study_report.spearman([replace(run, test=run.parameters / 1e6) for run in results], "parameters")
-    assert perfect.rho == perfect.low == perfect.high == pytest.approx(1)
+    assert (perfect.rho, perfect.low, perfect.high) == pytest.approx((1, 1, 1))
     assert study_report.spearman([replace(run, test=0.5) for run in results], "parameters") is None
     assert study_report.spearman(results[:2], "parameters") is None
 
@@ -264,3 +267,18 @@ def test_the_command_runs_stops_and_goes_on(tasks, tmp_path, monkeypatch):
     assert done.exit_code == 0 and len(done.stdout.splitlines()) >= 4
     assert len(study_report.read_csv((out / "runs.csv").read_text())) == 2
     assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_two_points_of_the_committed_study_again(tmp_path):
+    """Accuracy needs the whole training; what does not depend on it is as in the committed table."""
+    folder = Path(__file__).parents[1] / "studies"
+    study = Study.from_file(folder / "digits.toml")
+    family = study.grid[0].ansatz[0]
+    grid = [Grid([family], [1], [16], ["no_entanglers"]), Grid([family], [2], [16])]
+    short = replace(study, seeds=[0], train=32, validation=10, test=20, epochs=1, grid=grid)
+    committed = {run.key: run for run in study_report.read_csv((folder / "digits.csv").read_text())}
+    for run in runs.run(short, tmp_path):
+        then = committed[run.key]
+        for key in ("parameters", "capacity", "haar", "initial_operator_entropy", "initial_column_entropy"):
+            assert getattr(run, key) == pytest.approx(getattr(then, key), abs=1e-6), key
+        assert run.expressibility == pytest.approx(then.expressibility, rel=0.05)

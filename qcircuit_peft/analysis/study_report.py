@@ -16,6 +16,7 @@ from scipy.stats import rankdata, t
 
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.analysis.runs import Run
+from qcircuit_peft.analysis.sampling import RESAMPLES
 from qcircuit_peft.analysis.study import Study
 
 QUANTITIES = {
@@ -26,7 +27,6 @@ QUANTITIES = {
     "operator_entropy": "operator entanglement of U and V after training (bits)",
     "delta_entropy": "operator entanglement of the weight update (bits)",
 }
-RESAMPLES = 2000
 
 
 def read_csv(text: str) -> list[Run]:
@@ -134,7 +134,7 @@ def spearman(runs: Sequence[Run], quantity: str, seed: int = 0) -> Correlation |
 
 
 def _rank_correlation(pairs: NDArray) -> float | None:
-    x, y = rankdata(pairs.round(9), axis=0).T
+    x, y = (rankdata(column) for column in pairs.round(9).T)
     return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
 
 
@@ -201,7 +201,7 @@ _NOTES = (
     "Accuracies are fractions of the test split. The intervals are Student's, at 95 %, over seeds; a dash is a single "
     "seed. The capacity is the mean Meyer-Wallach Q of the circuit with random angles, the operator entropies those "
     "of the trained layers at the half cut, in bits.",
-    "Rank correlations are Spearman's, over all runs; their intervals resample whole settings, 2,000 times. L, the "
+    "Rank correlations are Spearman's, over all runs; their intervals resample whole settings, 1,000 times. L, the "
     "number of parameters and every measure of entanglement grow together: a correlation is not a cause. The "
     "controls are: no_entanglers has as many angles and no gates on two wires, frozen has angles as drawn.",
     "The gain is the test accuracy of the trained circuit minus that of its control, with the same seed.",
