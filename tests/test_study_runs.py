@@ -167,6 +167,7 @@ def test_what_cannot_run_is_refused_before_anything_runs(tasks, tmp_path, monkey
         (STUDY, {"executor": "cloud"}, "one of local, ray, got 'cloud'"),
         (STUDY, {"executor": "ray"}, "needs Ray, which is not installed"),
         (replace(STUDY, task="chess"), {}, "has the task 'chess'; allowed are tiny"),
+        (replace(STUDY, test=101), {}, "the test split of 'tiny' has 100 inputs, the study wants 101"),
         (wide, {}, "the run tree-L1-r49-trained-s0 is not possible: .*49"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -164,9 +164,9 @@ def run(
     ``resume`` and repeats no finished run. ``executor``: "local", one run after the other, or "ray", on the
     cluster that Ray finds (RAY_ADDRESS) or starts. ``progress(done, total, what)`` counts runs, fractions included.
 
-    Raises ValueError, before anything is trained or written, for an unknown task or executor, Ray missing, an ansatz or
-    r that does not suit the task's model, a folder of another study, or one with results where ``resume`` is not asked
-    for.
+    Raises ValueError, before anything is trained or written, for an unknown task or executor, Ray missing, more inputs
+    than the task has, an ansatz or r that does not suit its model, a folder of another study, or one with results where
+    ``resume`` is not asked for.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"the executor is one of {', '.join(EXECUTORS)}, got {executor!r}")
@@ -181,6 +181,7 @@ def run(
             f"{out} has {len(done)} of {len(points)} results of this study; resume it, or name another folder"
         )
     waiting = [point for point in points if point.key not in done]
+    _check_sizes(study, task)
     _check_models(study, waiting, task)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     _write(out / "study.json", study.to_json())
@@ -239,6 +240,13 @@ def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def _check_sizes(study: Study, task: Task) -> None:
+    for name, split in task.splits()._asdict().items():
+        wanted = getattr(study, name)
+        if wanted is not None and wanted > len(split):
+            raise ValueError(f"the {name} split of {study.task!r} has {len(split)} inputs, the study wants {wanted}")
 
 
 def _check_models(study: Study, points: Sequence[Point], task: Task) -> None:
