@@ -63,5 +63,5 @@ clean:  ## remove caches and build products (.venv stays)
 
 .venv/full.stamp: .venv/demo.stamp
 	@echo "Installing all extras ..."
-	@$(PIP) -e '.[pennylane,qiskit,demo,tutorials,dev]'
+	@$(PIP) -e '.[pennylane,qiskit,ray,demo,tutorials,dev]'
 	@touch $@

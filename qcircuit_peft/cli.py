@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from qcircuit_peft import compare as comparison
@@ -237,6 +238,49 @@ def _compared(rows: list[comparison.Row], title: str) -> Table:
         memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.1f} MiB"
         table.add_row(*start, forward, both, ratio, memory, f"{row['agreement']:.0e}")
     return table
+
+
+@app.command()
+def study(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a study file, such as studies/digits.toml")],
+    out: Annotated[Path | None, typer.Option(help="folder of the results; by default study-output/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the study that the folder holds")] = False,
+    executor: Annotated[str, typer.Option(help="local: one run after the other; ray: on a Ray cluster")] = "local",
+) -> None:
+    """Train a grid of adapters on a task, and relate accuracy to entanglement: a CSV and an HTML report.
+
+    qcircuit-peft study studies/digits.toml --out digits
+
+    qcircuit-peft study studies/digits.toml --out digits --resume --executor ray
+    """
+    from qcircuit_peft.analysis import runs, study_report  # these take a second to import
+    from qcircuit_peft.analysis.study import Study
+    from qcircuit_peft.demo.report import quiet
+
+    quiet()
+    with _bad_input():
+        plan = Study.from_file(file)
+        folder = out or Path("study-output") / plan.name
+        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
+            bar = bars.add_task("")
+            try:
+                runs.run(
+                    plan,
+                    folder,
+                    resume=resume,
+                    executor=executor,
+                    progress=lambda done, total, what: bars.update(bar, completed=done, total=total, description=what),
+                )
+            except KeyboardInterrupt:
+                errors.print(f"stopped; go on with: qcircuit-peft study {file} --out {folder} --resume")
+        results = list(runs.finished(plan, folder).values())
+    if results:
+        study_report.write(plan, results, folder)
+        print(tables.to_text(study_report.settings(results)))
+        console.print(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}")
+    if len(results) < len(plan.points):
+        raise typer.Exit(130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,286 @@
+"""The runs of a study: train, measure, and keep one result file each, here or on a Ray cluster.
+
+This module lies above the demo, whose tasks and training loop it uses; the demo knows nothing of studies.
+"""
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from qcircuit_peft.analysis.capacity import Capacity, capacity
+from qcircuit_peft.analysis.expressibility import expressibility
+from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
+from qcircuit_peft.analysis.study import Point, Study, run_key
+from qcircuit_peft.demo.data import Split, Splits
+from qcircuit_peft.demo.methods import Method, circuit
+from qcircuit_peft.demo.task import TASKS, Task, pretrained
+from qcircuit_peft.demo.train import accuracy, train, trained
+from qcircuit_peft.tuner import parameter_count
+
+_MAX_RESULT_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run gave: accuracies are fractions, entropies in bits and at the half cut, divergences in nats.
+
+    capacity, haar: the mean Meyer-Wallach Q of the family's circuit on the study's qubits, and of random states;
+    capacity_samples is 0 where the mean is exact. expressibility: KL divergence, to which the finite sample adds about
+    expressibility_bias. Means over the adapted layers: column_entropy of the frames' columns and operator_entropy of
+    the circuits U and V before and after training, delta_entropy of the weight update, distance of a circuit from
+    where it started. None is not defined: a prime width has no cut, a zero update no entropy.
+    """
+
+    ansatz: str
+    control: str
+    layers: int
+    r: int
+    seed: int
+    parameters: int
+    validation: float
+    test: float
+    seconds_per_step: float
+    capacity: float
+    capacity_samples: int
+    haar: float
+    expressibility: float
+    expressibility_bias: float
+    initial_column_entropy: float | None
+    column_entropy: float | None
+    initial_operator_entropy: float | None
+    operator_entropy: float | None
+    delta_entropy: float | None
+    distance: float | None
+
+    @property
+    def key(self) -> str:
+        """The name of the run."""
+        return run_key(self.ansatz, self.layers, self.r, self.control, self.seed)
+
+
+Steps = Callable[[int, int, float], None]
+Progress = Callable[[float, int, str], None]
+
+
+def method(study: Study, point: Point) -> Method:
+    """The demo's method for a point: with equal seeds, equal sizes of circuits start from equal angles."""
+    return circuit(
+        point.key,
+        point.r,
+        all_layers=study.all_layers,
+        rate=study.rate,
+        angle_rate=study.angle_rate,
+        ansatz=point.family,
+        layers=point.layers,
+        seed=point.seed,
+        train_angles=point.control != "frozen",
+    )
+
+
+def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None) -> Run:
+    """Train one point on a task and measure it; ``steps(step, steps, loss)`` is called after every step."""
+    splits = task.splits()
+    cut = Splits(*map(_first, splits, (study.train, study.validation, study.test)))
+    short = replace(task, splits=lambda: cut)
+    then = signal.getsignal(signal.SIGINT)
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(short, method(study, point), Path(folder), epochs=study.epochs, seed=point.seed, progress=steps)
+        if not result.finished:
+            signal.signal(signal.SIGINT, then)  # the training loop caught Ctrl-C, and wants no more of them
+            raise KeyboardInterrupt
+        net, encode = trained(short, Path(folder))
+    generator = torch.Generator().manual_seed(point.seed)
+    q = _capacity(study, point, generator)
+    spread = expressibility(point.family, study.qubits, point.layers, samples=study.samples, generator=generator)
+    rows = entanglement_report(net.model)
+    found = Run(
+        ansatz=point.ansatz.name,
+        control=point.control,
+        layers=point.layers,
+        r=point.r,
+        seed=point.seed,
+        parameters=result.parameters,
+        validation=accuracy(net, encode, cut.validation),
+        test=result.accuracy,
+        seconds_per_step=result.seconds_per_step,
+        capacity=q.mean,
+        capacity_samples=q.samples,
+        haar=q.haar,
+        expressibility=spread.kl,
+        expressibility_bias=spread.bias,
+        initial_column_entropy=_mean(rows, "column_entropy", "uv", "initial"),
+        column_entropy=_mean(rows, "column_entropy", "uv", "now"),
+        initial_operator_entropy=_mean(rows, "operator_entropy", "uv", "initial"),
+        operator_entropy=_mean(rows, "operator_entropy", "uv", "now"),
+        delta_entropy=_mean(rows, "operator_entropy", "delta", "now"),
+        distance=_mean(rows, "distance", "uv", "now"),
+    )
+    return replace(found, **{key: round(value, 9) for key, value in vars(found).items() if isinstance(value, float)})
+
+
+def _first(split: Split, n: int | None) -> Split:
+    return Split(split.inputs[:n], split.labels[:n], split.names)
+
+
+def _capacity(study: Study, point: Point, generator: torch.Generator) -> Capacity:
+    try:
+        return capacity(point.family, study.qubits, point.layers, exact=True)[0]
+    except ValueError:  # a gate that shares angles, or too large a tensor: Run.capacity_samples tells which it was
+        return capacity(point.family, study.qubits, point.layers, samples=study.samples, generator=generator)[0]
+
+
+def _mean(rows: Sequence[LayerEntanglement], quantity: str, parts: str, stage: str) -> float | None:
+    """Over layers, at the half cut."""
+    found = [
+        value
+        for row in rows
+        if row.part in parts and row.stage == stage and row.cut == len(row.dims) // 2
+        if (value := getattr(row, quantity)) is not None
+    ]
+    return fmean(found) if found else None
+
+
+def run(
+    study: Study,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    executor: str = "local",
+    progress: Progress = lambda done, total, what: None,
+    tasks: Mapping[str, Task] = TASKS,
+) -> list[Run]:
+    """Do the runs of a study that ``out`` has no results of, and return all results in the order of the study.
+
+    A result is a file of its own in ``out/runs``, written whole or not at all, so an interrupted study goes on with
+    ``resume`` and repeats no finished run. ``executor``: "local", one run after the other, or "ray", on the
+    cluster that Ray finds (RAY_ADDRESS) or starts. ``progress(done, total, what)`` counts runs, fractions included.
+
+    Raises ValueError, before anything is trained or written, for an unknown task or executor, Ray missing, more inputs
+    than the task has, an ansatz or r that does not suit its model, a folder of another study, or one with results where
+    ``resume`` is not asked for.
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(f"the executor is one of {', '.join(EXECUTORS)}, got {executor!r}")
+    if executor == "ray" and find_spec("ray") is None:
+        raise ValueError("the executor 'ray' needs Ray, which is not installed; run: pip install 'qcircuit-peft[ray]'")
+    if study.task not in tasks:
+        raise ValueError(f"the study {study.name!r} has the task {study.task!r}; allowed are {', '.join(tasks)}")
+    out, task, points = Path(out), tasks[study.task], study.points
+    done = finished(study, out)
+    if done and not resume:
+        raise ValueError(
+            f"{out} has {len(done)} of {len(points)} results of this study; resume it, or name another folder"
+        )
+    waiting = [point for point in points if point.key not in done]
+    _check_sizes(study, task)
+    _check_models(study, waiting, task)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    _write(out / "study.json", study.to_json())
+    progress(len(done), len(points), "")
+
+    def steps(step: int, steps: int, loss: float) -> None:
+        progress(len(done) + step / (steps + 1), len(points), f"loss {loss:.2f}")
+
+    for result in EXECUTORS[executor](study, waiting, task, steps):
+        _write(out / "runs" / f"{result.key}.json", json.dumps(vars(result), indent=1) + "\n")
+        done[result.key] = result
+        progress(len(done), len(points), f"test accuracy {100 * result.test:.1f} %")
+    return list(finished(study, out).values())
+
+
+def finished(study: Study, out: Path) -> dict[str, Run]:
+    """The results in a folder, by key, in the order of the study; none if there is no such folder.
+
+    Raises ValueError for a folder of something else, and for a file that is not a result of this study.
+    """
+    marker = out / "study.json"
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return {}
+    wanted = study.to_json().encode()
+    if not marker.is_file() or marker.stat().st_size != len(wanted) or marker.read_bytes() != wanted:
+        raise ValueError(f"{out} is not a folder of this study, {study.name!r}, as it is now; name another folder")
+    found, keys = {}, [point.key for point in study.points]
+    for path in sorted((out / "runs").glob("*.json")):
+        result = _read(path)
+        if path.stem not in keys or result.key != path.stem:
+            raise ValueError(f"{path} is not the result of a run of this study; remove it")
+        found[path.stem] = result
+    return {key: found[key] for key in keys if key in found}
+
+
+def _read(path: Path) -> Run:
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(_MAX_RESULT_BYTES))
+        if not isinstance(data, dict) or set(data) != {field.name for field in fields(Run)}:
+            raise ValueError("other keys than a result has")
+        wrong = [field.name for field in fields(Run) if not _is(field.type, data[field.name])]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {data[wrong[0]]!r}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a result of a study, remove it: {error}") from None
+    return Run(**data)
+
+
+def _is(kind: Any, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value == value
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none, whatever happens meanwhile."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _check_sizes(study: Study, task: Task) -> None:
+    for name, split in task.splits()._asdict().items():
+        wanted = getattr(study, name)
+        if wanted is not None and wanted > len(split):
+            raise ValueError(f"the {name} split of {study.task!r} has {len(split)} inputs, the study wants {wanted}")
+
+
+def _check_models(study: Study, points: Sequence[Point], task: Task) -> None:
+    """Adapt a weightless copy of the model in every way that could fail, which depends on the deepest and widest."""
+    largest: dict[Any, Point] = {}
+    for point in points:
+        kind = (point.family, point.layers > 0)
+        if kind not in largest or point.r > largest[kind].r:
+            largest[kind] = point
+    for point in largest.values():
+        config = method(study, point).config
+        assert config is not None
+        try:
+            parameter_count(config(task), pretrained(task))
+        except ValueError as error:
+            raise ValueError(f"the run {point.key} is not possible: {error}") from None
+
+
+def _local(study: Study, points: Sequence[Point], task: Task, steps: Steps) -> Iterator[Run]:
+    for point in points:
+        yield work(study, point, task, steps)
+
+
+def _ray(study: Study, points: Sequence[Point], task: Task, steps: Steps) -> Iterator[Run]:
+    import ray
+
+    if not ray.is_initialized():
+        ray.init()
+    job: Any = ray.remote(num_cpus=1)(work)
+    common = ray.put(study), ray.put(task)
+    waiting = [job.remote(common[0], point, common[1]) for point in points]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        yield from ray.get(done)
+
+
+EXECUTORS: dict[str, Callable[[Study, Sequence[Point], Task, Steps], Iterator[Run]]] = {"local": _local, "ray": _ray}

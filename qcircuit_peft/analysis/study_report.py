@@ -1,0 +1,252 @@
+"""What the runs of a study say: a table, figures, rank correlations, and one HTML page that needs nothing else."""
+
+import csv
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import rankdata, t
+
+from qcircuit_peft.analysis import tables
+from qcircuit_peft.analysis.runs import Run
+from qcircuit_peft.analysis.sampling import RESAMPLES
+from qcircuit_peft.analysis.study import Study
+
+QUANTITIES = {
+    "layers": "layers L",
+    "parameters": "trained parameters of the adapter",
+    "capacity": "capacity: mean Meyer-Wallach Q (dimensionless)",
+    "expressibility": "expressibility: KL to random states (nats)",
+    "operator_entropy": "operator entanglement of U and V after training (bits)",
+    "delta_entropy": "operator entanglement of the weight update (bits)",
+}
+
+
+def read_csv(text: str) -> list[Run]:
+    """The runs of a table that ``tables.to_csv`` wrote; raises ValueError for another table."""
+    reader = csv.DictReader(StringIO(text))
+    if reader.fieldnames != [field.name for field in fields(Run)]:
+        raise ValueError(f"a table of runs has the columns of Run, got {reader.fieldnames}")
+    return [Run(**{field.name: _value(field.type, row[field.name]) for field in fields(Run)}) for row in reader]
+
+
+def _value(kind: Any, text: str) -> Any:
+    return kind(text) if kind in (str, int, float) else float(text) if text else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs that differ only in the seed: how many, and the mean test accuracy with a 95 % interval over seeds.
+
+    The interval is Student's t, None for one seed. ``capacity`` and the entropies are means over the seeds.
+    """
+
+    ansatz: str
+    control: str
+    layers: int
+    r: int
+    parameters: int
+    seeds: int
+    test: float
+    low: float | None
+    high: float | None
+    capacity: float
+    expressibility: float
+    operator_entropy: float | None
+    delta_entropy: float | None
+
+
+def settings(runs: Sequence[Run]) -> list[Setting]:
+    """One row a setting, in the order in which they first occur."""
+    return [_setting(own) for own in by_setting(runs)]
+
+
+def by_setting(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that differ only in the seed."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.ansatz, run.control, run.layers, run.r), []).append(run)
+    return list(groups.values())
+
+
+def _setting(own: Sequence[Run]) -> Setting:
+    one = own[0]
+    low, high = interval([run.test for run in own])
+    means = {
+        key: _mean(own, key) for key in ("test", "capacity", "expressibility", "operator_entropy", "delta_entropy")
+    }
+    return Setting(one.ansatz, one.control, one.layers, one.r, one.parameters, len(own), low=low, high=high, **means)
+
+
+def _mean(runs: Sequence[Run], key: str) -> Any:
+    found = [value for run in runs if (value := getattr(run, key)) is not None]
+    return float(np.mean(found)) if found else None
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95 % interval of the mean of independent values; (None, None) for one value.
+
+    >>> interval([0.8, 0.9])  # the mean is 0.85 and its standard error 0.05, which 12.7 times is a lot
+    (0.214..., 1.485...)
+    """
+    if len(values) < 2:
+        return None, None
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation of a quantity with the test accuracy, with a 95 % bootstrap interval."""
+
+    quantity: str
+    runs: int
+    settings: int
+    rho: float
+    low: float
+    high: float
+
+
+def spearman(runs: Sequence[Run], quantity: str, seed: int = 0) -> Correlation | None:
+    """The rank correlation of ``quantity`` and test accuracy over runs; None where it is not defined.
+
+    Whole settings are resampled, with all their seeds: runs that share a circuit are not independent. It is not
+    defined below three settings, or if either is the same for all runs.
+    """
+    groups = [
+        np.array([(getattr(run, quantity), run.test) for run in own])
+        for own in by_setting([run for run in runs if getattr(run, quantity) is not None])
+    ]
+    if len(groups) < 3 or (rho := _rank_correlation(np.concatenate(groups))) is None:
+        return None
+    random = np.random.default_rng(seed)
+    draws = random.integers(len(groups), size=(RESAMPLES, len(groups)))
+    found = [_rank_correlation(np.concatenate([groups[i] for i in draw])) for draw in draws]
+    low, high = np.quantile([value for value in found if value is not None], [0.025, 0.975])
+    return Correlation(quantity, sum(map(len, groups)), len(groups), rho, float(low), float(high))
+
+
+def _rank_correlation(pairs: NDArray) -> float | None:
+    x, y = (rankdata(column) for column in pairs.round(9).T)
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What entangling gates, or trained angles, add to test accuracy: mean over paired seeds, 95 % interval."""
+
+    ansatz: str
+    layers: int
+    r: int
+    over: str
+    seeds: int
+    gain: float
+    low: float | None
+    high: float | None
+
+
+def gains(runs: Sequence[Run]) -> list[Gain]:
+    """Trained circuits against each control with the same ansatz, L, r and seeds, where there are both."""
+    trained = {(run.ansatz, run.layers, run.r, run.seed): run.test for run in runs if run.control == "trained"}
+    found = []
+    for own in by_setting([run for run in runs if run.control != "trained"]):
+        one = own[0]
+        pairs = [
+            trained[key] - run.test for run in own if (key := (run.ansatz, run.layers, run.r, run.seed)) in trained
+        ]
+        if pairs:
+            gain = float(np.mean(pairs))
+            found.append(Gain(one.ansatz, one.layers, one.r, one.control, len(pairs), gain, *interval(pairs)))
+    return found
+
+
+def accuracy_figure(runs: Sequence[Run], quantity: str) -> Figure:
+    """Test accuracy against one of ``QUANTITIES``: a dot a run, and the means over seeds with their 95 % intervals."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    kinds: dict[str, list[Setting]] = {}
+    for row in settings(runs):
+        if getattr(row, quantity) is not None:
+            kinds.setdefault(f"{row.ansatz}, r = {row.r}, {row.control}", []).append(row)
+    for number, (label, rows) in enumerate(kinds.items()):
+        rows.sort(key=lambda row: getattr(row, quantity))
+        margins = [0 if row.high is None else 100 * (row.high - row.test) for row in rows]
+        where = [getattr(row, quantity) for row in rows], [100 * row.test for row in rows]
+        axes.errorbar(*where, margins, color=f"C{number}", marker="o", markersize=5, capsize=3, label=label)
+        own = [run for run in runs if f"{run.ansatz}, r = {run.r}, {run.control}" == label]
+        known = [(value, 100 * run.test) for run in own if (value := getattr(run, quantity)) is not None]
+        axes.plot(*zip(*known, strict=True), linestyle="none", color=f"C{number}", marker=".", alpha=0.5)
+    tests = [100 * run.test for run in runs]
+    axes.set_ylim(max(0, min(tests) - 5), min(100, max(tests) + 5))  # intervals of two seeds may leave the figure
+    axes.set_xlabel(QUANTITIES[quantity])
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}table{border-collapse:"
+    "collapse;font-size:14px}td,th{padding:.15rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
+    "img{max-width:100%}"
+)
+_NOTES = (
+    "Accuracies are fractions of the test split. The intervals are Student's, at 95 %, over seeds; a dash is a single "
+    "seed. The capacity is the mean Meyer-Wallach Q of the circuit with random angles, the operator entropies those "
+    "of the trained layers at the half cut, in bits.",
+    "Rank correlations are Spearman's, over all runs; their intervals resample whole settings, 1,000 times. L, the "
+    "number of parameters and every measure of entanglement grow together: a correlation is not a cause. The "
+    "controls are: no_entanglers has as many angles and no gates on two wires, frozen has angles as drawn.",
+    "The gain is the test accuracy of the trained circuit minus that of its control, with the same seed.",
+)
+
+
+def html(study: Study, runs: Sequence[Run]) -> str:
+    """A page that opens offline: tables, and figures inside it. Raises ValueError if there are no runs."""
+    rows = settings(runs)
+    found = [row for quantity in QUANTITIES if (row := spearman(runs, quantity)) is not None]
+    figures = "".join(
+        f"<p>{_image(accuracy_figure(runs, quantity), QUANTITIES[quantity])}</p>" for quantity in QUANTITIES
+    )
+    count = f"{len(runs)} of {len(study.points)} runs"
+    parts = [
+        f"<h1>{escape(study.name)}</h1><p>{escape(study.about)}</p><p>Task {escape(study.task)}, {count}.</p>",
+        f"<h2>Accuracy</h2>{_table(rows)}<p>{_NOTES[0]}</p>{figures}",
+        f"<h2>Rank correlation with the test accuracy</h2>{_table(found)}<p>{_NOTES[1]}</p>",
+        f"<h2>Gain over the controls</h2>{_table(gains(runs))}<p>{_NOTES[2]}</p>",
+        f"<h2>The study</h2><details><summary>settings</summary><pre>{escape(study.to_json())}</pre></details>",
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(study.name)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _table(rows: Sequence[Any]) -> str:
+    if not rows:
+        return "<p>none</p>"
+    lines = ["".join(f"<th>{escape(field.name)}</th>" for field in fields(rows[0]))]
+    lines += ["".join(f"<td>{escape(_cell(value))}</td>" for value in vars(row).values()) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value}"
+
+
+def _image(figure: Figure, text: str) -> str:
+    file = BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    data = b64encode(file.getvalue()).decode()
+    return f'<img alt="test accuracy against {escape(text)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def write(study: Study, runs: Sequence[Run], out: Path) -> None:
+    """``runs.csv``, one row a run, and ``report.html`` in a folder."""
+    (out / "runs.csv").write_text(tables.to_csv(runs), encoding="utf-8")
+    (out / "report.html").write_text(html(study, runs), encoding="utf-8")
