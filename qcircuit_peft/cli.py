@@ -225,7 +225,8 @@ def compare(
 def _compared(rows: list[comparison.Row], title: str) -> Table:
     table = Table(title=f"{title}, {rows[0]['batch']} at once, float32, one thread, medians of process time")
     for name in ("backend", "qubits", "L", "forward", "and backward", "times native", "memory", "agrees to"):
-        table.add_column(name, justify="left" if name == "backend" else "right", overflow="fold")
+        left = name == "backend"
+        table.add_column(name, justify="left" if left else "right", no_wrap=left, overflow="fold")
     native = {(row["qubits"], row["layers"]): row["both"] for row in rows if row["backend"] == "native"}
     for row in rows:
         start = row["backend"], str(row["qubits"]), str(row["layers"])
