@@ -34,7 +34,7 @@ def evaluate_under_noise(
     The columns of U and V are those of ``estimated_columns``: ``shots`` for each column (None: without end), with
     ``noise``. lambda is exact, and the model is left as it is. ``adapter`` picks an adapter; left out, the one that is
     active. float64 parameters are measured in float64, all others in float32. Raises ValueError if the model has no
-    such adapter or several of a module are active, for a module whose width is not a power of two, for a noise that is
+    such adapter or several of a module are active, for a width put together of several circuits, for a noise that is
     not a ``Noise``, or shots below 1.
 
     >>> from peft import get_peft_model
@@ -66,10 +66,10 @@ def _perturbed(name: str, module: QCircuitLayer, adapter: str, settings: dict[st
     measured, exact = [], []
     for frame, angles in ((svd.u, u), (svd.v, v)):
         parts = list(frame.circuits())
-        if any(part for part, _, _ in parts) or any(d != 2 for _, circuit, _ in parts for d in circuit.dims):
+        if any(part for part, _, _ in parts):
             raise ValueError(
-                f"{name}: columns are measured on qubits, whose number makes the width a power of two, "
-                f"but a width is {frame.n}"
+                f"{name}: what is measured are the columns of one circuit, but width {frame.n} is put together of "
+                f"several (width='shannon'); adapt with width='qudit'"
             )
         exact.append(frame.columns(angles))
         measured.append(estimated_columns(parts[0][1], angles, frame.k, **settings)[0])

@@ -1,7 +1,5 @@
 """Noise: the native density matrix against Kraus operators written out here, PennyLane's default.mixed and Aer."""
 
-from itertools import product
-
 import numpy as np
 import pennylane as qml
 import pytest
@@ -40,13 +38,31 @@ def kraus(noise):
     ]
 
 
+def qudit_kraus(noise, d):
+    """The same on a wire of dimension d: shifts and clocks, decay by one level, loss of all phases."""
+    p, a, c = noise.depolarizing, noise.amplitude_damping, np.sqrt(1 - noise.phase_damping)
+    shift, clock = np.roll(np.eye(d), 1, 0), np.diag(np.exp(2j * np.pi * np.arange(d) / d))
+    powers = [np.linalg.matrix_power(shift, i) @ np.linalg.matrix_power(clock, j) for i in range(d) for j in range(d)]
+    level = np.eye(d)
+    return [
+        [np.sqrt(1 - p) * powers[0], *(np.sqrt(p / (d**2 - 1)) * weyl for weyl in powers[1:])],
+        [
+            np.diag([1, *[np.sqrt(1 - a)] * (d - 1)]),
+            *(np.sqrt(a) * np.outer(level[j - 1], level[j]) for j in range(1, d)),
+        ],
+        [np.sqrt(c) * level, *(np.sqrt(1 - c) * np.outer(row, row) for row in level)],
+    ]
+
+
 def written_out(circuit, angles, noise):
     rho = np.zeros((circuit.dim, circuit.dim), dtype=complex)
     rho[0, 0] = 1
     for op in circuit.ops:
         u = reference.embed(reference._op_matrix(circuit, op, angles), circuit.dims, op.wires)
         rho = u @ rho @ u.conj().T
-        for wire, channel in product(op.wires, kraus(noise)):
+        of_wire = {w: kraus(noise) if circuit.dims[w] == 2 else qudit_kraus(noise, circuit.dims[w]) for w in op.wires}
+        channels = [(wire, channel) for wire in op.wires for channel in of_wire[wire]]
+        for wire, channel in channels:
             operators = [reference.embed(k, circuit.dims, (wire,)) for k in channel]
             rho = sum(k @ rho @ k.conj().T for k in operators)
     return torch.from_numpy(rho)
@@ -72,6 +88,21 @@ def test_the_native_density_matrix_agrees_with_the_simulators(backend, q, layers
     theirs = density(circuit, angles, ALL, backend=backend)
     assert not ours.is_complex() and (ours - theirs).abs().max() < 1e-10
     assert ours.square().sum() < 0.9 and abs(ours.trace() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("noise", [*ONE_BY_ONE, ALL, Noise(1.0, 1.0, 1.0), Noise()])
+@pytest.mark.parametrize("dims", [(3, 2), (2, 5), (3, 3, 2)])
+def test_wires_of_any_dimension(dims, noise):
+    circuit = load("simplified_two_design").circuit(dims=dims, layers=2)
+    angles = drawn(circuit.n_angles)
+    found = density(circuit, angles, noise)
+    torch.testing.assert_close(found + 0j, written_out(circuit, angles.numpy(), noise), rtol=0, atol=1e-10)
+    read = probabilities(circuit, angles, noise=noise)
+    wrong = [(np.ones((d, d)) - np.eye(d)) * noise.readout / (d - 1) + (1 - noise.readout) * np.eye(d) for d in dims]
+    joint = wrong[0]
+    for matrix in wrong[1:]:
+        joint = np.kron(joint, matrix)
+    torch.testing.assert_close(read, torch.from_numpy(joint) @ found.diagonal().real, rtol=0, atol=1e-10)
 
 
 def test_without_noise_it_is_the_pure_state():
@@ -149,7 +180,9 @@ def test_a_hadamard_test_under_noise_is_that_of_pennylane(noise):
 def adapted(**sizes):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(sizes.get("wide", 16), 8), nn.Linear(8, 8))
-    model = get_peft_model(net, QCircuitConfig(r=3, alpha=3, layers=1, target_modules=["0", "1"]))
+    model = get_peft_model(
+        net, QCircuitConfig(r=3, alpha=3, width=sizes.get("width", "auto"), target_modules=["0", "1"])
+    )
     for name, parameter in model.named_parameters():
         if "lambda" in name:
             nn.init.normal_(parameter)
@@ -186,9 +219,13 @@ def test_the_distance_falls_with_shots_and_grows_with_noise():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_an_adapter_that_is_not_on_qubits_is_refused():
-    with pytest.raises(ValueError, match=r"model\.0: columns are measured on qubits, .* but a width is 12"):
-        evaluate_under_noise(adapted(wide=12), shots=10)
+def test_an_adapter_of_any_width_is_measured_if_it_is_one_circuit():
+    strict = adapted(wide=12).double()
+    exact = evaluate_under_noise(strict)["base_model.model.0"]
+    noisy = evaluate_under_noise(strict, Noise(0.01, 0.01, 0.01, 0.01), shots=10**8)["base_model.model.0"]
+    assert exact.distance < 1e-12 and 0.01 < noisy.distance / noisy.norm < 1
+    with pytest.raises(ValueError, match=r"model\.0: .* width 12 is put together of several \(width='shannon'\)"):
+        evaluate_under_noise(adapted(wide=12, width="shannon"), shots=10)
     with pytest.raises(ValueError, match="shots is a whole number of at least 1, got 0"):
         evaluate_under_noise(adapted(), shots=0)
     with pytest.raises(ValueError, match="columns under noise are estimated by 'native', got backend 'qiskit'"):
@@ -223,7 +260,6 @@ def test_a_probability_outside_0_to_1_is_refused(name, value):
 def test_other_bad_input_is_one_sentence():
     circuit = Circuit((3, 2), [Op("RY", (0,))])
     for backend, said in (
-        ("native", "'native with noise' simulates qubits only, but wire 0 has dimension 3"),
         ("qiskit", "'qiskit' simulates qubits only, but wire 0 has dimension 3"),
         ("torchquantum", "backend 'torchquantum' has no noise; 'native', 'pennylane' and 'qiskit' have"),
         ("pennylane:lightning.qubit", "backend 'pennylane:lightning.qubit' has no noise"),

@@ -145,8 +145,8 @@ def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "n
     """The density matrix after the noisy circuit on |0...0>, (*batch, N, N), without the readout error.
 
     "native" is differentiable; "pennylane" (``default.mixed``) and "qiskit" (Aer) run forward only. N^2 numbers a row
-    of angles limit the number of qubits. Raises ValueError as ``columns`` does, for a wire that is not a qubit, for a
-    backend without noise, or if a gradient is asked of one that has none.
+    of angles limit the number of qubits. Raises ValueError as ``columns`` does, for a wire that is not a qubit (but on
+    "native"), for a backend without noise, or if a gradient is asked of one that has none.
 
     >>> import torch
     >>> from qcircuit_peft import Circuit, Op
@@ -197,7 +197,7 @@ def probabilities(
         if noise is None:
             return state(circuit, angles, backend=backend).abs().square()
         populations = density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real
-        return read(populations.clamp(min=0), noise.readout)
+        return read(populations.clamp(min=0), noise.readout, circuit.dims)
     check_shots(shots, generator)
     module, device = backend_module(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
@@ -226,7 +226,7 @@ def estimated_columns(
 
     ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
     noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots), taken at the estimate; with noise it comes
-    from the counts. ``noise`` needs "native" and qubits. Raises ValueError as ``columns`` does, for a complex
+    from the counts. ``noise`` needs "native". Raises ValueError as ``columns`` does, for a complex
     circuit, or for shots below 1.
 
     >>> import torch
