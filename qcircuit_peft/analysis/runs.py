@@ -124,7 +124,9 @@ def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None
         delta_entropy=_mean(rows, "operator_entropy", "delta", "now"),
         distance=_mean(rows, "distance", "uv", "now"),
     )
-    return replace(found, **{key: round(value, 9) for key, value in vars(found).items() if isinstance(value, float)})
+    return replace(
+        found, **{key: round(value, 9) + 0.0 for key, value in vars(found).items() if isinstance(value, float)}
+    )
 
 
 def _first(split: Split, n: int | None) -> Split:
