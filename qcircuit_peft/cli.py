@@ -222,6 +222,12 @@ def compare(
         raise typer.BadParameter(f"the result cannot be written: {error}") from None
 
 
+def _milliseconds(seconds: float | None) -> str:
+    if not seconds:
+        return "-"
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
 def _compared(rows: list[comparison.Row], title: str) -> Table:
     table = Table(title=f"{title}, {rows[0]['batch']} at once, float32, one thread, medians of process time")
     for name in ("backend", "qubits", "L", "forward", "and backward", "times native", "memory", "agrees to"):
@@ -234,7 +240,7 @@ def _compared(rows: list[comparison.Row], title: str) -> Table:
             table.add_row(*start, row["status"])
             continue
         mine = native.get((row["qubits"], row["layers"]))
-        forward, both = (f"{1000 * t:,.3g} ms" if (t := row[what]) else "-" for what in ("forward", "both"))
+        forward, both = (_milliseconds(row[what]) for what in ("forward", "both"))
         ratio = f"{row['both'] / mine:.3g}" if mine and row["both"] else "-"
         memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.1f} MiB"
         table.add_row(*start, forward, both, ratio, memory, f"{row['agreement']:.0e}")

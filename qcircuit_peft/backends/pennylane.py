@@ -60,7 +60,6 @@ def _execute(tapes: list[QuantumScript], device: Any, gradients: bool = False) -
         qml.exceptions.DeviceError,
         qml.exceptions.DecompositionError,
         NotImplementedError,
-        TypeError,
         ImportError,
     ) as error:
         raise ValueError(f"PennyLane's device {device.name!r} cannot run this circuit: {error}") from error
