@@ -9,8 +9,6 @@ from torch.nn.functional import linear
 
 from qcircuit_peft.frames.circuit import CircuitFrame
 
-INITS = ("uniform", "normal", "zeros")
-
 
 @dataclass(frozen=True)
 class SVD:
@@ -45,23 +43,15 @@ class SVD:
         return {"u": self.u.n_parameters, "v": self.v.n_parameters, "lambda": self.u.k}
 
     def initial(self, init: str = "uniform", generators: dict[str, torch.Generator] | None = None) -> dict[str, Tensor]:
-        """Fresh parameters: angles uniform in [0, 2 pi), standard normal or zero; lambda zero.
+        """Fresh parameters: those of the frames as ``init`` says (``INITS``), lambda zero.
 
         ``generators`` may give a random generator for "u" and "v"; without it the global one is used.
         Raises ValueError for an init that is not in ``INITS``.
         """
-        if init not in INITS:
-            raise ValueError(f"svd: init is one of {', '.join(INITS)}, got {init!r}")
-        values = {"lambda": torch.zeros(self.u.k)}
-        for name in ("u", "v"):
-            size, generator = self.sizes[name], (generators or {}).get(name)
-            if init == "uniform":
-                values[name] = torch.rand(size, generator=generator) * (2 * torch.pi)
-            elif init == "normal":
-                values[name] = torch.randn(size, generator=generator)
-            else:
-                values[name] = torch.zeros(size)
-        return values
+        given = generators or {}
+        frames = {"u": self.u, "v": self.v}
+        values = {name: frame.initial(init, given.get(name)) for name, frame in frames.items()}
+        return values | {"lambda": torch.zeros(self.u.k)}
 
     def weighted(
         self, u: Float[Tensor, "*batch out r"], lam: Float[Tensor, "*batch r"]

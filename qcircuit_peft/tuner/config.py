@@ -14,8 +14,7 @@ from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.svd import INITS
-from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
 from qcircuit_peft.gates import did_you_mean
 

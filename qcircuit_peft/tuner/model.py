@@ -35,7 +35,7 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> SV
         )
     ansatz = load(config.ansatz)
     frame = partial(
-        FRAMES[config.frame], ansatz=ansatz, layers=config.layers, width=config.width, backend=config.backend
+        FRAMES[config.frame].spec, ansatz=ansatz, layers=config.layers, width=config.width, backend=config.backend
     )
     try:
         return FACTORIZATIONS[config.factorization](frame(n_out, r), frame(n_in, r), scaling=alpha / r)
