@@ -224,7 +224,7 @@ def test_an_adapter_of_any_width_is_measured_if_it_is_one_circuit():
     exact = evaluate_under_noise(strict)["base_model.model.0"]
     noisy = evaluate_under_noise(strict, Noise(0.01, 0.01, 0.01, 0.01), shots=10**8)["base_model.model.0"]
     assert exact.distance < 1e-12 and 0.01 < noisy.distance / noisy.norm < 1
-    with pytest.raises(ValueError, match=r"model\.0: .* width 12 is put together of several \(width='shannon'\)"):
+    with pytest.raises(ValueError, match=r"model\.0: .* width 12 are put together of 4"):
         evaluate_under_noise(adapted(wide=12, width="shannon"), shots=10)
     with pytest.raises(ValueError, match="shots is a whole number of at least 1, got 0"):
         evaluate_under_noise(adapted(), shots=0)

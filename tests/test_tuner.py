@@ -57,13 +57,12 @@ def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry
             continue
         r = 2 if "rank_pattern" in CONTRACT[entry] and ".0." in name else settings.r
         alpha = 7 if "alpha_pattern" in CONTRACT[entry] and ".1." in name else settings.alpha
-        u, v = (
-            (matrix(next(iter(f.circuits()))[1], a.detach()) if f.width == "qudit" else f.columns(a.detach()))[:, :r]
-            for f, a in (
-                (layer.factors["default"].u, layer.qcircuit_u["default"]),
-                (layer.factors["default"].v, layer.qcircuit_v["default"]),
-            )
-        )
+        values = {part: p.detach() for part, p in layer.intrinsic_parameters("default").items()}
+        whole = {
+            part: f.columns(values[part]) if f.width == "shannon" else matrix(next(iter(f.circuits()))[1], values[part])
+            for part, f in layer.factors["default"].frames.items()
+        }
+        u, v = whole["u"][:, :r], whole["v"][:, :r]
         delta = alpha / r * u @ torch.diag(layer.qcircuit_lambda["default"].detach()) @ v.T
         found = layer.get_delta_weight("default")
         assert torch.allclose(found, delta.T if model == "gpt2" else delta, atol=1e-5)
