@@ -67,6 +67,7 @@ def test_everything_about_the_circuit_is_under_one_key(tmp_path: Path) -> None:
     made.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     ours = {"ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles"}
+    ours |= {"frame_options", "factorization_options", "intrinsic_rank_pattern", "share"}
     assert set(stored["circuit"]) == {"version"} | ours and not ours & set(stored)
     assert stored["circuit"]["version"] == 1 and stored["circuit"]["ansatz"]["layer"]
     for cls in (QCircuitConfig, PeftConfig):
