@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcircuit_peft import parameter_count
-from qcircuit_peft.factorizations import NEW as FACTORIZATIONS
-from qcircuit_peft.factorizations import axes
+from qcircuit_peft.factorizations import FACTORIZATIONS, axes
+from qcircuit_peft.factorizations.parts import initial, make, sizes
 from qcircuit_peft.frames import INITS
 from qcircuit_peft.frames.circuit import CircuitFrame
 
@@ -54,23 +54,17 @@ FRAMES = {"circuit": CircuitFrame, "stiefel": Stiefel}
 each_frame = pytest.mark.parametrize("frame", FRAMES)
 
 
-def make(name: str, n_out: int, n_in: int, r: int = 4, frame: str = "stiefel", **options: Any) -> Any:
+def factorization(name: str, n_out: int, n_in: int, r: int = 4, frame: str = "stiefel", **options: Any) -> Any:
     return FACTORIZATIONS[name](n_out, n_in, r, FRAMES[frame], 3.0, **options)
 
 
-def made_of(factors: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parts as the tuner hands them over."""
-    found = {part: values[part] for part in factors.numbers}
-    for part, spec in factors.frames.items():
-        found[part] = spec.columns(values[part])
-        if part in factors.weights:
-            found[part] = found[part] * (factors.scaling * values[factors.weights[part]])
-    return found
+def count(factors: Any) -> int:
+    return sum(sizes(factors).values())
 
 
 def trained(factors: Any) -> dict[str, Tensor]:
     """Parameters that are nowhere zero."""
-    return {part: torch.randn(size) for part, size in factors.sizes.items()}
+    return {part: torch.randn(size) for part, size in sizes(factors).items()}
 
 
 def weight_and_base(factors: Any) -> tuple[Tensor, Any]:
@@ -83,17 +77,17 @@ def weight_and_base(factors: Any) -> tuple[Tensor, Any]:
 @each
 @pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
 def test_nothing_changes_at_the_start_bit_for_bit(name: str, n_out: int, n_in: int, frame: str) -> None:
-    factors = make(name, n_out, n_in, frame=frame)
+    factors = factorization(name, n_out, n_in, frame=frame)
     weight, base = weight_and_base(factors)
     x = torch.randn(3, n_in)
     for init in INITS:
-        start = factors.initial(init, {part: Generator().manual_seed(5) for part in factors.sizes})
-        assert {part: value.numel() for part, value in start.items()} == factors.sizes
-        made = made_of(factors, start)
+        start = initial(factors, init, {part: Generator().manual_seed(5) for part in sizes(factors)})
+        assert {part: value.numel() for part, value in start.items()} == sizes(factors)
+        made = make(factors, start)
         assert torch.equal(base(x) + factors.forward(x, made, base), base(x))
         assert torch.equal(weight + factors.delta(made, weight), weight)
-    again = factors.initial("uniform", {part: Generator().manual_seed(5) for part in factors.sizes})
-    first = factors.initial("uniform", {part: Generator().manual_seed(5) for part in factors.sizes})
+    again = initial(factors, "uniform", {part: Generator().manual_seed(5) for part in sizes(factors)})
+    first = initial(factors, "uniform", {part: Generator().manual_seed(5) for part in sizes(factors)})
     assert all(torch.equal(again[part], first[part]) for part in first)
 
 
@@ -101,9 +95,9 @@ def test_nothing_changes_at_the_start_bit_for_bit(name: str, n_out: int, n_in: i
 @each
 @pytest.mark.parametrize(("n_out", "n_in"), SHAPES)
 def test_what_is_applied_is_what_is_merged(name: str, n_out: int, n_in: int, frame: str) -> None:
-    factors = make(name, n_out, n_in, frame=frame)
+    factors = factorization(name, n_out, n_in, frame=frame)
     weight, base = weight_and_base(factors)
-    made = made_of(factors, trained(factors))
+    made = make(factors, trained(factors))
     delta = factors.delta(made, weight)
     assert delta.shape == (n_out, n_in) and delta.abs().max() > 1e-2
     x = torch.randn(2, 3, n_in)
@@ -125,15 +119,15 @@ def test_what_is_applied_is_what_is_merged(name: str, n_out: int, n_in: int, fra
 @each
 def test_every_part_is_trained(name: str) -> None:
     """The gradient reaches something at the start, and everything one step later."""
-    factors = make(name, 24, 40)
+    factors = factorization(name, 24, 40)
     _, base = weight_and_base(factors)
     x, target = torch.randn(16, 40), torch.randn(16, 24)
-    values = {part: nn.Parameter(value) for part, value in factors.initial("uniform", None).items()}
+    values = {part: nn.Parameter(value) for part, value in initial(factors, "uniform", None).items()}
     optimizer = torch.optim.Adam(values.values(), lr=0.05)
     losses = []
     for step in range(30):
         optimizer.zero_grad()
-        loss = (factors.forward(x, made_of(factors, values), base) - target).square().mean()
+        loss = (factors.forward(x, make(factors, values), base) - target).square().mean()
         loss.backward()
         losses.append(loss.item())
         assert any(value.grad.any() for value in values.values())
@@ -164,12 +158,12 @@ def test_forward_never_builds_the_update(name: str, options: dict[str, Any]) -> 
     if options and name != "rotation":
         pytest.skip("has no sides")
     n, rows, r = 1024, 4, 8
-    factors = make(name, n, n, r, "circuit", **options)
+    factors = factorization(name, n, n, r, "circuit", **options)
     weight, base = weight_and_base(factors)
-    made = made_of(factors, trained(factors))
+    made = make(factors, trained(factors))
     with Largest() as largest:
         factors.forward(torch.randn(rows, n), made, base)
-    allowed = max(2 * r * n, sum(factors.sizes.values()))  # thin matrices, and the parameters themselves
+    allowed = max(2 * r * n, count(factors))  # thin matrices, and the parameters themselves
     print(name, largest.found)
     assert rows * n <= largest.found <= allowed < n * n / 16
     with Largest() as largest:
@@ -189,8 +183,8 @@ EQUATIONS = {  # axes a, b of the outputs and c, d of the inputs
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_networks_are_the_sums_they_stand_for(name: str) -> None:
     """Entry by entry in numpy, with axes of different sizes: 28 = 4 x 7 by 30 = 6 x 5, r = 4."""
-    factors = make(name, 28, 30, 4, axes=[[4, 7], [6, 5]])
-    made = made_of(factors, trained(factors))
+    factors = factorization(name, 28, 30, 4, axes=[[4, 7], [6, 5]])
+    made = make(factors, trained(factors))
     equation, parts = EQUATIONS[name]
     terms = equation.partition("->")[0].split(",")
     size = dict(a=4, b=7, c=6, d=5, k=4, p=4, q=4, z=1, i=2, j=2, l=2)
@@ -207,8 +201,8 @@ def test_networks_are_the_sums_they_stand_for(name: str) -> None:
 def test_chains_of_three_axes_agree_with_quimb(name: str) -> None:
     quimb = pytest.importorskip("quimb.tensor")
     sizes = {"u": (2, 3, 4), "v": (5, 2, 3)}
-    factors = make(name, 24, 30, 4, axes=[sizes["u"], sizes["v"]])
-    made = made_of(factors, trained(factors))
+    factors = factorization(name, 24, 30, 4, axes=[sizes["u"], sizes["v"]])
+    made = make(factors, trained(factors))
     tensors, loop = [], made["bond"].numel() if "bond" in made else 1
     for side, axes_ in sizes.items():
         for m, n in enumerate(axes_, 1):
@@ -228,9 +222,9 @@ def test_chains_of_three_axes_agree_with_quimb(name: str) -> None:
 @pytest.mark.parametrize("name", ["cp", "tensor_train", "shared_core"])
 def test_the_sides_have_orthonormal_columns(name: str) -> None:
     """So that the singular values are those of the numbers where the sides meet."""
-    factors = make(name, 24, 40, 4)
+    factors = factorization(name, 24, 40, 4)
     values = trained(factors)
-    made = made_of(factors, values)
+    made = make(factors, values)
     meet = values["core"].view(4, 4) if name == "shared_core" else torch.diag(values["lambda"])
     wanted = 3 * torch.linalg.svdvals(meet)
     assert torch.allclose(torch.linalg.svdvals(factors.delta(made))[:4], wanted, rtol=1e-4)
@@ -239,9 +233,9 @@ def test_the_sides_have_orthonormal_columns(name: str) -> None:
 
 
 def test_a_tensor_train_of_one_axis_is_the_svd() -> None:
-    factors = make("tensor_train", 24, 40, 4, order=1)
-    made = made_of(factors, trained(factors))
-    assert list(made) == ["lambda", "u", "v"]
+    factors = factorization("tensor_train", 24, 40, 4, order=1)
+    made = make(factors, trained(factors))
+    assert list(made) == ["u", "v", "lambda"]
     assert torch.allclose(factors.delta(made), 3 * made["u"] @ torch.diag(made["lambda"]) @ made["v"].mT, atol=1e-6)
 
 
@@ -250,7 +244,7 @@ def test_a_tensor_train_of_one_axis_is_the_svd() -> None:
 )
 def test_quanta_is_a_product_of_gates_less_the_frozen_one(n_out: int, n_in: int, axes_: tuple[int, ...]) -> None:
     """Against whole matrices: every gate as its entries between basis states, in numpy."""
-    factors = make("quanta", n_out, n_in, axes=list(axes_), seed=3)
+    factors = factorization("quanta", n_out, n_in, axes=list(axes_), seed=3)
     gates = torch.randn(factors.numbers["gates"]) / 10
     width = int(np.prod(axes_))
     digits = [np.unravel_index(k, axes_) for k in range(width)]
@@ -281,7 +275,7 @@ def test_quanta_is_a_product_of_gates_less_the_frozen_one(n_out: int, n_in: int,
 
 def test_quanta_keeps_the_digits_of_a_small_change() -> None:
     """For gates of 1e-6 the update is linear in them; a difference of two products in float32 would be noise."""
-    factors = make("quanta", 64, 64)
+    factors = factorization("quanta", 64, 64)
     gates, x = torch.randn(factors.numbers["gates"]) * 1e-6, torch.randn(5, 64)
     small = factors.forward(x, {"gates": gates})
     exact = factors.forward(x.double(), {"gates": gates.double()})
@@ -290,7 +284,7 @@ def test_quanta_keeps_the_digits_of_a_small_change() -> None:
 
 def test_quanta_draws_the_frozen_gates_from_its_seed() -> None:
     x = torch.randn(2, 64)
-    first, same, other = (make("quanta", 64, 64, seed=seed) for seed in (1, 1, 2))
+    first, same, other = (factorization("quanta", 64, 64, seed=seed) for seed in (1, 1, 2))
     gates = torch.randn(first.numbers["gates"])
     assert torch.equal(first.forward(x, {"gates": gates}), same.forward(x, {"gates": gates}))
     assert not torch.allclose(first.forward(x, {"gates": gates}), other.forward(x, {"gates": gates}))
@@ -299,9 +293,9 @@ def test_quanta_draws_the_frozen_gates_from_its_seed() -> None:
 @each_frame
 @pytest.mark.parametrize("side", ["out", "in"])
 def test_a_rotation_turns_the_weight(frame: str, side: str) -> None:
-    factors = make("rotation", 24, 40, frame=frame, side=side)
+    factors = factorization("rotation", 24, 40, frame=frame, side=side)
     weight, _ = weight_and_base(factors)
-    delta = factors.delta(made_of(factors, trained(factors)), weight)
+    delta = factors.delta(make(factors, trained(factors)), weight)
     assert torch.allclose(torch.linalg.svdvals(weight + delta), torch.linalg.svdvals(weight), rtol=1e-4)
     turned, gram = weight + delta, (lambda w: w.mT @ w) if side == "out" else (lambda w: w @ w.mT)
     assert torch.allclose(gram(turned), gram(weight), atol=1e-3) and not torch.allclose(turned, weight, atol=0.1)
@@ -316,7 +310,7 @@ def test_a_rotation_starts_at_the_identity_for_any_permuting_circuit(ansatz: str
         frame = lambda n, k: CircuitFrame(n, k, ansatz, layers)  # noqa: E731
         factors = FACTORIZATIONS["rotation"](n, 5, 1, frame)
         x = torch.randn(3, n)
-        assert torch.equal(factors.turn(x, factors.initial()["angles"]), torch.zeros(3, n))
+        assert torch.equal(factors.turn(x, initial(factors)["angles"]), torch.zeros(3, n))
 
 
 def stiefel(n: int, k: int) -> int:
@@ -331,20 +325,20 @@ def test_the_published_table_of_counts(n: int, k: int) -> None:
     adalora = peft.AdaLoraConfig(init_r=k, target_r=k, total_step=10, target_modules=["0"])
     assert parameter_count(adalora, model) == 2 * n * k + k + 1  # PEFT counts the number of ranks in
     for name in ("tensor_train", "std"):
-        assert sum(make(name, n, n, k, order=1).sizes.values()) == 2 * n * k - k * k
-    assert sum(make("cp", n, n, k, order=1).sizes.values()) == 2 * n * k - k * k
+        assert count(factorization(name, n, n, k, order=1)) == 2 * n * k - k * k
+    assert count(factorization("cp", n, n, k, order=1)) == 2 * n * k - k * k
     if n == 1024:
         for layers in (1, 3):
             frame = lambda n, k: CircuitFrame(n, k, layers=layers)  # noqa: B023, E731
             for name in ("tensor_train", "std"):
                 factors = FACTORIZATIONS[name](n, n, k, frame, order=1)
-                assert sum(factors.sizes.values()) == 2 * ((2 * layers + 1) * 10 - 2 * layers) + k
-    assert sum(make("quanta", 4096, 4096, axes=[16, 8, 8, 4]).sizes.values()) == 43_008
+                assert count(factors) == 2 * ((2 * layers + 1) * 10 - 2 * layers) + k
+    assert count(factorization("quanta", 4096, 4096, axes=[16, 8, 8, 4])) == 43_008
 
 
 def test_counts_of_networks_of_several_axes() -> None:
     """768 = 32 x 24 on both sides, r = 16: the formulas of the docstrings on the Stiefel manifold."""
-    counts = {name: sum(make(name, 768, 768, 16).sizes.values()) for name in sorted(NETWORKS)}
+    counts = {name: count(factorization(name, 768, 768, 16)) for name in sorted(NETWORKS)}
     assert counts == {
         "cp": 2 * (stiefel(32, 16) + stiefel(24, 16)) + 16,
         "tucker": 2 * (stiefel(32, 4) + stiefel(24, 4)) + 4**4,
@@ -360,7 +354,7 @@ def test_factorizations_are_values(name: str) -> None:
     import copy
     import pickle
 
-    one, two = make(name, 24, 40, frame="circuit"), make(name, 24, 40, frame="circuit")
+    one, two = factorization(name, 24, 40, frame="circuit"), factorization(name, 24, 40, frame="circuit")
     assert one == two and len({one, two}) == 1
     assert pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one)
 
@@ -397,14 +391,14 @@ def test_axes_are_balanced_and_nearest() -> None:
 )
 def test_bad_options_are_refused(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        make(name, 24, 40, 4, **options)
+        factorization(name, 24, 40, 4, **options)
 
 
 @each_network
 def test_a_rank_above_a_width_is_refused(name: str) -> None:
     for r in (0, 25, True):
         with pytest.raises(ValueError, match="r is a whole number, 1 to 24"):
-            make(name, 24, 40, r)
+            factorization(name, 24, 40, r)
 
 
 def test_a_circuit_that_is_no_permutation_at_zero_cannot_rotate() -> None:
@@ -413,8 +407,8 @@ def test_a_circuit_that_is_no_permutation_at_zero_cannot_rotate() -> None:
     hadamards = Ansatz("h", first=(Step("H", "each"), Step("RY", "each")))
     with pytest.raises(ValueError, match="at zero angles the circuit has to be a permutation with signs"):
         FACTORIZATIONS["rotation"](8, 8, 1, lambda n, k: CircuitFrame(n, k, hadamards))
-    rotation = make("rotation", 8, 8)
+    rotation = factorization("rotation", 8, 8)
     with pytest.raises(ValueError, match="forward needs the base layer"):
-        rotation.forward(torch.ones(1, 8), rotation.initial())
+        rotation.forward(torch.ones(1, 8), initial(rotation))
     with pytest.raises(ValueError, match="delta needs the base weight"):
-        rotation.delta(rotation.initial())
+        rotation.delta(initial(rotation))

@@ -9,8 +9,8 @@ from qcircuit_peft.factorizations.tensor_ring import tensor_ring
 from qcircuit_peft.factorizations.tensor_train import std, tensor_train
 from qcircuit_peft.factorizations.tucker import tucker
 
-FACTORIZATIONS = {"svd": SVD}
-NEW = {
+FACTORIZATIONS = {
+    "svd": SVD.of,
     "cp": cp,
     "tucker": tucker,
     "tensor_train": tensor_train,
@@ -20,3 +20,4 @@ NEW = {
     "quanta": quanta,
     "rotation": rotation,
 }
+"""Each makes a factorization (``parts.Factorization``) from n_out, n_in, r, ``frame(n, k)``, scaling and options."""

@@ -24,13 +24,14 @@ def cp(
     entry. Raises ValueError if r is above an axis, or axes do not multiply to the width.
     Source: Quantum-PEFT (arXiv 2503.05431), Fig. 5: AdaLoRA is the CP form of two axes.
 
+    >>> from qcircuit_peft.factorizations.parts import sizes
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> cp(768, 768, 16, CircuitFrame).sizes
+    >>> sizes(cp(768, 768, 16, CircuitFrame))
     {'u1': 13, 'u2': 14, 'v1': 13, 'v2': 14, 'lambda': 16}
     """
     check_rank("cp", n_out, n_in, r)
     out, into = (split("cp", n, side, axes, order, least=max(r, 2)) for side, n in enumerate((n_out, n_in)))
     if min(*out, *into) < r:
         raise ValueError(f"cp: r is at most the smallest axis, {min(*out, *into)} of {out} and {into}, got {r}")
-    cores = (tuple(frame(n, r) for n in sizes) for sizes in (out, into))
-    return Network(n_out, n_in, *cores, khatri_rao, scaling)
+    left, right = (tuple(frame(n, r) for n in sizes) for sizes in (out, into))
+    return Network(n_out, n_in, left, right, khatri_rao, scaling)

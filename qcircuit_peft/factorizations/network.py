@@ -1,6 +1,6 @@
 """The one shape of all tensor networks here: two sides of orthonormal cores, and numbers where they meet."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
+
+from qcircuit_peft.factorizations.parts import Base
 
 Side = Callable[[Sequence[Tensor], Sequence[Tensor | None], int], Tensor]
 
@@ -58,6 +60,7 @@ class Network:
     core: bool = False
     bonds: bool = False
     loop: int = 1
+
     uses_base: ClassVar[bool] = False
 
     @property
@@ -81,14 +84,14 @@ class Network:
         return found
 
     @property
-    def weights(self) -> dict[str, str]:
-        """No frame is weighted before it is contracted."""
+    def acting(self) -> dict[str, Any]:
+        """None."""
         return {}
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The number of entries of each parameter."""
-        return {part: spec.n_parameters for part, spec in self.frames.items()} | self.numbers
+    def weights(self) -> dict[str, str]:
+        """No frame is weighted before it is contracted."""
+        return {}
 
     @property
     def rank(self) -> int:
@@ -96,32 +99,28 @@ class Network:
         ends = self.left if self.side is kronecker else self.left[-1:]
         return prod(core.k for core in ends) * self.loop
 
-    def initial(self, init: str = "uniform", generators: dict[str, torch.Generator] | None = None) -> dict[str, Tensor]:
-        """Fresh parameters: frames by ``init``, from a generator for each part or the global one; M 0, bonds 1.
+    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
+        """M = 0, and all other diagonals 1."""
+        return torch.full((self.numbers[part],), float(part.startswith("bond")))
 
-        Raises ValueError for an unknown init.
-        """
-        frames = {part: spec.initial(init, (generators or {}).get(part)) for part, spec in self.frames.items()}
-        return frames | {p: torch.full((n,), float(p.startswith("bond"))) for p, n in self.numbers.items()}
-
-    def lora(self, made: dict[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
         u, v = self._side(made, "u", self.left), self._side(made, "v", self.right)
         if self.core:
             return v.mT, u @ (made["core"] * self.scaling).unflatten(0, (self.rank, self.rank))
         return v.mT, u * (made["lambda"] * self.scaling).repeat(self.loop)
 
-    def _side(self, made: dict[str, Tensor], letter: str, cores: tuple[Any, ...]) -> Tensor:
+    def _side(self, made: Mapping[str, Tensor], letter: str, cores: tuple[Any, ...]) -> Tensor:
         closing = made.get("bond") if letter == "u" else None
         bonds = [closing, *(made.get(f"bond_{letter}{m}") for m in range(1, len(cores)))]
         return self.side([made[name] for name, _ in self._named(letter, cores)], bonds, self.loop)
 
-    def forward(self, x: Tensor, made: dict[str, Tensor], base: Any = None) -> Tensor:
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, in), without building delta W: (*rows, out)."""
         a, b = self.lora(made)
         return linear(linear(x, a), b)
 
-    def delta(self, made: dict[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
         """delta W itself, to merge and to export."""
         a, b = self.lora(made)
         return b @ a

@@ -1,6 +1,6 @@
 """QuanTA: gates on all pairs of axes of a width, a trained copy minus a frozen one; of full rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from qcircuit_peft.factorizations.axes import balanced, given, whole
+from qcircuit_peft.factorizations.parts import Base
 
 
 @lru_cache(maxsize=256)
@@ -42,7 +43,7 @@ class Quanta:
     S_j + D_j makes S_j e + D_j (a + e) of e, which loses no digits for small D.
     Source: QuanTA (arXiv 2406.00132); the seed, the form of the difference, and the start of the gates are ours.
 
-    >>> Quanta(4096, 4096, (16, 8, 8, 4)).sizes
+    >>> Quanta(4096, 4096, (16, 8, 8, 4)).numbers
     {'gates': 43008}
     """
 
@@ -60,6 +61,11 @@ class Quanta:
         return {}
 
     @property
+    def acting(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    @property
     def numbers(self) -> dict[str, int]:
         """The trained part of all gates: the sum over pairs of axes of (d_i d_j)^2."""
         return {"gates": sum(size * size for _, _, size in _pairs(self.axes))}
@@ -69,16 +75,11 @@ class Quanta:
         """There is no frame to weight."""
         return {}
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The number of entries of each parameter."""
-        return self.numbers
+    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros: the trained gates are the frozen ones, and delta W is 0."""
+        return torch.zeros(self.numbers[part])
 
-    def initial(self, init: str = "uniform", generators: dict[str, torch.Generator] | None = None) -> dict[str, Tensor]:
-        """Zeros, whatever ``init`` says: the trained gates are then the frozen ones, and delta W is 0."""
-        return {"gates": torch.zeros(self.numbers["gates"])}
-
-    def forward(self, x: Tensor, made: dict[str, Tensor], base: Any = None) -> Tensor:
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, in), gate by gate: (*rows, out)."""
         trained = made["gates"]
         frozen = torch.from_numpy(_frozen(self.axes, self.seed)).to(trained)
@@ -93,12 +94,12 @@ class Quanta:
         assert e is not None  # there are two axes or more
         return pad(e.reshape(*rows, width), (0, self.n_out - width)) * self.scaling
 
-    def delta(self, made: dict[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
         """delta W itself, to merge and to export."""
         gates = made["gates"]
         return self.forward(torch.eye(self.n_in, dtype=gates.dtype, device=gates.device), made).mT
 
-    def lora(self, made: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Refused with ValueError: the update has full rank."""
         raise ValueError(f"quanta: the update has full rank, at most {min(self.n_out, self.n_in)}, and is no LoRA")
 

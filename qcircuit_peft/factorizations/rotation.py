@@ -1,6 +1,6 @@
 """delta W = (R - I) W or W (R - I): an orthogonal circuit turns what a layer gives or takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from qcircuit_peft.factorizations.parts import Base
 
 SIDES = ("out", "in")
 
@@ -33,7 +35,7 @@ def _start(spec: Any) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Rotation:
-    """delta W = (R - I) W on the ``side`` "out", W (R - I) on "in"; R = C(angles) C(0)^T with the circuit C of ``spec``.
+    """delta W = (R - I) W on the ``side`` "out", W (R - I) on "in"; R = C(angles) C(0)^T for the circuit C, ``spec``.
 
     C(0) is a permutation with signs, so that R = I exactly where all angles are 0, and that is the start: a random one
     would turn the pretrained weights. R is applied, never built. The merged weight has the singular values of W.
@@ -77,14 +79,9 @@ class Rotation:
         """There is no frame to weight."""
         return {}
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The number of entries of each parameter."""
-        return self.numbers
-
-    def initial(self, init: str = "uniform", generators: dict[str, torch.Generator] | None = None) -> dict[str, Tensor]:
-        """Zeros, whatever ``init`` says: R = I."""
-        return {"angles": torch.zeros(self.spec.n_parameters)}
+    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros: R = I."""
+        return torch.zeros(self.numbers[part])
 
     def turn(self, z: Tensor, angles: Tensor) -> Tensor:
         """(R - I) z for (*rows, n), in float32 or float64 also under autocast, since R z is near z."""
@@ -97,7 +94,7 @@ class Rotation:
             turned = self.spec.apply(angles.to(dtype), back) - columns
         return turned.mT.reshape(z.shape).to(z.dtype)
 
-    def forward(self, x: Tensor, made: dict[str, Tensor], base: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, in): (*rows, out). One more product with W on the side "in"."""
         if base is None:
             raise ValueError("rotation: forward needs the base layer, a map from (*rows, in) to (*rows, out), got None")
@@ -105,7 +102,7 @@ class Rotation:
             return self.turn(base(x), made["angles"])
         return base(self.turn(x, made["angles"]))
 
-    def delta(self, made: dict[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
         """delta W of a base weight (out, in), to merge and to export."""
         if weight is None:
             raise ValueError("rotation: delta needs the base weight, (out, in), got None")
@@ -114,7 +111,7 @@ class Rotation:
         whole = torch.eye(self.n_in, dtype=weight.dtype, device=weight.device)
         return weight @ self.turn(whole, made["angles"]).mT
 
-    def lora(self, made: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Refused with ValueError: the update has full rank."""
         raise ValueError(f"rotation: the update has full rank, {min(self.n_out, self.n_in)}, and is no LoRA; merge it")
 
@@ -128,7 +125,7 @@ def rotation(
     map that cannot act or is not a permutation with signs at zero parameters.
 
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> rotation(768, 3072, 1, CircuitFrame).sizes
+    >>> rotation(768, 3072, 1, CircuitFrame).numbers
     {'angles': 29}
     """
     width = n_in if side == "in" else n_out

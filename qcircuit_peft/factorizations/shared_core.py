@@ -11,12 +11,13 @@ def shared_core(n_out: int, n_in: int, r: int, frame: Callable[[int, int], Any],
     """delta W = scaling * U G V^T with frames "u" (out, r), "v" (in, r) and a core G of r x r numbers, zero at first.
 
     A layer's own r^2 numbers turn and mix what U and V span, so that layers can share these two: with
-    ``QCircuitConfig(share=["u", "v"])`` S layers train the frames once and S r^2 numbers.
+    ``QCircuitConfig(share="kind")`` S layers train the frames once and S r^2 numbers.
     Raises ValueError unless r is 1 to the smaller width.
     Source: LoTR (arXiv 2402.01376), a Tucker-2 form with shared factors; orthonormal factors after Quantum-PEFT.
 
+    >>> from qcircuit_peft.factorizations.parts import sizes
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> shared_core(768, 3072, 16, CircuitFrame).sizes
+    >>> sizes(shared_core(768, 3072, 16, CircuitFrame))
     {'u': 29, 'v': 35, 'core': 256}
     """
     check_rank("shared_core", n_out, n_in, r)

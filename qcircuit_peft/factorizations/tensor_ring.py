@@ -27,12 +27,13 @@ def tensor_ring(
     multiply to the width. Parameters: the frames, and one number for each index of a bond.
     Source: Quantum-PEFT (arXiv 2503.05431), Fig. 5; bonds and diagonals are ours.
 
+    >>> from qcircuit_peft.factorizations.parts import sizes
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> tensor_ring(768, 768, 16, CircuitFrame).sizes
+    >>> sizes(tensor_ring(768, 768, 16, CircuitFrame))
     {'u1': 19, 'u2': 20, 'v1': 19, 'v2': 20, 'lambda': 4, 'bond': 4, 'bond_u1': 4, 'bond_v1': 4}
     """
     check_rank("tensor_ring", n_out, n_in, r)
     out, into = (split("tensor_ring", n, side, axes, order) for side, n in enumerate((n_out, n_in)))
     centre, loop = balanced(r, 2, least=1)
-    cores = (chain_frames(sizes, centre, frame, loop) for sizes in (out, into))
-    return Network(n_out, n_in, *cores, chain, scaling, bonds=True, loop=loop)
+    left, right = (chain_frames(sizes, centre, frame, loop) for sizes in (out, into))
+    return Network(n_out, n_in, left, right, chain, scaling, bonds=True, loop=loop)

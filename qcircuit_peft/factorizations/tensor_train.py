@@ -35,8 +35,9 @@ def tensor_train(
     width. Parameters on the Stiefel manifold: sum over cores of b_{m-1} n_m b_m - b_m (b_m + 1) / 2, and r.
     Source: Quantum-PEFT (arXiv 2503.05431), Fig. 5.
 
+    >>> from qcircuit_peft.factorizations.parts import sizes
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> tensor_train(768, 768, 16, CircuitFrame).sizes
+    >>> sizes(tensor_train(768, 768, 16, CircuitFrame))
     {'u1': 13, 'u2': 26, 'v1': 13, 'v2': 26, 'lambda': 16}
     """
     check_rank("tensor_train", n_out, n_in, r)

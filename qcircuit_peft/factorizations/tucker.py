@@ -24,15 +24,16 @@ def tucker(
     Parameters: the frames (n_m, r_m), and prod r_m. Raises ValueError if axes do not multiply to the width.
     Source: Quantum-PEFT (arXiv 2503.05431), Fig. 5; the choice of the axis ranks is ours.
 
+    >>> from qcircuit_peft.factorizations.parts import sizes
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> tucker(768, 768, 16, CircuitFrame).sizes
+    >>> sizes(tucker(768, 768, 16, CircuitFrame))
     {'u1': 13, 'u2': 14, 'v1': 13, 'v2': 14, 'core': 256}
     """
     check_rank("tucker", n_out, n_in, r)
     out, into = (split("tucker", n, side, axes, order) for side, n in enumerate((n_out, n_in)))
     rank = next(rank for rank in range(r, 0, -1) if _ranks(rank, out) and _ranks(rank, into))
-    cores = (tuple(map(frame, sizes, _ranks(rank, sizes))) for sizes in (out, into))
-    return Network(n_out, n_in, *cores, kronecker, scaling, core=True)
+    left, right = (tuple(map(frame, sizes, _ranks(rank, sizes))) for sizes in (out, into))
+    return Network(n_out, n_in, left, right, kronecker, scaling, core=True)
 
 
 def _ranks(rank: int, axes: tuple[int, ...]) -> tuple[int, ...]:
