@@ -18,7 +18,7 @@ from qcircuit_peft.frames import INITS
 from qcircuit_peft.frames.circuit import CircuitFrame
 
 NETWORKS = {"cp", "tucker", "tensor_train", "tensor_ring", "std", "shared_core"}
-SHAPES = [(24, 40), (48, 48), (7, 24), (16, 6)]
+SHAPES = [(24, 40), (7, 24), (16, 6)]
 each = pytest.mark.parametrize("name", FACTORIZATIONS)
 each_network = pytest.mark.parametrize("name", sorted(NETWORKS))
 
@@ -123,9 +123,9 @@ def test_every_part_is_trained(name: str) -> None:
     _, base = weight_and_base(factors)
     x, target = torch.randn(16, 40), torch.randn(16, 24)
     values = {part: nn.Parameter(value) for part, value in initial(factors, "uniform", None).items()}
-    optimizer = torch.optim.Adam(values.values(), lr=0.05)
+    optimizer = torch.optim.Adam(values.values(), lr=0.1)
     losses = []
-    for step in range(30):
+    for step in range(15):
         optimizer.zero_grad()
         loss = (factors.forward(x, make(factors, values), base) - target).square().mean()
         loss.backward()
