@@ -173,7 +173,7 @@ class CircuitFrame:
             return shannon.columns(self.n, self.ansatz, self.layers, angles, self.k, self.backend)
         return backends.columns(_qudit_circuit(self.n, self.ansatz, self.layers), angles, self.k, backend=self.backend)
 
-    def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+    def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""
         check_count(angles, self.n_parameters)
         if self.width == "shannon":

@@ -106,8 +106,8 @@ def _rotate(
 
 
 def apply(
-    n: int, ansatz: Ansatz, layers: int, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "*batch n m"], backend: str
-) -> Float[Tensor, "*batch n m"]:
+    n: int, ansatz: Ansatz, layers: int, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"], backend: str
+) -> Float[Tensor, "... n m"]:
     """Q on the columns of ``x``, for parameters in radians."""
     n1, n2 = split(n)
     if not n2:
