@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from qcircuit_peft import Ansatz, Step, load
-from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.frames.circuit import CircuitFrame, choose_width, qudit_parameters
 from qcircuit_peft.frames.shannon import n_parameters
@@ -158,24 +157,3 @@ def test_bad_frames_are_refused(change: dict, says: str) -> None:
         CircuitFrame(**({"n": 16, "k": 4, "ansatz": DESIGN} | change))
     with pytest.raises(ValueError, match="parameters have shape"):
         CircuitFrame(16, 4, DESIGN).columns(torch.zeros(3))
-
-
-@pytest.mark.parametrize("name", FACTORIZATIONS)
-def test_factorizations_apply_what_they_build(name: str) -> None:
-    frames = [CircuitFrame(n, 5, DESIGN) for n in (24, 40)]
-    made = FACTORIZATIONS[name](*frames, scaling=3.0)
-    start = made.initial(generators={"u": torch.Generator().manual_seed(1), "v": torch.Generator().manual_seed(2)})
-    assert {part: value.numel() for part, value in start.items()} == made.sizes
-    assert not start["lambda"].any() and start["u"].min() >= 0 and 3 < start["u"].max() < 6.2832
-    u, v, lam, x = frames[0].columns(start["u"]), frames[1].columns(start["v"]), torch.randn(5), torch.randn(2, 3, 40)
-    weighted = made.weighted(u, lam)
-    delta = made.delta(weighted, v)
-    assert torch.allclose(delta, 3.0 * u @ torch.diag(lam) @ v.T, atol=1e-6)
-    assert torch.allclose(made.forward(x, weighted, v), x @ delta.T, atol=1e-5)
-    a, b = made.lora(weighted, v)
-    assert (a.shape, b.shape) == ((5, 40), (24, 5)) and torch.allclose(b @ a, delta, atol=1e-6)
-    assert torch.linalg.svdvals(delta)[:5] == pytest.approx((3 * lam).abs().sort(descending=True).values, rel=1e-4)
-    with pytest.raises(ValueError, match="init is one of"):
-        made.initial("ones")
-    with pytest.raises(ValueError, match="same number of columns"):
-        FACTORIZATIONS[name](frames[0], CircuitFrame(40, 4, DESIGN))
