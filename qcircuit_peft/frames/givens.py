@@ -12,12 +12,9 @@ def givens(b: Tensor, x: Tensor) -> Tensor:
     the angles are spherical coordinates of nearly equal weight. Column j of ``b`` (*batch, N, K') holds the angles in
     radians in this order, below its diagonal; x (*batch, N, m). The choice of the tree is ours.
     """
+    x = x.expand(*torch.broadcast_shapes(b.shape[:-2], x.shape[:-2]), *x.shape[-2:])
     for j in reversed(range(b.shape[-1])):
-        x = (
-            torch.cat([x[..., :j, :], _tree(b[..., j + 1 :, j, None], x[..., j:, :])], -2)
-            if j
-            else _tree(b[..., 1:, :1], x)
-        )
+        x = torch.cat([x[..., :j, :], _tree(b[..., j + 1 :, j, None], x[..., j:, :])], -2)
     return x
 
 

@@ -122,8 +122,8 @@ class LowerFrame:
         orders = (p for p in range(1, MAX_ORDER + 1) if truncation_error(self.map, p, norm) <= TOLERANCE)
         least = next(orders, None)
         raise ValueError(
-            f"{self.map}: a series of order {self.order} leaves |U^T U - 1| above {TOLERANCE:g} at a norm of {norm:.3g}, "
-            f"where A starts with init={init!r}; "
+            f"{self.map}: a series of order {self.order} leaves |U^T U - 1| above {TOLERANCE:g} at a norm of "
+            f"{norm:.3g}, where A starts with init={init!r}; "
             + (f"the least order is {least}" if least else f"no order up to {MAX_ORDER} does, take another init or map")
         )
 
