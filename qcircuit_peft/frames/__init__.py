@@ -19,6 +19,11 @@ FRAMES: dict[str, Kind] = {
     "circuit": Kind(
         CircuitFrame, "the first columns of a parameterized circuit (Q_P)", ("ansatz", "layers", "width", "backend")
     ),
+    "shannon": Kind(
+        partial(CircuitFrame, width="shannon"),
+        "circuits of qubits in the cosine-sine recursion, for any width",
+        ("ansatz", "layers", "backend", "splits"),
+    ),
     **{name: Kind(partial(LowerFrame, name), about, options) for name, (about, options) in _LOWER.items()},
 }
 
