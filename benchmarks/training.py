@@ -23,8 +23,8 @@ from qcircuit_peft.demo.train import accuracy, train, trained
 COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
 
 GRID: dict[str, Method] = METHODS | {
-    "small, angles at 2e-2": circuit("", 64, shared=True, angle_rate=2e-2),
-    "small, angles at 1e-1": circuit("", 64, shared=True, angle_rate=1e-1),
+    "small, angles at 2e-2": circuit("", 64, share="kind", angle_rate=2e-2),
+    "small, angles at 1e-1": circuit("", 64, share="kind", angle_rate=1e-1),
     "circuit, angles at 5e-2": circuit("", 16, all_layers=True),
     "circuit, r = 32": circuit("", 32, all_layers=True),
     "circuit, L = 2": circuit("", 16, all_layers=True, layers=2),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.backends import estimated_columns
 from qcircuit_peft.backends.noise import Noise
+from qcircuit_peft.factorizations.parts import assemble, make
 from qcircuit_peft.tuner.layer import QCircuitLayer
 
 
@@ -31,7 +32,7 @@ def evaluate_under_noise(
 ) -> dict[str, Perturbed]:
     """The weight update of every adapted module, from columns that Hadamard tests find, by the module's name.
 
-    The columns of U and V are those of ``estimated_columns``: ``shots`` for each column (None: without end), with
+    The columns of its frames are those of ``estimated_columns``: ``shots`` for each column (None: without end), with
     ``noise``. lambda is exact, and the model is left as it is. ``adapter`` picks an adapter; left out, the one that is
     active. float64 parameters are measured in float64, all others in float32. Raises ValueError if the model has no
     such adapter or several of a module are active, for a width put together of several circuits, for a noise that is
@@ -61,17 +62,19 @@ def evaluate_under_noise(
 
 
 def _perturbed(name: str, module: QCircuitLayer, adapter: str, settings: dict[str, Any]) -> Perturbed:
-    svd = module.factors[adapter]
-    u, v, lam = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in module.circuit_parameters(adapter))
-    measured, exact = [], []
-    for frame, angles in ((svd.u, u), (svd.v, v)):
+    factors = module.factors[adapter]
+    values = {
+        part: p.to(torch.promote_types(p.dtype, torch.float32))
+        for part, p in module.intrinsic_parameters(adapter).items()
+    }
+    measured = {}
+    for part, frame in factors.frames.items():
         parts = list(frame.circuits())
-        if any(part for part, _, _ in parts):
+        if len(parts) != 1 or parts[0][0]:
             raise ValueError(
-                f"{name}: what is measured are the columns of one circuit, but width {frame.n} is put together of "
-                f"several (width='shannon'); adapt with width='qudit'"
+                f"{name}: what is measured are the columns of one circuit, but those of width {frame.n} are put "
+                f"together of {len(parts)}; adapt with frame='circuit' and width='qudit'"
             )
-        exact.append(frame.columns(angles))
-        measured.append(estimated_columns(parts[0][1], angles, frame.k, **settings)[0])
-    delta, true = (svd.delta(svd.weighted(left, lam), right) for left, right in (measured, exact))
+        measured[part] = estimated_columns(parts[0][1], values[part], frame.k, **settings)[0]
+    delta, true = factors.delta(assemble(factors, measured, values)), factors.delta(make(factors, values))
     return Perturbed(delta, float((delta - true).norm()), float(true.norm()))

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from qcircuit_peft import Ansatz, Step, load
-from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.frames.circuit import CircuitFrame, choose_width, qudit_parameters
 from qcircuit_peft.frames.shannon import n_parameters
@@ -20,7 +19,7 @@ def angles(frame: CircuitFrame, *batch: int, dtype: torch.dtype = torch.float32)
 @pytest.mark.parametrize("n", [97, 384, 768, 896, 1536, 2304, 3072, 5120, 11008, 14336])
 @pytest.mark.parametrize("name", FRAMES)
 def test_columns_are_orthonormal_at_the_widths_of_transformers(name: str, n: int) -> None:
-    frame = FRAMES[name](n, 16, DESIGN)
+    frame = FRAMES[name].spec(n, 16)
     u = frame.columns(angles(frame, 2))
     assert u.shape == (2, n, 16)
     assert (u.mT @ u - torch.eye(16)).abs().max() < 1e-5
@@ -35,6 +34,41 @@ def test_columns_are_the_first_of_an_orthogonal_matrix(n: int, width: str) -> No
     assert torch.allclose(q.mT @ q, torch.eye(n, dtype=torch.float64).expand_as(q))
     for k in range(1, n):
         assert torch.allclose(CircuitFrame(n, k, DESIGN, 2, width).columns(values), q[..., :k])
+
+
+@pytest.mark.parametrize("width", ["qudit", "shannon"])
+def test_apply_is_the_product_with_the_whole_matrix(width: str) -> None:
+    frame = CircuitFrame(12, 12, DESIGN, 2, width)
+    values, x = angles(frame, 3, dtype=torch.float64), torch.randn(3, 12, 5, dtype=torch.float64)
+    assert torch.allclose(frame.apply(values, x), frame.columns(values) @ x)
+    assert torch.equal(CircuitFrame(12, 2, DESIGN, 2, width).apply(values, x), frame.apply(values, x))
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_frame_is_a_module_with_one_flat_parameter(name: str) -> None:
+    frame = FRAMES[name](24, 4, generator=torch.Generator().manual_seed(3))
+    [(parameter, theta)] = frame.named_parameters()
+    assert (parameter, theta.shape) == ("theta", (FRAMES[name].n_parameters(24, 4),))
+    assert torch.equal(theta, frame.spec.initial("uniform", torch.Generator().manual_seed(3)))
+    assert torch.equal(frame(), frame.spec.columns(theta)) and frame.spec == FRAMES[name].spec(24, 4)
+    (frame() * torch.randn(24, 4)).sum().backward()
+    assert theta.grad is not None and theta.grad.count_nonzero() > 0.5 * len(theta)
+    assert not FRAMES[name](24, 4, init="zeros").theta.any()
+    for change, says in (
+        ({"init": "ones"}, "init is one of uniform, normal, zeros, got 'ones'"),
+        ({"nothing": 1}, "unknown option 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            FRAMES[name](24, 4, **change)
+
+
+def test_a_circuit_frame_takes_what_load_takes(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(DESIGN.to_toml())
+    for ansatz in (DESIGN, DESIGN.name, str(path), path, DESIGN.to_dict()):
+        assert FRAMES["circuit"].spec(24, 4, ansatz=ansatz) == CircuitFrame(24, 4)
+    with pytest.raises(ValueError, match="there is no circuit named 'none'"):
+        CircuitFrame(24, 4, "none")
 
 
 def test_shannon_is_the_product_of_its_three_factors() -> None:
@@ -121,26 +155,5 @@ def test_frames_are_hashable_values_and_know_their_circuits() -> None:
 def test_bad_frames_are_refused(change: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         CircuitFrame(**({"n": 16, "k": 4, "ansatz": DESIGN} | change))
-    with pytest.raises(ValueError, match="angles have shape"):
+    with pytest.raises(ValueError, match="parameters have shape"):
         CircuitFrame(16, 4, DESIGN).columns(torch.zeros(3))
-
-
-@pytest.mark.parametrize("name", FACTORIZATIONS)
-def test_factorizations_apply_what_they_build(name: str) -> None:
-    frames = [CircuitFrame(n, 5, DESIGN) for n in (24, 40)]
-    made = FACTORIZATIONS[name](*frames, scaling=3.0)
-    start = made.initial(generators={"u": torch.Generator().manual_seed(1), "v": torch.Generator().manual_seed(2)})
-    assert {part: value.numel() for part, value in start.items()} == made.sizes
-    assert not start["lambda"].any() and start["u"].min() >= 0 and 3 < start["u"].max() < 6.2832
-    u, v, lam, x = frames[0].columns(start["u"]), frames[1].columns(start["v"]), torch.randn(5), torch.randn(2, 3, 40)
-    weighted = made.weighted(u, lam)
-    delta = made.delta(weighted, v)
-    assert torch.allclose(delta, 3.0 * u @ torch.diag(lam) @ v.T, atol=1e-6)
-    assert torch.allclose(made.forward(x, weighted, v), x @ delta.T, atol=1e-5)
-    a, b = made.lora(weighted, v)
-    assert (a.shape, b.shape) == ((5, 40), (24, 5)) and torch.allclose(b @ a, delta, atol=1e-6)
-    assert torch.linalg.svdvals(delta)[:5] == pytest.approx((3 * lam).abs().sort(descending=True).values, rel=1e-4)
-    with pytest.raises(ValueError, match="init is one of"):
-        made.initial("ones")
-    with pytest.raises(ValueError, match="same number of columns"):
-        FACTORIZATIONS[name](frames[0], CircuitFrame(40, 4, DESIGN))

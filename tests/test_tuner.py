@@ -13,6 +13,7 @@ from tiny import CONTRACT, MODELS, adapted, base, both, config, each_model, inpu
 from torch import Tensor, nn
 
 from qcircuit_peft import QCircuitConfig, circuits, load, matrix, parameter_count
+from qcircuit_peft.factorizations.parts import sizes
 from qcircuit_peft.tuner import QCircuitLinear
 
 pytestmark = pytest.mark.filterwarnings(
@@ -185,8 +186,8 @@ def test_parameter_count_agrees_and_changes_nothing(model: str, entry: str) -> N
     assert all(not p.is_meta and p.requires_grad for p in net.parameters())
     made = get_peft_model(net, settings)
     assert count == made.get_nb_trainable_parameters()[0]
-    per_layer = [layer.factors["default"].sizes for layer in layers(made)]
-    adapter = sum(sizes["lambda"] if entry == "frozen" else sum(sizes.values()) for sizes in per_layer)
+    per_layer = [sizes(layer.factors["default"]) for layer in layers(made)]
+    adapter = sum(found["lambda"] if entry == "frozen" else sum(found.values()) for found in per_layer)
     assert count == adapter + (2 * 32 + 2 if model == "bert" else 0)
     with torch.device("meta"):
         assert parameter_count(settings, MODELS[model][0]()) == count
@@ -297,7 +298,7 @@ def test_autocast(model: str) -> None:
     for layer in layers(net):  # generated in float32, cast once
         current = layer.bank._current[torch.device("cpu"), torch.bfloat16]
         v = layer.factors["default"].v.columns(layer.qcircuit_v["default"].detach())
-        assert torch.allclose(current.of(layer)["default"][1], v.to(torch.bfloat16), rtol=1e-2, atol=1e-6)
+        assert torch.allclose(current.of(layer)["default"]["v"], v.to(torch.bfloat16), rtol=1e-2, atol=1e-6)
     output.loss.backward()
     reference = adapted(model).train()
     reference(**inputs(model)).loss.backward()

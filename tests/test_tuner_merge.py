@@ -65,7 +65,7 @@ def test_a_quantized_base_is_read_and_written_through_its_backend() -> None:
 def test_the_factors_for_lora_are_exact(entry: str) -> None:
     net = adapted("llama", entry)
     for layer in layers(net):
-        a, b = layer.factors["default"].lora(*layer.frames_now("default"))
+        a, b = layer.factors["default"].lora(layer.made_now("default"))
         assert torch.allclose(b @ a, layer.get_delta_weight("default"), atol=1e-6)
     lora, state = convert_to_lora(net, rank=8)
     assert isinstance(lora, LoraConfig) and net.base_model.supports_lora_conversion()

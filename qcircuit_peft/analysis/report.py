@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qcircuit_peft.analysis.entanglement import entropy_of, entropy_profile
 from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
 from qcircuit_peft.ansatz import wire_dims
+from qcircuit_peft.factorizations.parts import initial, make, sizes
 from qcircuit_peft.tuner.layer import QCircuitLayer, generators
 
 _PREFIX = "base_model.model."
@@ -82,38 +83,38 @@ def _initial(
     """The angles of U and V at the start; None if nobody knows them."""
     factors, config = module.factors[adapter], model.peft_config[adapter]
     if before is None:
-        return None if config.seed is None else factors.initial(config.init, generators(config.seed, layer))
+        drawn = generators(config.seed, layer, sizes(factors))
+        return None if drawn is None else initial(factors, config.init, drawn)
     angles = {}
-    for part in ("u", "v"):
+    for part, frame in factors.frames.items():
         key = f"{_PREFIX}{layer}.qcircuit_{part}"
-        if key not in before or before[key].shape != (factors.sizes[part],):
+        if key not in before or before[key].shape != (frame.n_parameters,):
             found = tuple(before[key].shape) if key in before else "none"
-            raise ValueError(
-                f"before has the {factors.sizes[part]} angles {key!r}, got {found}; copy PEFT's state dict"
-            )
+            raise ValueError(f"before has the {frame.n_parameters} angles {key!r}, got {found}; copy PEFT's state dict")
         angles[part] = before[key]
     return angles
 
 
 def _layer_rows(
-    module: QCircuitLayer, layer: str, adapter: str, initial: dict[str, Tensor] | None, operators: bool
+    module: QCircuitLayer, layer: str, adapter: str, before: dict[str, Tensor] | None, operators: bool
 ) -> Iterator[LayerEntanglement]:
     factors = module.factors[adapter]
-    u, v, lam = (p.detach().double() for p in module.circuit_parameters(adapter))
-    for part, frame, now in (("u", factors.u, u), ("v", factors.v, v)):
+    values = {part: p.detach().double() for part, p in module.intrinsic_parameters(adapter).items()}
+    for part, frame in factors.frames.items():
+        now = values[part]
         dims = wire_dims(frame.n) if frame.n > 1 else ()
         if len(dims) < 2:
             continue
-        stages = {"now": now} if initial is None else {"initial": initial[part].detach().to(now), "now": now}
+        stages = {"now": now} if before is None else {"initial": before[part].detach().to(now), "now": now}
         whole = {stage: replace(frame, k=frame.n).columns(t) for stage, t in stages.items()} if operators else {}
         for stage, angles in stages.items():
             entropies = entropy_profile(frame.columns(angles).mT, dims).mean(0).tolist()
-            values = _operator_values(whole[stage], (dims, dims)) if operators else [(None, None)] * len(entropies)
+            found = _operator_values(whole[stage], (dims, dims)) if operators else [(None, None)] * len(entropies)
             far = _distance(whole["initial"], whole[stage]) if "initial" in whole else None
-            for cut, (entropy, (operator, rank)) in enumerate(zip(entropies, values, strict=True), 1):
+            for cut, (entropy, (operator, rank)) in enumerate(zip(entropies, found, strict=True), 1):
                 yield LayerEntanglement(layer, adapter, part, stage, cut, dims, entropy, operator, rank, far)
     if operators:
-        delta = factors.delta(factors.weighted(factors.u.columns(u), lam), factors.v.columns(v))
+        delta = factors.delta(make(factors, values))
         pair = matrix_dims((len(delta), len(delta.mT)))
         for cut, (operator, rank) in enumerate(_operator_values(delta, pair), 1):
             dims = tuple(zip(*pair, strict=True))

@@ -10,20 +10,18 @@ from transformers import PreTrainedModel
 
 from qcircuit_peft import QCircuitConfig
 from qcircuit_peft.demo.task import Task, pretrained
-from qcircuit_peft.tuner import QCircuitLayer
 
 HEAD_RATE = 2e-3  # AdamW learning rate of the linear head, for every method
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, the adapter (none: only the head learns), AdamW's learning rates, whether circuits are shared."""
+    """A name, the adapter (none: only the head learns), AdamW's learning rates."""
 
     name: str
     config: Callable[[Task], PeftConfig] | None
     rate: float
     angle_rate: float = 0.0
-    shared: bool = False
 
     def rate_of(self, parameter: str) -> float:
         """The learning rate of a parameter, by its name: circuits have one for angles and one for lambda."""
@@ -32,23 +30,7 @@ class Method:
     def attach(self, task: Task) -> nn.Module:
         """The task's pretrained model with a fresh adapter, drawn from torch's global random state."""
         model: PreTrainedModel = pretrained(task)
-        if self.config is None:
-            return model
-        adapted = get_peft_model(model, self.config(task))
-        if self.shared:
-            share_circuits(adapted)
-        return adapted
-
-
-def share_circuits(model: nn.Module) -> None:
-    """Tie the angles of layers of one name, such as all queries, so that each has only its lambda for itself."""
-    first: dict[tuple[str, str], nn.Parameter] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, QCircuitLayer):
-            kind = name.partition(".layer.")[2].partition(".")[2]
-            for part in ("qcircuit_u", "qcircuit_v"):
-                angles = getattr(layer, part)
-                angles["default"] = first.setdefault((kind, part), angles["default"])
+        return model if self.config is None else get_peft_model(model, self.config(task))
 
 
 def circuit(
@@ -56,7 +38,6 @@ def circuit(
     r: int,
     *,
     all_layers: bool = False,
-    shared: bool = False,
     rate: float = 2e-2,
     angle_rate: float = 5e-2,
     **settings: Any,
@@ -67,7 +48,7 @@ def circuit(
         targets = task.targets if all_layers else task.lora_targets
         return QCircuitConfig(r=r, alpha=8 * r, target_modules=list(targets), **settings)
 
-    return Method(name, config, rate, angle_rate, shared)
+    return Method(name, config, rate, angle_rate)
 
 
 def fourier(name: str, parameters: int, *, all_layers: bool = False, rate: float = 5e-2) -> Method:
@@ -90,7 +71,7 @@ def _lora(task: Task) -> PeftConfig:
 METHODS: dict[str, Method] = {
     "probe": Method("linear probe", None, 0.0),
     "frozen": circuit("circuits frozen at random angles, r = 73", 73, train_angles=False),
-    "small": circuit("circuits shared by all blocks, r = 64", 64, shared=True),
+    "small": circuit("circuits shared by all blocks, r = 64", 64, share="kind"),
     "lora": Method("LoRA, r = 1", _lora, 4e-3),
     "fourier": fourier("FourierFT", 2520),
     "circuit": circuit("circuits, r = 16, all linear layers", 16, all_layers=True, angle_rate=2e-2),

@@ -2,4 +2,5 @@
 
 from qcircuit_peft.factorizations.svd import SVD
 
-FACTORIZATIONS = {"svd": SVD}
+FACTORIZATIONS = {"svd": SVD.of}
+"""Each makes a factorization (``parts.Factorization``) from n_out, n_in, r, ``frame(n, k)``, scaling and options."""

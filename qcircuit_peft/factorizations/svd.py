@@ -1,84 +1,95 @@
-"""delta W = scaling * U diag(lambda) V^T with orthonormal frames U and V (Quantum-PEFT, sec. 3)."""
+"""delta W = scaling * U diag(lambda) V^T, from two frames and a vector (Quantum-PEFT, arXiv 2503.05431, sec. 3)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qcircuit_peft.frames.circuit import CircuitFrame
-
-INITS = ("uniform", "normal", "zeros")
+from qcircuit_peft.factorizations.parts import Base
 
 
 @dataclass(frozen=True)
 class SVD:
-    """A weight update of rank r, (out, in), from a frame ``u`` (out, r), a frame ``v`` (in, r) and r numbers lambda.
+    """A weight update of rank r from a frame ``u`` (n_out, r), a frame ``v`` (n_in, r) and r numbers lambda.
 
-    Everything works on ``weighted`` U, which is scaling * U diag(lambda). delta W is 0 at the start because lambda is;
-    the angles are not 0 then, since +-unit columns would let the first step move a corner of the weight only.
-    Raises ValueError if the two frames differ in their number of columns.
+    lambda starts at zero. Raises ValueError if the two frames differ in their number of columns.
 
-    >>> from qcircuit_peft import load
-    >>> frames = [CircuitFrame(n, 4, load("simplified_two_design")) for n in (96, 64)]
-    >>> svd = SVD(*frames, scaling=8.0)
-    >>> svd.sizes
+    >>> from qcircuit_peft.factorizations.parts import initial, make, sizes
+    >>> from qcircuit_peft.frames import FRAMES
+    >>> svd = SVD.of(96, 64, 4, FRAMES["circuit"].spec, scaling=8.0)
+    >>> sizes(svd)
     {'u': 20, 'v': 16, 'lambda': 4}
-    >>> u, v = (frame.columns(torch.rand(frame.n_parameters)) for frame in frames)
-    >>> weighted = svd.weighted(u, torch.ones(4))
-    >>> svd.delta(weighted, v).shape, svd.forward(torch.ones(2, 5, 64), weighted, v).shape
+    >>> made = make(svd, initial(svd) | {"lambda": torch.ones(4)})
+    >>> svd.delta(made).shape, svd.forward(torch.ones(2, 5, 64), made).shape
     (torch.Size([96, 64]), torch.Size([2, 5, 96]))
     """
 
-    u: CircuitFrame
-    v: CircuitFrame
+    uses_base: ClassVar[bool] = False
+
+    u: Any
+    v: Any
     scaling: float = 1.0
+
+    @classmethod
+    def of(cls, n_out: int, n_in: int, r: int, frame: Callable[[int, int], Any], scaling: float = 1.0) -> "SVD":
+        """The factorization of rank ``r`` of a weight, with frames made by ``frame(n, k)``."""
+        return cls(frame(n_out, r), frame(n_in, r), scaling)
 
     def __post_init__(self) -> None:
         if self.u.k != self.v.k:
             raise ValueError(f"svd: both frames have the same number of columns, got {self.u.k} and {self.v.k}")
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The number of entries of each parameter: the angles of both frames (radians), and lambda."""
-        return {"u": self.u.n_parameters, "v": self.v.n_parameters, "lambda": self.u.k}
+    def n_out(self) -> int:
+        """Rows of the update."""
+        return self.u.n
 
-    def initial(self, init: str = "uniform", generators: dict[str, torch.Generator] | None = None) -> dict[str, Tensor]:
-        """Fresh parameters: angles uniform in [0, 2 pi), standard normal or zero; lambda zero.
+    @property
+    def n_in(self) -> int:
+        """Columns of the update."""
+        return self.v.n
 
-        ``generators`` may give a random generator for "u" and "v"; without it the global one is used.
-        Raises ValueError for an init that is not in ``INITS``.
-        """
-        if init not in INITS:
-            raise ValueError(f"svd: init is one of {', '.join(INITS)}, got {init!r}")
-        values = {"lambda": torch.zeros(self.u.k)}
-        for name in ("u", "v"):
-            size, generator = self.sizes[name], (generators or {}).get(name)
-            if init == "uniform":
-                values[name] = torch.rand(size, generator=generator) * (2 * torch.pi)
-            elif init == "normal":
-                values[name] = torch.randn(size, generator=generator)
-            else:
-                values[name] = torch.zeros(size)
-        return values
+    @property
+    def frames(self) -> dict[str, Any]:
+        """U and V."""
+        return {"u": self.u, "v": self.v}
 
-    def weighted(
-        self, u: Float[Tensor, "*batch out r"], lam: Float[Tensor, "*batch r"]
-    ) -> Float[Tensor, "*batch out r"]:
-        """scaling * U diag(lambda)."""
-        return u * (lam * self.scaling).unsqueeze(-2)
+    @property
+    def acting(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
-    def forward(self, x: Tensor, weighted: Float[Tensor, "out r"], v: Float[Tensor, "in r"]) -> Tensor:
-        """delta W applied to ``x``, (*rows, in) or nested, without building delta W: (*rows, out)."""
-        return linear(linear(x, v.mT), weighted)
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The singular values, which may be negative, before scaling."""
+        return {"lambda": self.rank}
 
-    def delta(self, weighted: Float[Tensor, "out r"], v: Float[Tensor, "in r"]) -> Float[Tensor, "out in"]:
+    @property
+    def weights(self) -> dict[str, str]:
+        """U is handed over as scaling * U diag(lambda)."""
+        return {"u": "lambda"}
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.u.k
+
+    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
+        """lambda = 0."""
+        return torch.zeros(self.numbers[part])
+
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
+        """delta W applied to ``x``, (*rows, n_in) or nested, by two thin products: (*rows, n_out)."""
+        return linear(linear(x, made["v"].mT), made["u"])
+
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
         """delta W itself, to merge and to export."""
-        return weighted @ v.mT
+        return made["u"] @ made["v"].mT
 
-    def lora(
-        self, weighted: Float[Tensor, "out r"], v: Float[Tensor, "in r"]
-    ) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
-        return v.mT, weighted
+        return made["v"].mT, made["u"]

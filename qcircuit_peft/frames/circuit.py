@@ -6,14 +6,15 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from qcircuit_peft import backends
-from qcircuit_peft.ansatz import Ansatz, wire_dims
+from qcircuit_peft.ansatz import Ansatz, load, wire_dims
 from qcircuit_peft.backends import native
 from qcircuit_peft.backends.simulator import check_qubits
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
+from qcircuit_peft.frames.kind import check_count, check_sizes, draw_angles
 from qcircuit_peft.gates import GATES
 
 WIDTHS = ("auto", "qudit", "shannon")
@@ -91,15 +92,15 @@ def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
 class CircuitFrame:
     """The first ``k`` columns of a real circuit of width ``n``: an orthonormal (n, k) matrix.
 
-    ``width`` says how an n that is not a power of two is reached: "qudit" puts its odd primes on wires of their own,
-    "shannon" is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters (``choose_width``).
+    ``ansatz`` is what ``load`` takes: a name, a path, plain data or an ``Ansatz``, which it is from then on. ``width``
+    says how an n that is not a power of two is reached: "qudit" puts its odd primes on wires of their own, "shannon"
+    is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters (``choose_width``).
     Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, or a width that does not suit
     the ansatz or the backend.
     Source: Quantum-PEFT (arXiv 2503.05431), Eqs. (2) and (4); the wires of other dimensions are ours.
 
     >>> import torch
-    >>> from qcircuit_peft import load
-    >>> frame = CircuitFrame(768, 8, load("simplified_two_design"))
+    >>> frame = CircuitFrame(768, 8)
     >>> frame.width, frame.n_parameters
     ('qudit', 29)
     >>> frame.columns(torch.zeros(24, 29)).shape
@@ -108,17 +109,14 @@ class CircuitFrame:
 
     n: int
     k: int
-    ansatz: Ansatz
+    ansatz: Any = "simplified_two_design"
     layers: int = 1
     width: str = "auto"
     backend: str = "native"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n", 1, None), ("k", 1, self.n), ("layers", 0, MAX_LAYERS)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
-                above = f" to {high}" if high else " or more"
-                raise ValueError(f"frame: {name} is a whole number, {low}{above}, got {value!r}")
+        check_sizes("frame", self, n=(1, None), k=(1, self.n), layers=(0, MAX_LAYERS))
+        object.__setattr__(self, "ansatz", load(self.ansatz))
         if self.width not in WIDTHS:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")
         backend, _ = backends.backend_module(self.backend)
@@ -164,15 +162,23 @@ class CircuitFrame:
         """The same for all frames that can be generated in one call: those that differ in ``k`` only."""
         return _family(self.n, self.ansatz, self.layers, self.width, self.backend)
 
+    def initial(self, init: str = "uniform", generator: Generator | None = None) -> Float[Tensor, "P"]:
+        """Fresh angles in radians: "uniform" in [0, 2 pi), standard "normal" or "zeros"."""
+        return draw_angles(init, self.n_parameters, generator)
+
     def columns(self, angles: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n k"]:
         """The frame of each row of angles (radians), orthonormal; raises ValueError for a wrong number of angles."""
-        if angles.shape[-1] != self.n_parameters:
-            raise ValueError(
-                f"angles have shape (*batch, {self.n_parameters}) for this frame, got {tuple(angles.shape)}"
-            )
+        check_count(angles, self.n_parameters)
         if self.width == "shannon":
             return shannon.columns(self.n, self.ansatz, self.layers, angles, self.k, self.backend)
         return backends.columns(_qudit_circuit(self.n, self.ansatz, self.layers), angles, self.k, backend=self.backend)
+
+    def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+        """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""
+        check_count(angles, self.n_parameters)
+        if self.width == "shannon":
+            return shannon.apply(self.n, self.ansatz, self.layers, angles, x, self.backend)
+        return backends.apply(_qudit_circuit(self.n, self.ansatz, self.layers), angles, x, backend=self.backend)
 
     def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
         """The circuits of the frame: a name (empty if there is one only), the circuit, its part of the parameters."""

@@ -101,16 +101,19 @@ def _rotate(
         top, bottom = pad(c * a, (0, 0, 0, n1 - n2)), s * a
     else:
         top, bottom = torch.cat([c * a - s * b[..., :n2, :], b[..., n2:, :]], dim=-2), s * a + c * b[..., :n2, :]
-    parts = [_apply(n1, ansatz, layers, u1, top, backend), _apply(n2, ansatz, layers, u2, bottom, backend)]
+    parts = [apply(n1, ansatz, layers, u1, top, backend), apply(n2, ansatz, layers, u2, bottom, backend)]
     return torch.cat(parts, dim=-2)
 
 
-def _apply(n: int, ansatz: Ansatz, layers: int, angles: Tensor, x: Tensor, backend: str) -> Tensor:
+def apply(
+    n: int, ansatz: Ansatz, layers: int, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "*batch n m"], backend: str
+) -> Float[Tensor, "*batch n m"]:
+    """Q on the columns of ``x``, for parameters in radians."""
     n1, n2 = split(n)
     if not n2:
         circuit = leaf(n, ansatz, layers)
         return x if circuit is None else backends.apply(circuit, angles, x, backend=backend)
     v1, v2, t, u1, u2 = _parts(n, ansatz, layers, angles)
-    a = _apply(n2, ansatz, layers, v1, x[..., :n2, :], backend)
-    b = _apply(n1, ansatz, layers, v2, x[..., n2:, :], backend)
+    a = apply(n2, ansatz, layers, v1, x[..., :n2, :], backend)
+    b = apply(n1, ansatz, layers, v2, x[..., n2:, :], backend)
     return _rotate(n, ansatz, layers, a, b, t, u1, u2, backend)

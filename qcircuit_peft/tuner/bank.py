@@ -8,12 +8,14 @@ import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Frames = tuple[Tensor, Tensor]  # weighted U (out, r) and V (in, r) of one layer and adapter
+from qcircuit_peft.factorizations.parts import weighted
+
+Frames = dict[str, Tensor]  # the frames of one layer and adapter, by part
 
 
 def _signature(parameters: Iterable[Tensor]) -> list[tuple[Any, ...]]:
@@ -32,14 +34,49 @@ class _Entry:
 
     def __init__(self, layer: Any, adapter: str) -> None:
         self.layer, self.adapter, self.factors = weakref.ref(layer), adapter, layer.factors[adapter]
-        self.parameters: tuple[Tensor, ...] = layer.circuit_parameters(adapter)
-        self.signature = _signature(self.parameters)
-        self.u_output = self.v_output = -1
+        self.parameters: dict[str, Tensor] = layer.generated_from(adapter)
+        self.signature = _signature(self.parameters.values())
+        self.outputs: dict[str, int] = {}
 
     def is_current(self, layer: Any) -> bool:
         """Whether the layer still has the same parameters, as far as can be seen without reading them."""
-        now = layer.circuit_parameters(self.adapter)
-        return all(p is q for p, q in zip(now, self.parameters, strict=True)) and _signature(now) == self.signature
+        now = layer.generated_from(self.adapter)
+        same = all(p is q for p, q in zip(now.values(), self.parameters.values(), strict=True))
+        return same and _signature(now.values()) == self.signature
+
+
+class _Slot(NamedTuple):
+    """A frame to be made, with what it is weighted by; slots of one ``run`` can be handled together."""
+
+    run: tuple[Any, ...]
+    part: str
+    frame: Any
+    angles: Tensor
+    weight: Tensor | None
+    entry: _Entry
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The same for slots that need the same frame, since layers may share parameters."""
+        return id(self.angles), id(self.weight)
+
+
+class _Run(NamedTuple):
+    """What is made of some rows of a batch of columns: the first k columns, weighted by a leaf if there is one."""
+
+    k: int
+    scaling: float
+    weight: int | None
+
+
+class _Step(NamedTuple):
+    """One batch of columns, and the runs made of it, of the given rows or, without ``rows``, of pieces of ``sizes``."""
+
+    frame: Any
+    leaf: int
+    runs: list[_Run]
+    sizes: list[int]
+    rows: list[Tensor] | None
 
 
 class _Plan:
@@ -50,49 +87,56 @@ class _Plan:
         self.leaves: list[Tensor] = []  # stacked values, from which the kept graph starts
         self.sources: list[list[Tensor]] = []  # the parameters in them
         self.spent = False  # a backward pass has gone through
-        self._steps: list[tuple[Any, int, list[int], list[tuple[Any, int | None]]]] = []
-        self.places = self._arrange(list(entries))
+        self._steps: list[_Step] = []
+        self._outputs_of: dict[int, set[int]] = {}  # of a parameter, by its id
+        self._arrange(entries)
+        self.places = [  # of each parameter: itself, its leaf, its row there, the outputs that come of it
+            (parameter, leaf, row, self._outputs_of[id(parameter)])
+            for leaf, parameters in enumerate(self.sources)
+            for row, parameter in enumerate(parameters)
+        ]
         self._signature = self._now()
 
     def _now(self) -> list[tuple[Any, ...]]:
         return [row for parameters in self.sources for row in _signature(parameters)]
 
-    def _arrange(self, entries: list[_Entry]) -> list[tuple[int, int, int]]:
-        """Order the frames by family, within it by role, rank and scaling, so that a product acts on a run of them.
+    def _arrange(self, entries: Iterable[_Entry]) -> None:
+        """Order the frames by family, within it by weighting, rank and scaling: a product acts on a run of them.
 
-        Returns for each parameter its leaf, its row there and the output that it makes.
+        Frames of the same parameter, which layers may share, are generated once.
         """
-        slots: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        families: dict[tuple[Any, ...], list[_Slot]] = {}
         for entry in entries:
-            u, v, lam = entry.parameters
-            svd = entry.factors
-            for role, frame, angles, weight, run in (
-                ("u", svd.u, u, lam, (0, svd.u.k, svd.scaling, lam.dtype)),
-                ("v", svd.v, v, None, (1, svd.v.k)),
-            ):
-                slots.setdefault((frame.family, angles.dtype), []).append((run, role, frame, angles, weight, entry))
-        place: dict[tuple[int, str], tuple[int, int, int]] = {}
+            factors = entry.factors
+            for part, frame in factors.frames.items():
+                angles, by = entry.parameters[part], factors.weights.get(part)
+                weight = None if by is None else entry.parameters[by]
+                run = (1, frame.k) if weight is None else (0, frame.k, factors.scaling, weight.dtype)
+                found = families.setdefault((frame.family, angles.dtype), [])
+                found.append(_Slot(run, part, frame, angles, weight, entry))
         n_outputs = 0
-        for members in slots.values():
-            members.sort(key=lambda slot: repr(slot[0]))
-            widest = max((slot[2] for slot in members), key=lambda frame: frame.k)
-            angles = self._leaf([slot[3] for slot in members])
-            runs: list[tuple[Any, int | None]] = []
-            sizes: list[int] = []
-            for (kind, *_), found in groupby(members, key=lambda slot: slot[0]):
-                run = list(found)
-                weight = None if kind else self._leaf([slot[4] for slot in run])
-                for row, (_, role, _, _, _, entry) in enumerate(run):
-                    key = id(entry)
-                    place[key, role] = angles, sum(sizes) + row, n_outputs
-                    if weight is not None:
-                        place[key, "lambda"] = weight, row, n_outputs
-                    setattr(entry, f"{role}_output", n_outputs)
-                    n_outputs += 1
-                runs.append((run[0][5].factors, weight))
-                sizes.append(len(run))
-            self._steps.append((widest, angles, sizes, runs))
-        return [place[id(entry), role] for entry in entries for role in ("u", "v", "lambda")]
+        for members in families.values():
+            members.sort(key=lambda slot: repr(slot.run))
+            unique = {id(slot.angles): slot.angles for slot in members}
+            row_of = {key: row for row, key in enumerate(unique)}
+            leaf, runs, rows = self._leaf(list(unique.values())), [], []
+            for _, group in groupby(members, key=lambda slot: slot.run):
+                slots = list(group)
+                made = {slot.key: slot for slot in slots}
+                output_of = {key: n_outputs + index for index, key in enumerate(made)}
+                n_outputs += len(made)
+                for slot in slots:
+                    slot.entry.outputs[slot.part] = output_of[slot.key]
+                    for key in slot.key:
+                        self._outputs_of.setdefault(key, set()).add(output_of[slot.key])
+                weights = [slot.weight for slot in made.values() if slot.weight is not None]
+                first = slots[0]
+                runs.append(_Run(first.frame.k, first.entry.factors.scaling, self._leaf(weights) if weights else None))
+                rows.append([row_of[id(slot.angles)] for slot in made.values()])
+            in_order = [row for run in rows for row in run] == list(range(len(unique)))
+            picked = None if in_order else [torch.tensor(run, device=self.device) for run in rows]
+            widest = max((slot.frame for slot in members), key=lambda frame: frame.k)
+            self._steps.append(_Step(widest, leaf, runs, [len(run) for run in rows], picked))
 
     def _leaf(self, parameters: list[Tensor]) -> int:
         self.leaves.append(_stack(parameters).requires_grad_(any(p.requires_grad for p in parameters)))
@@ -104,12 +148,15 @@ class _Plan:
         found: list[Tensor] = []
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            for frame, angles, sizes, runs in self._steps:
-                columns = frame.columns(leaves[angles])
-                parts = torch.split(columns, sizes) if len(sizes) > 1 else (columns,)
-                for part, (svd, weight) in zip(parts, runs, strict=True):
-                    part = part[..., : svd.u.k] if svd.u.k < frame.k else part
-                    part = part if weight is None else svd.weighted(part, leaves[weight])
+            for frame, leaf, runs, sizes, rows in self._steps:
+                columns = frame.columns(leaves[leaf])
+                if rows is not None:
+                    parts = [columns.index_select(0, run) for run in rows]
+                else:
+                    parts = torch.split(columns, sizes) if len(sizes) > 1 else [columns]
+                for part, run in zip(parts, runs, strict=True):
+                    part = part[..., : run.k] if run.k < frame.k else part
+                    part = part if run.weight is None else weighted(part, leaves[run.weight], run.scaling)
                     found.append(part if part.dtype == self.dtype else part.to(self.dtype))
         return found
 
@@ -170,10 +217,13 @@ class _SharedFrames(torch.autograd.Function):
         found = torch.autograd.grad(outputs, wanted, given, **options) if outputs else ()
         rows_of = {id(leaf): grad.unbind(0) for leaf, grad in zip(wanted, found, strict=False) if grad is not None}
         # A layer that took no part in the pass gets no gradient, rather than zeros that an optimizer would act on.
-        taken = [id(leaves[leaf]) in rows_of and grads[output] is not None for leaf, _, output in plan.places]
+        taken = [
+            id(leaves[leaf]) in rows_of and any(grads[output] is not None for output in outputs)
+            for _, leaf, _, outputs in plan.places
+        ]
         return None, *(
             rows_of[id(leaves[leaf])][row] if take else None
-            for take, (leaf, row, _) in zip(taken, plan.places, strict=True)
+            for take, (_, leaf, row, _) in zip(taken, plan.places, strict=True)
         )
 
 
@@ -189,11 +239,12 @@ class _Generation:
         self.handed: set[int] = set()  # layers whose last request, outside a backward pass, was to train
         for layer in layers:
             for adapter in adapters:
-                if adapter in layer.factors and layer.circuit_parameters(adapter)[0].device == device:
+                generated = layer.generated_from(adapter) if adapter in layer.factors else {}
+                if generated and next(iter(generated.values())).device == device:
                     self.entries[id(layer), adapter] = _Entry(layer, adapter)
         with torch.inference_mode(False), torch.no_grad():
             self.plan = _Plan(self.entries.values(), device, dtype)
-        parameters = [p for entry in self.entries.values() for p in entry.parameters]
+        parameters = [parameter for parameter, *_ in self.plan.places]
         self.grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if self.grad:
             self.outputs: tuple[Tensor, ...] = _SharedFrames.apply(self.plan, *parameters)  # type: ignore[assignment]
@@ -206,7 +257,8 @@ class _Generation:
         """Whether these frames can serve a layer, as far as can be seen without reading its parameters."""
         if self.adapters != adapters or trains > self.grad:
             return False
-        entries = [self.entries.get((id(layer), adapter)) for adapter in adapters if adapter in layer.factors]
+        own = [adapter for adapter in adapters if adapter in layer.factors and layer.factors[adapter].frames]
+        entries = [self.entries.get((id(layer), adapter)) for adapter in own]
         return all(entry is not None and entry.layer() is layer and entry.is_current(layer) for entry in entries)
 
     def is_used(self) -> bool:
@@ -216,7 +268,11 @@ class _Generation:
     def of(self, layer: Any) -> dict[str, Frames]:
         """The frames of one layer, by adapter."""
         found = ((adapter, self.entries.get((id(layer), adapter))) for adapter in self.adapters)
-        return {a: (self.outputs[e.u_output], self.outputs[e.v_output]) for a, e in found if e is not None}
+        return {
+            adapter: {part: self.outputs[output] for part, output in entry.outputs.items()}
+            for adapter, entry in found
+            if entry is not None
+        }
 
 
 class FrameBank:
@@ -248,11 +304,11 @@ class FrameBank:
 
     @torch.compiler.disable()
     def frames(self, layer: Any, adapters: tuple[str, ...], dtype: torch.dtype) -> dict[str, Frames]:
-        """The frames of a layer for those of the adapters that it has, in ``dtype``: weighted U (out, r) and V (in, r).
+        """The frames of a layer in ``dtype``, for those of the adapters that it has and that are made of frames.
 
         ``adapters`` are all adapters that the model now uses; the first request has those of all layers generated.
         """
-        own = [p for adapter in adapters if adapter in layer.factors for p in layer.circuit_parameters(adapter)]
+        own = [p for a in adapters if a in layer.factors for p in layer.generated_from(a).values()]
         if not own:
             return {}
         place = own[0].device, dtype

@@ -1,5 +1,6 @@
 """The configuration of a circuit adapter, and how it is stored in adapter_config.json."""
 
+import inspect
 import json
 import os
 import re
@@ -14,8 +15,7 @@ from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.svd import INITS
-from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
 from qcircuit_peft.gates import did_you_mean
 
@@ -24,7 +24,12 @@ DEFAULT_R = 16
 DEFAULT_ALPHA = 128.0
 
 CIRCUIT_VERSION = 1
-_CIRCUIT_KEYS = ("ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles")
+_CIRCUIT_KEYS = (
+    *("ansatz", "layers", "width", "backend", "frame", "frame_options", "intrinsic_rank_pattern"),
+    *("factorization", "factorization_options", "share", "init", "seed", "train_angles"),
+)
+_CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
+_SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
 
@@ -33,14 +38,21 @@ _MAX_JSON_BYTES = 1 << 20
 class QCircuitConfig(PeftConfig):
     """What `get_peft_model` needs to adapt a model with parameterized quantum circuits.
 
-    Every adapted weight gets delta W = (alpha / r) U diag(lambda) V^T; U and V are the first r columns of circuits.
+    By default every adapted weight gets delta W = (alpha / r) U diag(lambda) V^T, where U and V are the first r columns
+    of circuits.
 
     ansatz: a name in ``circuits/``, the path of a TOML file, plain data or an ``Ansatz``; read now, stored whole.
     layers: the number L of times the ansatz's layer is repeated.
     r, alpha, rank_pattern, alpha_pattern: rank and scaling, for all modules and by module name, as in LoRA. Unlike
         there, r costs one number per adapted module.
     dropout: probability of zeroing an input of the update while training.
-    frame, factorization: names in ``FRAMES`` and ``FACTORIZATIONS``. backend: as in ``columns``.
+    frame, factorization: names in ``FRAMES`` and ``FACTORIZATIONS``; ``frame_options`` and ``factorization_options``
+        hold the options of each. ansatz, layers, width and backend are for the frame "circuit".
+    intrinsic_rank_pattern: the frame's option ``intrinsic_rank`` by module name, for frames that have it.
+    share: None, each module has circuits of its own; "kind", modules whose names differ only in the numbers of blocks,
+        such as all query projections, share theirs, and each keeps its own lambda; "shape", all modules of equal width
+        do. Shared parameters are stored, generated and saved once.
+    backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
     seed: fixes the initial angles of every module whatever the global random state; None draws from that state.
@@ -48,7 +60,7 @@ class QCircuitConfig(PeftConfig):
     target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save, bias, task_type: as in LoRA;
         bias is "none", "all" or "qcircuit_only".
     fan_in_fan_out: accepted for LoRA's sake; the layer's type decides.
-    circuit: the stored form of the circuit, as found in adapter_config.json; it replaces the nine fields it holds.
+    circuit: the stored form of the update, as found in adapter_config.json; it replaces the fields that it holds.
 
     Raises ValueError, in one sentence, for anything else.
 
@@ -63,7 +75,11 @@ class QCircuitConfig(PeftConfig):
     alpha: int | float = DEFAULT_ALPHA
     dropout: int | float = 0.0
     frame: str = "circuit"
+    frame_options: dict[str, Any] = field(default_factory=dict)
+    intrinsic_rank_pattern: dict[str, int] = field(default_factory=dict)
     factorization: str = "svd"
+    factorization_options: dict[str, Any] = field(default_factory=dict)
+    share: str | None = None
     width: str = "auto"
     backend: str = "native"
     init: str = "uniform"
@@ -95,6 +111,18 @@ class QCircuitConfig(PeftConfig):
             raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
         for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
             _one_of(name, getattr(self, name), table)
+        frame_options = set(FRAMES[self.frame].options) - set(_CIRCUIT_FIELDS)
+        _options("frame_options", self.frame, self.frame_options, frame_options)
+        factorization_options = set(inspect.signature(FACTORIZATIONS[self.factorization]).parameters)
+        factorization_options -= {"n_out", "n_in", "r", "frame", "scaling"}
+        _options("factorization_options", self.factorization, self.factorization_options, factorization_options)
+        if self.intrinsic_rank_pattern and "intrinsic_rank" not in frame_options:
+            having = [name for name, kind in FRAMES.items() if "intrinsic_rank" in kind.options]
+            raise ValueError(
+                f"intrinsic_rank_pattern is for the frames {', '.join(having)}, but the frame is {self.frame!r}"
+            )
+        if self.share is not None:
+            _one_of("share", self.share, _SHARE)
         backends.backend_module(self.backend)
         _one_of("width", self.width, WIDTHS)
         _one_of("init", self.init, INITS)
@@ -103,13 +131,13 @@ class QCircuitConfig(PeftConfig):
             _whole("seed", self.seed, 0)
         if not isinstance(self.train_angles, bool):
             raise ValueError(f"train_angles is true or false, got {self.train_angles!r}")
-        for name in ("rank_pattern", "alpha_pattern"):
+        for name in ("rank_pattern", "intrinsic_rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name) or {}
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
                 raise ValueError(f"{name} maps names or patterns of modules to numbers, got {pattern!r}")
             for key, value in pattern.items():
                 _pattern(name, key)
-                _whole(f"{name}[{key!r}]", value, 1) if name == "rank_pattern" else _number(f"{name}[{key!r}]", value)
+                _number(f"{name}[{key!r}]", value) if name == "alpha_pattern" else _whole(f"{name}[{key!r}]", value, 1)
             setattr(self, name, pattern)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -223,6 +251,19 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         allowed = f"{low} to {high}" if high is not None else f">= {low}"
         raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
+
+
+def _options(name: str, of: str, given: object, allowed: set[str]) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{name} is a table of options, got {given!r}")
+    for key in given:
+        if key not in allowed:
+            told = did_you_mean(key, sorted(allowed)) if allowed else "it has none"
+            raise ValueError(f"{name} has {key!r}, which is not an option of {of!r}; {told}")
+    try:
+        json.dumps(given, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} holds plain data, as JSON has it, got {given!r}") from None
 
 
 def _texts(name: str, value: object, single: bool) -> None:

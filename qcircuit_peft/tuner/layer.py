@@ -1,7 +1,8 @@
-"""The adapted layer: a frozen linear map plus scaling * U diag(lambda) V^T, with U and V from circuits."""
+"""The adapted layer: a frozen linear map plus an update that is made of circuits or other few-parameter frames."""
 
 import hashlib
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.factorizations.svd import SVD
+from qcircuit_peft.factorizations.parts import Base, Factorization, initial, loose, make, sizes
 from qcircuit_peft.tuner.bank import FrameBank, Frames
-from qcircuit_peft.tuner.checkpoint import check_finite
+from qcircuit_peft.tuner.checkpoint import PREFIX, check_finite
 
 
 def features(base: nn.Module) -> tuple[int, int]:
@@ -23,56 +24,74 @@ def features(base: nn.Module) -> tuple[int, int]:
     return base.in_features, base.out_features  # type: ignore[return-value]
 
 
-def generators(seed: int | None, name: str) -> dict[str, torch.Generator] | None:
-    """Random generators for the angles of a module: the same for the same seed and module name, on any machine."""
+def generators(seed: int | None, name: str, parts: Iterable[str]) -> dict[str, torch.Generator] | None:
+    """Random generators for the parts of a module: the same for the same seed and module name, on any machine."""
     if seed is None:
         return None
-    digests = {part: hashlib.blake2b(f"{seed}/{name}/{part}".encode(), digest_size=7).digest() for part in ("u", "v")}
+    digests = {part: hashlib.blake2b(f"{seed}/{name}/{part}".encode(), digest_size=7).digest() for part in parts}
     return {part: torch.Generator().manual_seed(int.from_bytes(digest)) for part, digest in digests.items()}
 
 
 class QCircuitLayer(BaseTunerLayer):
-    """What is common to adapted layers: parameters by adapter name, and their frames.
+    """What is common to adapted layers: parameters by adapter name, and what is made of them.
 
-    Parameters are flat, one vector each: ``qcircuit_u`` and ``qcircuit_v`` are angles in radians, ``qcircuit_lambda``
-    the r singular values before scaling.
+    Parameters are flat, one vector for each part of the factorization. For "svd", ``qcircuit_u`` and ``qcircuit_v``
+    are the frames' parameters (angles in radians for circuits), ``qcircuit_lambda`` the r singular values before
+    scaling. A part that layers share is held by the first of them; the others find it through ``lenders``.
     """
 
-    adapter_layer_names = ("qcircuit_u", "qcircuit_v", "qcircuit_lambda")
-    other_param_names = ("factors", "rates")
+    adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
+    other_param_names = ("factors", "rates", "lenders")
 
     def __init__(self, base_layer: nn.Module, bank: FrameBank, **kwargs: Any) -> None:
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
-        self.qcircuit_u = nn.ParameterDict({})
-        self.qcircuit_v = nn.ParameterDict({})
-        self.qcircuit_lambda = nn.ParameterDict({})
-        self.factors: dict[str, SVD] = {}
+        self.factors: dict[str, Factorization] = {}
         self.rates: dict[str, float] = {}
+        self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.in_features, self.out_features = features(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self._unmerged: Tensor | None = None
         self.bank = bank
         bank.register(self)
 
-    def update_layer(self, adapter_name: str, name: str, factors: SVD, config: Any) -> None:
-        """Add an adapter; ``name`` is the module's name in the base model, by which a seed is told apart."""
+    def update_layer(
+        self, adapter_name: str, name: str, factors: Factorization, config: Any, lenders: Mapping[str, Any]
+    ) -> None:
+        """Add an adapter; ``name`` is the module's name in the base model, by which a seed is told apart.
+
+        ``lenders`` are the layers that hold the parts which this one shares with them.
+        """
         self.factors[adapter_name] = factors
         self.rates[adapter_name] = float(config.dropout)
+        self.lenders[adapter_name] = dict(lenders)
         if not config.train_angles:
-            self.frozen_peft_weight_names[adapter_name] = ("qcircuit_u", "qcircuit_v")
-        for part, value in factors.initial(config.init, generators(config.seed, name)).items():
-            getattr(self, f"qcircuit_{part}")[adapter_name] = nn.Parameter(value)
+            self.frozen_peft_weight_names[adapter_name] = tuple(
+                PREFIX + part for part in (*factors.frames, *factors.acting)
+            )
+        for part, value in initial(factors, config.init, generators(config.seed, name, sizes(factors))).items():
+            if part not in lenders:
+                if (attribute := PREFIX + part) not in self.adapter_layer_names:
+                    setattr(self, attribute, nn.ParameterDict({}))
+                    self.adapter_layer_names = (*self.adapter_layer_names, attribute)
+                getattr(self, attribute)[adapter_name] = nn.Parameter(value)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self.bank.clear()
 
-    def circuit_parameters(self, adapter: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The angles of U and V, and lambda."""
-        return self.qcircuit_u[adapter], self.qcircuit_v[adapter], self.qcircuit_lambda[adapter]
+    def intrinsic_parameters(self, adapter: str) -> dict[str, Tensor]:
+        """The parameters of an adapter by part, shared ones too."""
+        lenders = self.lenders[adapter]
+        return {part: getattr(lenders.get(part, self), PREFIX + part)[adapter] for part in sizes(self.factors[adapter])}
+
+    def generated_from(self, adapter: str) -> dict[str, Tensor]:
+        """Those parameters from which frames are generated; the others are used as they are."""
+        alone = loose(self.factors[adapter])
+        return {part: value for part, value in self.intrinsic_parameters(adapter).items() if part not in alone}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT asks for on every layer."""
@@ -92,39 +111,27 @@ class QCircuitLayer(BaseTunerLayer):
 
     def check_parameters(self, adapter: str) -> None:
         """Raise ValueError if a parameter of an adapter is NaN or infinite."""
-        for name, value in zip(self.adapter_layer_names, self.circuit_parameters(adapter), strict=True):
-            check_finite(f"{name} of adapter {adapter!r}", value)
+        for part, value in self.intrinsic_parameters(adapter).items():
+            check_finite(f"{PREFIX}{part} of adapter {adapter!r}", value)
 
-    def frames_now(self, adapter: str) -> Frames:
-        """Weighted U and V of one adapter, generated by themselves; differentiable."""
-        factors = self.factors[adapter]
-        u, v, lam = (p if p.dtype == torch.float64 else p.float() for p in self.circuit_parameters(adapter))
-        return factors.weighted(factors.u.columns(u), lam), factors.v.columns(v)
+    def made_now(self, adapter: str) -> dict[str, Tensor]:
+        """What the factorization of an adapter works on, generated for it by itself; differentiable."""
+        values = self.intrinsic_parameters(adapter).items()
+        return make(self.factors[adapter], {part: p if p.dtype == torch.float64 else p.float() for part, p in values})
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """The update is a product of two thin matrices, which is what LoRA stores."""
-        return True
+        """Whether the update is a product of two thin matrices, which is what LoRA stores."""
+        return self.factors[adapter_name].rank is not None
 
 
 class QCircuitLinear(nn.Module, QCircuitLayer):
     """A linear layer (``nn.Linear``, a quantized one, or Conv1D) with circuit adapters."""
 
-    def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        *,
-        name: str,
-        factors: SVD,
-        config: Any,
-        bank: FrameBank,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, bank: FrameBank, **kwargs: Any) -> None:
         super().__init__()
         QCircuitLayer.__init__(self, base_layer, bank, **kwargs)
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, name, factors, config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -132,20 +139,34 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """delta W of an adapter, in the layout of the base weight; raises ValueError if a parameter is not finite."""
+        return self._delta(adapter, self._original() if self.factors[adapter].uses_base else None)
+
+    def _delta(self, adapter: str, original: Tensor | None) -> Tensor:
         self.check_parameters(adapter)
         with torch.no_grad():
-            delta = self.factors[adapter].delta(*self.frames_now(adapter))
+            if original is not None:
+                original = original.mT if self.fan_in_fan_out else original
+            delta = self.factors[adapter].delta(self.made_now(adapter), original)
         return delta.mT if self.fan_in_fan_out else delta
 
+    def _original(self) -> Tensor:
+        """The base weight without the updates that are merged."""
+        if self._unmerged is not None:
+            return self._unmerged
+        weight = self.get_base_weight()
+        for adapter in reversed(self.merged_adapters):
+            weight = (weight - self._delta(adapter, None).to(weight.device)).to(weight.dtype)
+        return weight
+
     @torch.no_grad()
-    def merged_weight(self, adapters: list[str], check: bool = False, sign: int = 1) -> Tensor:
-        """The base weight with the updates of some adapters added, or taken away; nothing is changed.
+    def merged_weight(self, adapters: list[str], check: bool = False) -> Tensor:
+        """The base weight with the updates of some adapters added; nothing is changed.
 
         Raises ValueError if a parameter or, with ``check``, the outcome is not finite.
         """
         weight = self.get_base_weight()
         for adapter in adapters:
-            weight = (weight + sign * self.get_delta_weight(adapter).to(weight.device)).to(weight.dtype)
+            weight = (weight + self.get_delta_weight(adapter).to(weight.device)).to(weight.dtype)
             if check:
                 check_finite(f"the weight merged with adapter {adapter!r}", weight)
         return weight
@@ -156,16 +177,21 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         Raises ValueError if a parameter or, with ``safe_merge``, a merged weight is not finite; nothing is merged then.
         """
         if names := [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.factors]:
-            self.set_base_weight(self.merged_weight(names, safe_merge))
+            merged = self.merged_weight(names, safe_merge)
+            if any(self.factors[name].uses_base for name in names):  # such an update cannot be taken away again
+                self._unmerged = self._original().clone()
+            self.set_base_weight(merged)
             self.merged_adapters += names
 
+    @torch.no_grad()
     def unmerge(self) -> None:
         """Take all merged updates out of the base weight again."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        names = [name for name in reversed(self.merged_adapters) if name in self.factors]
-        self.set_base_weight(self.merged_weight(names, sign=-1))
+        self.merged_adapters = [name for name in self.merged_adapters if name in self.factors]
+        self.set_base_weight(self._original())
+        self._unmerged = None
         self.merged_adapters.clear()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -181,24 +207,41 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         dtype = result.dtype
-        for adapter, (weighted, v) in self._frames(x, tuple(self.active_adapters)).items():
-            result = result + self.factors[adapter].forward(self._dropped(x, adapter), weighted, v)
+        base = self._without_bias(x, result, *args, **kwargs)
+        for adapter, made in self._made(x, tuple(self.active_adapters)).items():
+            result = result + self.factors[adapter].forward(self._dropped(x, adapter), made, base)
         return result if result.dtype == dtype else result.to(dtype)
+
+    def _without_bias(self, x: Tensor, result: Tensor, *args: Any, **kwargs: Any) -> Base:
+        """The base layer as a linear map; ``result`` is what it made of ``x``."""
+
+        def base(z: Tensor) -> Tensor:
+            out = result if z is x else self.base_layer(z, *args, **kwargs)
+            bias: Any = self.get_base_layer().bias
+            return out if bias is None else out - bias
+
+        return base
 
     def _dropped(self, x: Tensor, adapter: str) -> Tensor:
         rate = self.rates[adapter]
         return dropout(x, rate) if rate and self.training else x
 
-    def _frames(self, x: Tensor, adapters: tuple[str, ...]) -> dict[str, Frames]:
-        """The frames of this layer in the dtype that its products with ``x`` run in."""
+    def _made(self, x: Tensor, adapters: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+        """What the factorizations of this layer work on, in the dtype that their products with ``x`` run in."""
         dtype, kind = x.dtype, x.device.type
         if dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
+        own = [name for name in adapters if name in self.factors]
         if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing() or torch.compiler.is_exporting():
             # they see neither past a call nor into a graph that layers share
-            frames = {name: self.frames_now(name) for name in adapters if name in self.factors}
-            return {name: (u.to(dtype), v.to(dtype)) for name, (u, v) in frames.items()}
-        return self.bank.frames(self, adapters, dtype)
+            return {name: {part: t.to(dtype) for part, t in self.made_now(name).items()} for name in own}
+        frames: dict[str, Frames] = self.bank.frames(self, adapters, dtype)
+        made = {}
+        for name in own:
+            alone = loose(self.factors[name])
+            values = self.intrinsic_parameters(name) if alone else {}
+            made[name] = frames.get(name, {}) | {part: values[part].to(dtype) for part in alone}
+        return made
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         """Every sample with an adapter of its own; "__base__" stands for none."""
@@ -210,11 +253,15 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
             raise ValueError(
                 f"adapter_names has one name for every input, got {len(adapter_names)} for {len(x)} inputs"
             )
-        result = self.base_layer(x, *args, **kwargs)
+        plain = self.base_layer(x, *args, **kwargs)
+        result = plain.clone()
         used = tuple(sorted(set(adapter_names) - {"__base__"}))
-        for adapter, (weighted, v) in self._frames(x, used).items():
+        for adapter, made in self._made(x, used).items():
             rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-            result[rows] += self.factors[adapter].forward(self._dropped(x[rows], adapter), weighted, v).to(result.dtype)
+            some = x[rows]
+            base = self._without_bias(some, plain[rows], *args, **kwargs)
+            update = self.factors[adapter].forward(self._dropped(some, adapter), made, base)
+            result[rows] += update.to(result.dtype)
         return result
 
     def __repr__(self) -> str:
@@ -222,5 +269,8 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
     def extra_repr(self) -> str:
         """The adapters' shapes, and the quantization of the base layer if there is one."""
-        rows = [f"{name}: {f.u.n}x{f.v.n}, r={f.u.k}, scaling={f.scaling:g}" for name, f in self.factors.items()]
+        rows = [
+            f"{name}: {f.n_out}x{f.n_in}, rank {'full' if f.rank is None else f.rank}, scaling={f.scaling:g}"
+            for name, f in self.factors.items()
+        ]
         return ", ".join(filter(None, [*rows, quantization_extra_repr(self)]))

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.ansatz import load
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.svd import SVD
+from qcircuit_peft.factorizations.parts import Factorization, sizes
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.checkpoint import PREFIX, bare, check_shapes, check_values, is_ours, shapes_loading
@@ -24,23 +24,54 @@ from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
 
 
-def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> SVD:
+def _of_module(pattern: dict[str, Any], name: str, otherwise: Any) -> Any:
+    return pattern.get(get_pattern_key(list(pattern), name), otherwise)
+
+
+def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Factorization:
     """The factorization that ``config`` gives to the module of this name; raises ValueError if it cannot have one."""
-    r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
-    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), name), config.alpha)
+    r = _of_module(config.rank_pattern, name, config.r)
+    alpha = _of_module(config.alpha_pattern, name, config.alpha)
     if r > min(n_in, n_out):
         raise ValueError(
             f"r is at most the smaller width of a module, {min(n_in, n_out)} for {name!r} ({n_in} in, {n_out} out), "
             f"got {r}"
         )
-    ansatz = load(config.ansatz)
-    frame = partial(
-        FRAMES[config.frame], ansatz=ansatz, layers=config.layers, width=config.width, backend=config.backend
-    )
+    options = config.frame_options
+    if config.frame == "circuit":
+        fields = {key: getattr(config, key) for key in ("layers", "width", "backend")}
+        options = {"ansatz": load(config.ansatz), **fields, **options}
+    intrinsic = _of_module(config.intrinsic_rank_pattern, name, None)
+    if intrinsic is not None:
+        options = {**options, "intrinsic_rank": intrinsic}
+    frame = partial(FRAMES[config.frame].spec, **options)
+    make = FACTORIZATIONS[config.factorization]
     try:
-        return FACTORIZATIONS[config.factorization](frame(n_out, r), frame(n_in, r), scaling=alpha / r)
+        return make(n_out, n_in, r, frame, scaling=alpha / r, **config.factorization_options)
     except ValueError as error:
         raise ValueError(f"module {name!r}: {error}") from None
+
+
+def _kind(name: str) -> str:
+    """The name of a module without the numbers of blocks: the same for, say, all query projections."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
+class _Sharing:
+    """Which layer holds a part that layers share: the first that asks for it."""
+
+    def __init__(self, share: str | None) -> None:
+        self._share = share
+        self._holders: dict[tuple[Any, ...], Any] = {}
+
+    def lenders(self, name: str, factors: Factorization, holder: Any) -> dict[str, Any]:
+        """The holders of the parts of a module that others hold; for the rest ``holder`` is one from now on."""
+        if self._share is None:
+            return {}
+        group = _kind(name) if self._share == "kind" else ""
+        keys = {part: (group, part, frame.family) for part, frame in factors.frames.items()}
+        found = {part: self._holders.setdefault(key, holder) for part, key in keys.items()}
+        return {part: other for part, other in found.items() if other is not holder}
 
 
 def _inside_attention(module: nn.Module) -> bool:
@@ -74,19 +105,29 @@ class QCircuitModel(BaseTuner):
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
+        sharing, self._sharing = _Sharing(peft_config.share), _Sharing(peft_config.share)
+        devices: dict[str, Any] = {}
         for name, module in model.named_modules():
             if not name or name.startswith(inside) or not self._check_target_module_exists(peft_config, name):
                 continue
             factors = self._factors(peft_config, name, module)
-            sizes = factors.sizes.items()
-            wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in sizes}
+            lenders = sharing.lenders(name, factors, name)
+            held = {part: size for part, size in sizes(factors).items() if part not in lenders}
+            wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in held.items()}
+            devices[name] = next((p.device for p in module.parameters()), None)
+            for part, holder in lenders.items():
+                if devices[name] != devices[holder]:
+                    raise ValueError(
+                        f"modules that share a circuit are on one device, but {part} of {name!r} on {devices[name]} "
+                        f"would be that of {holder!r} on {devices[holder]}; leave out share, or use one device"
+                    )
         if shapes is not None:
             try:
                 check_shapes(shapes, wanted)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
 
-    def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> SVD:
+    def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> Factorization:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
         if not (isinstance(base, nn.Linear | Conv1D) or quantized) or _inside_attention(base):
@@ -108,23 +149,18 @@ class QCircuitModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         factors = self._factors(peft_config, current_key, target)
-        if isinstance(target, QCircuitLayer):
-            target.update_layer(adapter_name, current_key, factors, peft_config)
+        adapted: Any = target
+        if not isinstance(target, QCircuitLayer):
+            adapted = QCircuitLinear(target, adapter_name, self.bank, **get_quantization_kwargs(self))
+        lenders = self._sharing.lenders(current_key, factors, adapted)
+        adapted.update_layer(adapter_name, current_key, factors, peft_config, lenders)
+        if adapted is target:
             return
-        new = QCircuitLinear(
-            target,
-            adapter_name,
-            name=current_key,
-            factors=factors,
-            config=peft_config,
-            bank=self.bank,
-            **get_quantization_kwargs(self),
-        )
         if isinstance(parent, nn.TransformerEncoderLayer):
-            new.register_forward_pre_hook(_called)
+            adapted.register_forward_pre_hook(_called)
         if adapter_name not in self.active_adapters:
-            new.requires_grad_(False)
-        self._replace_module(parent, target_name, new, target)
+            adapted.requires_grad_(False)
+        self._replace_module(parent, target_name, adapted, target)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -241,6 +277,7 @@ class QCircuitModel(BaseTuner):
             for name, module in model.named_modules()
             if isinstance(module, QCircuitLayer) and adapter_name in module.factors
             for part in module.adapter_layer_names
+            if adapter_name in getattr(module, part)
         }
         ours = {key.removesuffix(f".{adapter_name}"): value for key, value in renamed.items() if is_ours(key)}
         check_shapes(check_values("the checkpoint", ours), wanted)
@@ -250,8 +287,9 @@ class QCircuitModel(BaseTuner):
 def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Any, Tensor]]:
     """Every circuit in an adapted model: its name, the ``Circuit``, and a detached copy of its angles (radians).
 
-    The name is the module's, then "u" or "v"; where a width is reached by the cosine-sine recursion, one part of it
-    such as "u1.v2" follows for each circuit. ``adapter`` picks an adapter; left out, those that are active.
+    The name is the module's, then the frame's part, for "svd" "u" or "v"; where a width is reached by the cosine-sine
+    recursion, one part of it such as "u1.v2" follows for each circuit. A circuit that modules share comes once for
+    each. ``adapter`` picks an adapter; left out, those that are active.
 
     >>> import torch
     >>> from peft import get_peft_model
@@ -264,7 +302,8 @@ def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
         if isinstance(module, QCircuitLayer):
             for chosen in module.active_adapters if adapter is None else [adapter]:
                 if chosen in module.factors:
-                    factors, (u, v, _) = module.factors[chosen], module.circuit_parameters(chosen)
-                    for part, frame, angles in (("u", factors.u, u), ("v", factors.v, v)):
+                    factors, values = module.factors[chosen], module.intrinsic_parameters(chosen)
+                    for part, frame in {**factors.frames, **factors.acting}.items():
                         for leaf, circuit, where in frame.circuits():
-                            yield ".".join(filter(None, (name, part, leaf))), circuit, angles.detach()[where].clone()
+                            named = ".".join(filter(None, (name, part, leaf)))
+                            yield named, circuit, values[part].detach()[where].clone()

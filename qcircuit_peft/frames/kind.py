@@ -1,0 +1,122 @@
+"""What all frames share: a ``Kind`` for each entry of ``FRAMES``, the module ``Frame``, how parameters start."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from qcircuit_peft.gates import did_you_mean
+
+INITS = ("uniform", "normal", "zeros")
+
+
+class Spec(Protocol):
+    """A frame without its parameters: a frozen, hashable dataclass with ``n``, ``k`` and the options of its kind."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def n_parameters(self) -> int: ...
+    def initial(self, init: str, generator: Generator | None) -> Tensor: ...
+    def columns(self, parameters: Tensor, /) -> Tensor: ...
+
+
+class Frame(nn.Module):
+    """A frame with its parameters: one flat vector ``theta``; calling it returns the orthonormal (n, k) matrix.
+
+    ``spec`` says which map; ``init`` is one of ``INITS``. Made by ``FRAMES[name](n, k, **options)``.
+
+    >>> from qcircuit_peft.frames import FRAMES
+    >>> frame = FRAMES["circuit"](768, 8)
+    >>> frame.theta.shape, frame().shape
+    (torch.Size([29]), torch.Size([768, 8]))
+    """
+
+    def __init__(self, spec: Spec, init: str = "uniform", generator: Generator | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.theta = nn.Parameter(spec.initial(init, generator))
+
+    def forward(self) -> Float[Tensor, "n k"]:
+        """The frame, in the dtype and on the device of ``theta``."""
+        return self.spec.columns(self.theta)
+
+    def extra_repr(self) -> str:
+        """The map and its options, as print(frame) shows them."""
+        return str(self.spec)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An entry of ``FRAMES``: the class of its specs, and what it is in one line.
+
+    ``FRAMES[name](n, k, **options)`` is a ``Frame``; ``.spec(n, k, **options)`` says what it is, without parameters;
+    ``.n_parameters(n, k, **options)`` how many it takes. Each raises ValueError for an option that is not known, or a
+    size or value that the map does not take.
+
+    >>> from qcircuit_peft.frames import FRAMES
+    >>> FRAMES["circuit"].n_parameters(768, 8, layers=2)
+    47
+    """
+
+    made_by: type[Any]
+    about: str
+
+    def __call__(
+        self, n: int, k: int, *, init: str = "uniform", generator: Generator | None = None, **options: Any
+    ) -> Frame:
+        return Frame(self.spec(n, k, **options), init, generator)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options."""
+        return tuple(field.name for field in fields(self.made_by))[2:]
+
+    def spec(self, n: int, k: int, **options: Any) -> Any:
+        """The frozen, hashable record of a frame, from which the tuner works."""
+        unknown = [name for name in options if name not in self.options]
+        if unknown:
+            raise ValueError(f"frame: unknown option {unknown[0]!r}; {did_you_mean(unknown[0], self.options)}")
+        return self.made_by(n, k, **options)
+
+    def n_parameters(self, n: int, k: int, **options: Any) -> int:
+        """The number of parameters of a frame."""
+        return self.spec(n, k, **options).n_parameters
+
+
+def draw(init: str, size: int, generator: Generator | None, spread: float) -> Float[Tensor, "P"]:
+    """Fresh Lie parameters or vectors: normal of this spread for "uniform", of spread 1 for "normal", or zeros.
+
+    Raises ValueError for an init that is not in ``INITS``.
+    """
+    if init not in INITS:
+        raise ValueError(f"frame: init is one of {', '.join(INITS)}, got {init!r}")
+    if init == "zeros":
+        return torch.zeros(size)
+    return torch.randn(size, generator=generator) * (spread if init == "uniform" else 1.0)
+
+
+def draw_angles(init: str, size: int, generator: Generator | None) -> Float[Tensor, "P"]:
+    """Fresh angles in radians: uniform in [0, 2 pi), standard normal or zeros; raises ValueError for another init."""
+    if init == "uniform":
+        return torch.rand(size, generator=generator) * (2 * torch.pi)
+    return draw(init, size, generator, 1.0)
+
+
+def check_count(parameters: Tensor, count: int) -> None:
+    """Raise ValueError if the last axis is not ``count`` long."""
+    if parameters.dim() == 0 or parameters.shape[-1] != count:
+        raise ValueError(f"parameters have shape (*batch, {count}) for this frame, got {tuple(parameters.shape)}")
+
+
+def check_sizes(what: str, spec: Any, **bounds: tuple[int, int | None]) -> None:
+    """Raise ValueError if a field of ``spec`` is not a whole number from the first bound to the second (None: any)."""
+    for name, (low, high) in bounds.items():
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+            above = " or more" if high is None else f" to {high}"
+            raise ValueError(f"{what}: {name} is a whole number, {low}{above}, got {value!r}")
