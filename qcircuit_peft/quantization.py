@@ -67,6 +67,15 @@ class Quantization:
         bits = self.parts.get(part, None if part == _KEPT else self.bits)
         return None if bits is None else replace(self, bits=bits, parts={})
 
+    @classmethod
+    def from_dict(cls, fields: "Quantization | dict[str, Any]") -> "Quantization":
+        """From the fields as plain data; raises ValueError for one that is unknown."""
+        if isinstance(fields, Quantization):
+            return fields
+        if not isinstance(fields, dict) or not set(fields) <= set(cls.__dataclass_fields__):
+            raise ValueError(f"quantization has the fields {', '.join(cls.__dataclass_fields__)}, got {fields!r}")
+        return cls(**fields)
+
     @property
     def bits_per_parameter(self) -> float:
         """The bits that a parameter takes in a file, scale and zero point and the widths of groups included."""
@@ -178,7 +187,7 @@ def unpack(data: Tensor, n: int, quantization: Quantization) -> Float32[Tensor, 
     """The n values of a packed form, bit for bit those of ``quantized``, on the CPU.
 
     Raises ValueError unless ``data`` is a vector of bytes of exactly the length that n, the quantization and its own
-    widths ask for, with the right mean of widths, finite zeros and positive finite scales, and no spare bit set.
+    widths ask for, with the right mean of widths, positive scales, finite values, and no spare bit set.
     """
     if data.dtype != torch.uint8 or data.ndim != 1:
         raise ValueError(f"packed parameters are a vector of bytes, got {data.dtype} of shape {tuple(data.shape)}")
@@ -205,8 +214,6 @@ def unpack(data: Tensor, n: int, quantization: Quantization) -> Float32[Tensor, 
     count, start = int(bits.sum()), 4 * int(used.sum())
     _length(raw, start + -(-count // 8), n)
     grid = torch.from_numpy(raw[:start].view("<i2").astype(np.int16)).view(torch.bfloat16).float().view(2, -1)
-    if not (torch.isfinite(grid).all() and (grid[1] > 0).all()):
-        raise ValueError("packed parameters have finite zeros and positive finite scales, got others")
     stream = np.unpackbits(raw[start:], bitorder="little")
     if stream[count:].any():
         raise ValueError("packed parameters end in zero bits, but a spare bit is set")
@@ -214,7 +221,10 @@ def unpack(data: Tensor, n: int, quantization: Quantization) -> Float32[Tensor, 
     digits[_used(bits)] = stream[:count]
     codes = torch.from_numpy(digits @ np.exp2(np.arange(MAX_BITS, dtype=np.float32)))
     zeros, scales = torch.zeros(2, groups).masked_scatter(torch.from_numpy(used), grid).repeat_interleave(g, -1)[:, :n]
-    return zeros + scales * codes
+    values = zeros + scales * codes
+    if not (torch.isfinite(values).all() and (grid[1] > 0).all()):
+        raise ValueError("packed parameters have finite values and positive scales, got others")
+    return values
 
 
 def _used(bits: Any) -> Any:

@@ -158,7 +158,7 @@ def lies(adaptive: bool) -> dict[str, Any]:
     found = {
         "need": [data[:-1], torch.cat([data, data[-1:]]), data[:0], data[:2]],
         "a vector of bytes": [data.float(), data.view(1, -1), data.to(torch.int8), torch.tensor(1, dtype=torch.uint8)],
-        "positive finite scales": [
+        "positive scales": [
             altered(altered(data, grid + 1, 0x7F), grid, 0xC0),  # a zero that is nan
             altered(altered(data, grid + 7, 0xFF), grid + 6, 0x80),  # a scale that is -inf
             altered(altered(data, grid + 7, 0), grid + 6, 0),
