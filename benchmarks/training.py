@@ -23,13 +23,12 @@ from qcircuit_peft.demo.train import accuracy, train, trained
 COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
 
 GRID: dict[str, Method] = METHODS | {
-    "small, angles at 2e-2": circuit("", 64, share="kind", angle_rate=2e-2),
-    "small, angles at 1e-1": circuit("", 64, share="kind", angle_rate=1e-1),
-    "circuit, angles at 5e-2": circuit("", 16, all_layers=True),
-    "circuit, r = 32": circuit("", 32, all_layers=True),
-    "circuit, L = 2": circuit("", 16, all_layers=True, layers=2),
-    "fourier, all layers": fourier("", 2520, all_layers=True),
-    "fourier, small": fourier("", 872),
+    "circuit, angles at 2e-2": circuit("", 64, share="kind", angle_rate=2e-2),
+    "circuit, angles at 1e-1": circuit("", 64, share="kind", angle_rate=1e-1),
+    "circuit, L = 3": circuit("", 56, share="kind", layers=3),
+    "circuit, all layers": circuit("", 16, all_layers=True, angle_rate=2e-2),
+    "fourier, 2520": fourier("", 2520),
+    "fourier, 2520, all layers": fourier("", 2520, all_layers=True),
 }
 
 

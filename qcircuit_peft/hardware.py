@@ -33,10 +33,10 @@ def evaluate_under_noise(
     """The weight update of every adapted module, from columns that Hadamard tests find, by the module's name.
 
     The columns of its frames are those of ``estimated_columns``: ``shots`` for each column (None: without end), with
-    ``noise``. lambda is exact, and the model is left as it is. ``adapter`` picks an adapter; left out, the one that is
-    active. float64 parameters are measured in float64, all others in float32. Raises ValueError if the model has no
-    such adapter or several of a module are active, for a width put together of several circuits, for a noise that is
-    not a ``Noise``, or shots below 1.
+    ``noise``. Plain numbers, such as lambda, are exact, and the model is left as it is. ``adapter`` picks an adapter;
+    left out, the one that is active. float64 parameters are measured in float64, all others in float32. Raises
+    ValueError if the model has no such adapter or several of a module are active, for a frame that is not the columns
+    of one circuit, a factorization that builds no frames, a noise that is not a ``Noise``, or shots below 1.
 
     >>> from peft import get_peft_model
     >>> from qcircuit_peft import QCircuitConfig
@@ -64,13 +64,18 @@ def evaluate_under_noise(
 def _perturbed(name: str, module: QCircuitLayer, adapter: str, settings: dict[str, Any]) -> Perturbed:
     factors = module.factors[adapter]
     values = {part: p.to(torch.promote_types(p.dtype, torch.float32)) for part, p in module.values(adapter).items()}
+    if not factors.frames:
+        raise ValueError(
+            f"{name}: what is measured are columns of circuits, but its factorization builds none; adapt with another, "
+            f"such as 'svd'"
+        )
     measured = {}
     for part, frame in factors.frames.items():
         parts = list(frame.circuits())
-        if len(parts) != 1 or parts[0][0]:
+        if len(parts) != 1:
             raise ValueError(
-                f"{name}: what is measured are the columns of one circuit, but those of width {frame.n} are put "
-                f"together of {len(parts)}; adapt with frame='circuit' and width='qudit'"
+                f"{name}: what is measured are the columns of one circuit, but {part!r} of width {frame.n} is made of "
+                f"{len(parts) or 'none'}; adapt with frame='circuit' and width='qudit'"
             )
         measured[part] = estimated_columns(parts[0][1], values[part], frame.k, **settings)[0]
     delta, true = factors.delta(assemble(factors, measured, values)), factors.delta(make(factors, values))

@@ -1,13 +1,15 @@
-"""Measures of states: against quimb and qiskit, known values, and the properties that define entanglement."""
+"""Measures of states: against PennyLane, toqito, quimb and qiskit, known values, and what defines entanglement."""
 
 from functools import reduce
 from itertools import combinations, product
 
 import numpy as np
+import pennylane as qml
 import pytest
 import quimb
 import torch
 from qiskit import quantum_info
+from toqito import state_ops, state_props
 
 from qcircuit_peft import Circuit, Op, state
 from qcircuit_peft.analysis import METRICS
@@ -31,6 +33,55 @@ def kron(matrices):
 def product_states(dims, n=2):
     vectors = [[states((d,), n=n)[k] for d in dims] for k in range(n)]
     return torch.stack([kron(row) for row in vectors])
+
+
+def pennylane_purities(rho, size):
+    return [qml.math.purity(rho, wires) for wires in combinations(range(4), size)]
+
+
+def symmetric(of_pair):
+    found = np.zeros((4, 4))
+    for i, j in combinations(range(4), 2):
+        found[i, j] = found[j, i] = of_pair(i, j)
+    return found
+
+
+# The same measures of four qubits elsewhere, from the state psi and its density matrix rho; cuts are the half cut.
+PENNYLANE = {
+    "meyer_wallach": lambda psi, rho: 2 - 2 * np.mean(pennylane_purities(rho, 1)),
+    "scott_2": lambda psi, rho: 4 / 3 * (1 - np.mean(pennylane_purities(rho, 2))),
+    "purity": lambda psi, rho: qml.math.purity(rho, [0, 1]),
+    "entropy": lambda psi, rho: qml.math.vn_entropy(rho, [0, 1], base=2),
+    "entropy_profile": lambda psi, rho: [
+        qml.math.vn_entanglement_entropy(rho, range(k), range(k, 4), base=2) for k in (1, 2, 3)
+    ],
+    "mutual_information": lambda psi, rho: symmetric(lambda i, j: qml.math.mutual_info(rho, [i], [j], base=2)),
+}
+TOQITO = {
+    "purity": lambda psi, rho: state_props.purity(qml.math.reduce_dm(rho, [0, 1])),
+    "entropy": lambda psi, rho: state_props.von_neumann_entropy(qml.math.reduce_dm(rho, [0, 1])),
+    "negativity": lambda psi, rho: state_props.negativity(rho, [4, 4]),
+    "log_negativity": lambda psi, rho: state_props.log_negativity(rho, [4, 4]),
+    "schmidt_rank": lambda psi, rho: state_props.schmidt_rank(psi, [4, 4]),
+    "schmidt_gap": lambda psi, rho: -np.diff(state_ops.schmidt_decomposition(psi, [4, 4])[0][:2, 0] ** 2).item(),
+    "schmidt_values": lambda psi, rho: state_ops.schmidt_decomposition(psi, [4, 4])[0][:, 0],
+    "concurrence": lambda psi, rho: symmetric(
+        lambda i, j: state_props.concurrence(qml.math.reduce_dm(rho, [i, j])),
+    ),
+}
+IN_NEITHER = {"stabilizer_entropy"}
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("name", OF_STATES)
+def test_every_measure_is_that_of_pennylane_and_toqito(name, kind):
+    references = [table[name] for table in (PENNYLANE, TOQITO) if name in table]
+    assert bool(references) is (name not in IN_NEITHER)
+    for psi in states((2,) * 4, kind):
+        wanted = METRICS[name].value(psi).double().numpy()
+        for reference in references:
+            found = reference(psi.numpy(), torch.outer(psi, psi.conj()).resolve_conj().numpy())
+            np.testing.assert_allclose(wanted, found, atol=1e-7)
 
 
 def test_entropies_are_those_of_quimb():

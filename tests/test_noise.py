@@ -11,6 +11,8 @@ from torch import nn
 from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, density, estimated_columns, load, probabilities, state
 from qcircuit_peft.backends import pennylane
 from qcircuit_peft.backends.noise import interference as noisy_interference
+from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.hardware import evaluate_under_noise
 
@@ -177,15 +179,13 @@ def test_a_hadamard_test_under_noise_is_that_of_pennylane(noise):
         torch.testing.assert_close(found[1, :, column], 2 * (plus - minus), rtol=0, atol=1e-10)
 
 
-def adapted(**sizes):
+def adapted(wide=16, **options):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(sizes.get("wide", 16), 8), nn.Linear(8, 8))
-    model = get_peft_model(
-        net, QCircuitConfig(r=3, alpha=3, width=sizes.get("width", "auto"), target_modules=["0", "1"])
-    )
-    for name, parameter in model.named_parameters():
-        if "lambda" in name:
-            nn.init.normal_(parameter)
+    net = nn.Sequential(nn.Linear(wide, 8), nn.Linear(8, 8))
+    model = get_peft_model(net, QCircuitConfig(r=3, alpha=3, target_modules=["0", "1"], **options))
+    for module in model.base_model.model:
+        for part in module.factors["default"].numbers:
+            nn.init.normal_(getattr(module, f"qcircuit_{part}")["default"])
     return model
 
 
@@ -224,12 +224,30 @@ def test_an_adapter_of_any_width_is_measured_if_it_is_one_circuit():
     exact = evaluate_under_noise(strict)["base_model.model.0"]
     noisy = evaluate_under_noise(strict, Noise(0.01, 0.01, 0.01, 0.01), shots=10**8)["base_model.model.0"]
     assert exact.distance < 1e-12 and 0.01 < noisy.distance / noisy.norm < 1
-    with pytest.raises(ValueError, match=r"model\.0: .* width 12 is put together of several \(width='shannon'\)"):
+    with pytest.raises(ValueError, match=r"model\.0: .* 'v' of width 12 is made of 4; .* width='qudit'"):
         evaluate_under_noise(adapted(wide=12, width="shannon"), shots=10)
     with pytest.raises(ValueError, match="shots is a whole number of at least 1, got 0"):
         evaluate_under_noise(adapted(), shots=0)
     with pytest.raises(ValueError, match="columns under noise are estimated by 'native', got backend 'qiskit'"):
         estimated_columns(Circuit((2,), [Op("RY", (0,))]), drawn(1), 1, shots=1, noise=ALL, backend="qiskit")
+
+
+@pytest.mark.parametrize("factorization", FACTORIZATIONS)
+def test_any_factorization_is_measured_through_its_frames_or_refused(factorization):
+    model = adapted(factorization=factorization)
+    if not model.base_model.model[0].factors["default"].frames:
+        with pytest.raises(ValueError, match=r"model\.0: .* its factorization builds none; .* such as 'svd'"):
+            evaluate_under_noise(model)
+        return
+    for index, found in enumerate(evaluate_under_noise(model).values()):
+        torch.testing.assert_close(found.delta, exact_delta(model, index), rtol=0, atol=1e-5)
+    assert all(found.distance > 1e-3 * found.norm for found in evaluate_under_noise(model, shots=100).values())
+
+
+@pytest.mark.parametrize("frame", [frame for frame in FRAMES if frame != "circuit"])
+def test_frames_without_circuits_are_refused(frame):
+    with pytest.raises(ValueError, match=r"model\.0: .* 'u' of width 8 is made of none; adapt with frame='circuit'"):
+        evaluate_under_noise(adapted(frame=frame))
 
 
 def test_one_known_adapter_is_measured_in_the_precision_of_its_parameters():

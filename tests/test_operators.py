@@ -1,4 +1,4 @@
-"""Entanglement of matrices: theorems, numpy written out, and Monte Carlo."""
+"""Entanglement of matrices: theorems, toqito, numpy written out, and Monte Carlo."""
 
 from functools import reduce
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from qiskit import quantum_info
+from toqito import state_ops, state_props
 
 from qcircuit_peft import Circuit, Op, matrix
 from qcircuit_peft.analysis import METRICS
@@ -53,6 +54,35 @@ def test_spectrum_and_entropy_by_hand(rows, columns, side):
     squares = ours.operator_schmidt(m, side, (rows, columns)).square().numpy()
     np.testing.assert_allclose(squares, p, atol=1e-12)
     assert float(ours.operator_entropy(m, side, (rows, columns))) == pytest.approx(-(p * np.log2(p)).sum())
+
+
+def toqito_spectrum(m, cut):
+    dims = [int(np.prod((3, 2, 2)[:cut])), int(np.prod((3, 2, 2)[cut:]))]
+    values = state_ops.schmidt_decomposition(m, dims)[0][:, 0]
+    return values / np.linalg.norm(values)
+
+
+def toqito_entropy(m, cut):
+    return state_props.von_neumann_entropy(np.diag(toqito_spectrum(m, cut) ** 2))
+
+
+TOQITO = {  # of a matrix on wires of dimensions 3, 2, 2; the half cut is after the first
+    "operator_schmidt": lambda m: toqito_spectrum(m, 1),
+    "operator_rank": lambda m: len(toqito_spectrum(m, 1)),
+    "operator_entropy": lambda m: toqito_entropy(m, 1),
+    "operator_profile": lambda m: [toqito_entropy(m, cut) for cut in (1, 2)],
+}
+NOT_IN_TOQITO = {"entangling_power"}  # by Monte Carlo, below
+
+
+@pytest.mark.parametrize("name", OF_MATRICES)
+def test_every_measure_is_that_of_toqito(name):
+    assert (name in TOQITO) is (name not in NOT_IN_TOQITO)
+    few = kron(unitary(3), unitary(4)) + kron(unitary(3, 1), unitary(4, 1))  # rank 2 at the half cut
+    for m in (unitary(12), few) if name in TOQITO else ():
+        found, wanted = np.atleast_1d(METRICS[name].value(m)), np.atleast_1d(TOQITO[name](m.numpy()))
+        wanted = np.pad(wanted, (0, len(found) - len(wanted)))  # toqito leaves out coefficients that are zero
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(6))

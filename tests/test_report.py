@@ -12,13 +12,16 @@ from qcircuit_peft import QCircuitConfig, circuits, matrix
 from qcircuit_peft.analysis import entanglement_report, plots, tables
 from qcircuit_peft.analysis.entanglement import entropy
 from qcircuit_peft.analysis.operators import operator_entropy, operator_rank
+from qcircuit_peft.ansatz import wire_dims
+from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.frames import FRAMES
 
 WIDTHS = {"a": (8, 12), "b": (12, 6)}  # in, out
 
 
-def adapted(seed=0, **options):
+def adapted(seed=0, widths=WIDTHS, **options):
     torch.manual_seed(0)
-    base = nn.ModuleDict({name: nn.Linear(*sizes) for name, sizes in WIDTHS.items()})
+    base = nn.ModuleDict({name: nn.Linear(*sizes) for name, sizes in widths.items()})
     base.forward = lambda x: base["b"](base["a"](x).tanh())
     return get_peft_model(base, QCircuitConfig(r=3, layers=2, seed=seed, target_modules=["a", "b"], **options))
 
@@ -27,20 +30,23 @@ def train(model):
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
-        model(torch.ones(4, 8)).square().sum().backward()
+        model(torch.ones(4, model.base_model.model["a"].in_features)).square().sum().backward()
         optimizer.step()
     return model
+
+
+def cuts(n):
+    return len(wire_dims(n)) - 1 if n > 1 else 0
 
 
 def test_every_layer_part_stage_and_cut_has_its_row():
     rows = entanglement_report(train(adapted()))
     found = [(row.layer, row.part, row.stage, row.cut) for row in rows]
-    cuts = {6: 1, 8: 2, 12: 2}
     wanted = []
     for layer, (n_in, n_out) in WIDTHS.items():
         for part, n in (("u", n_out), ("v", n_in)):
-            wanted += [(layer, part, stage, k + 1) for stage in ("initial", "now") for k in range(cuts[n])]
-        wanted += [(layer, "delta", "now", k + 1) for k in range(max(cuts[n_in], cuts[n_out]))]
+            wanted += [(layer, part, stage, k + 1) for stage in ("initial", "now") for k in range(cuts(n))]
+        wanted += [(layer, "delta", "now", k + 1) for k in range(max(cuts(n_in), cuts(n_out)))]
     assert found == wanted
 
 
@@ -95,6 +101,53 @@ def test_distance_is_that_of_the_matrices():
     assert name.endswith(f"{row.layer}.{row.part}") and row.distance == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("factorization", FACTORIZATIONS)
+def test_any_factorization_has_rows_of_its_frames_and_of_its_update(factorization):
+    model = train(adapted(widths={"a": (16, 24), "b": (24, 16)}, factorization=factorization))
+    rows = entanglement_report(model)
+    for name in "ab":
+        module = model.base_model.model[name]
+        factors, values = module.factors["default"], module.intrinsic_parameters("default")
+        frames = {part: frame for part, frame in {**factors.frames, **factors.acting}.items() if cuts(frame.n)}
+        delta = module.get_delta_weight("default").double()
+        assert {row.part for row in rows if row.layer == name} == {*frames, "delta"}
+        for row in (row for row in rows if row.layer == name and row.stage == "now"):
+            if row.part == "delta":
+                assert row.operator_entropy == pytest.approx(float(operator_entropy(delta, range(row.cut))), abs=1e-4)
+                continue
+            frame = frames[row.part]
+            states = entropy(frame.columns(values[row.part].detach().double()).mT.contiguous(), range(row.cut))
+            assert row.dims == wire_dims(frame.n) and row.column_entropy == pytest.approx(float(states.mean()))
+            assert row.operator_entropy > 0 and 0 < row.distance <= 1
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_any_frame_has_column_entropies_and_circuits_have_operators_too(frame):
+    model = adapted(frame=frame)
+    fresh, rows = entanglement_report(model), entanglement_report(train(model))
+    made_of_circuits = any(True for _ in circuits(model))
+    of_frames = [row for row in rows if row.part != "delta"]
+    assert len(of_frames) == 2 * sum(cuts(n) for sizes in WIDTHS.values() for n in sizes)
+    assert all(row.column_entropy >= 0 for row in of_frames)
+    for quantity in ("operator_entropy", "operator_rank", "distance"):
+        assert all((getattr(row, quantity) is not None) is made_of_circuits for row in of_frames)
+    start = [row.column_entropy for row in rows if row.stage == "initial"]
+    assert start == [row.column_entropy for row in fresh if row.stage == "now" and row.part != "delta"]
+
+
+def test_shared_circuits_started_where_their_holder_did():
+    torch.manual_seed(0)
+    base = nn.ModuleDict({name: nn.Linear(8, 8) for name in "ab"})
+    base.forward = lambda x: base["b"](base["a"](x).tanh())
+    model = get_peft_model(base, QCircuitConfig(r=3, seed=0, share="shape", target_modules=["a", "b"]))
+    before = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
+    assert max(row.distance for row in entanglement_report(model) if row.part != "delta") < 1e-6
+    rows = entanglement_report(train(model))
+    far = {(row.layer, row.part): row.distance for row in rows if row.part != "delta" and row.stage == "now"}
+    assert 0.01 < far["a", "u"] == far["b", "u"] and far["a", "v"] == far["b", "v"]
+    assert entanglement_report(model, before=before) == rows
+
+
 def test_reading_changes_nothing():
     model = train(adapted())
     modules = {name: id(module) for name, module in model.named_modules()}
@@ -141,7 +194,7 @@ def test_bad_input_is_one_sentence():
         entanglement_report(get_peft_model(nn.ModuleDict({"a": nn.Linear(4, 4)}), LoraConfig(target_modules=["a"])))
     with pytest.raises(ValueError, match="the circuit adapter 'mine', got one with default"):
         entanglement_report(adapted(), "mine")
-    with pytest.raises(ValueError, match=r"before has the 17 angles .*a\.qcircuit_u., got none"):
+    with pytest.raises(ValueError, match=r"before has the 17 parameters .*a\.qcircuit_u., got none"):
         entanglement_report(adapted(), before={})
     with pytest.raises(ValueError, match="one or more rows"):
         tables.to_csv([])

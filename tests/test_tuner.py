@@ -57,13 +57,12 @@ def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry
             continue
         r = 2 if "rank_pattern" in CONTRACT[entry] and ".0." in name else settings.r
         alpha = 7 if "alpha_pattern" in CONTRACT[entry] and ".1." in name else settings.alpha
-        u, v = (
-            (matrix(next(iter(f.circuits()))[1], a.detach()) if f.width == "qudit" else f.columns(a.detach()))[:, :r]
-            for f, a in (
-                (layer.factors["default"].u, layer.qcircuit_u["default"]),
-                (layer.factors["default"].v, layer.qcircuit_v["default"]),
-            )
-        )
+        values = {part: p.detach() for part, p in layer.intrinsic_parameters("default").items()}
+        whole = {
+            part: f.columns(values[part]) if f.width == "shannon" else matrix(next(iter(f.circuits()))[1], values[part])
+            for part, f in layer.factors["default"].frames.items()
+        }
+        u, v = whole["u"][:, :r], whole["v"][:, :r]
         delta = alpha / r * u @ torch.diag(layer.qcircuit_lambda["default"].detach()) @ v.T
         found = layer.get_delta_weight("default")
         assert torch.allclose(found, delta.T if model == "gpt2" else delta, atol=1e-5)
@@ -186,7 +185,10 @@ def test_parameter_count_agrees_and_changes_nothing(model: str, entry: str) -> N
     assert all(not p.is_meta and p.requires_grad for p in net.parameters())
     made = get_peft_model(net, settings)
     assert count == made.get_nb_trainable_parameters()[0]
-    per_layer = [sizes(layer.factors["default"]) for layer in layers(made)]
+    per_layer = [
+        {part: size for part, size in sizes(layer.factors["default"]).items() if part not in layer.lenders["default"]}
+        for layer in layers(made)
+    ]
     adapter = sum(found["lambda"] if entry == "frozen" else sum(found.values()) for found in per_layer)
     assert count == adapter + (2 * 32 + 2 if model == "bert" else 0)
     with torch.device("meta"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qcircuit_peft.analysis.entanglement import entropy_of, entropy_profile
 from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
 from qcircuit_peft.ansatz import wire_dims
-from qcircuit_peft.factorizations.parts import initial, make, sizes
+from qcircuit_peft.factorizations.parts import Factorization, initial, make, sizes
 from qcircuit_peft.tuner.layer import QCircuitLayer, generators
 
 _PREFIX = "base_model.model."
@@ -20,13 +20,16 @@ _PREFIX = "base_model.model."
 class LayerEntanglement:
     """One cut of one part of an adapted layer, "initial" or "now" (``stage``).
 
-    ``part`` is "u", "v" or "delta", the weight update; ``cut`` is the number of wires before it, of those with
-    dimensions ``dims`` (pairs of row and column dimensions for the update). ``column_entropy`` is the mean
-    entanglement entropy of the frame's columns as states, ``operator_entropy`` that of the whole circuit, or of the
-    update, as an operator, both in bits; ``operator_rank`` the operator-Schmidt rank, a bond dimension of the tensor
-    train. ``distance`` from the initial circuit is sqrt(1 - |Tr U0^T U| / N), 0 to 1, blind to a sign.
-    None stands for what is not defined (the entropy of a zero update), not known, or not asked for. A prime width is
-    one wire, has no cut and so no row.
+    ``part`` is a frame of the factorization ("u" and "v" for "svd"), or "delta", the weight update; ``cut`` is the
+    number of wires before it, of those with dimensions ``dims``, the digits of the frame's row index (pairs of row and
+    column dimensions for the update). ``column_entropy`` is the mean entanglement entropy of the frame's k columns as
+    states, ``operator_entropy`` that of the whole N x N matrix the frame is cut from, or of the update, as an operator,
+    both in bits; ``operator_rank`` the operator-Schmidt rank, a bond dimension of the tensor train. ``distance`` from
+    the initial matrix is sqrt(1 - |Tr U0^T U| / N), 0 to 1, blind to a sign.
+
+    None stands for what is not defined (the entropy of a zero update), not known, or not asked for. A frame with k < N
+    that is not made of circuits has no whole matrix, so column entropies only. A prime width is one wire, has no cut
+    and so no row; a factorization of plain numbers ("quanta") has rows of its update only.
     """
 
     layer: str
@@ -66,59 +69,83 @@ def entanglement_report(
     if not known or (adapter is not None and adapter not in known):
         wanted = "a circuit adapter" if adapter is None else f"the circuit adapter {adapter!r}"
         raise ValueError(f"the report is of a model with {wanted}, got one with {', '.join(known) or 'none'}")
+    names = {module: name.removeprefix(_PREFIX) for name, module in found}
     rows = []
     with torch.no_grad():
-        for name, module in found:
+        for module, layer in names.items():
             for chosen in module.active_adapters if adapter is None else [adapter]:
                 if chosen in module.factors:
-                    layer = name.removeprefix(_PREFIX)
-                    initial = _initial(model, module, layer, chosen, before)
-                    rows += _layer_rows(module, layer, chosen, initial, operators)
+                    start = _initial(model, module, names, chosen, before)
+                    rows += _layer_rows(module, layer, chosen, start, operators)
     return rows
 
 
 def _initial(
-    model: Any, module: QCircuitLayer, layer: str, adapter: str, before: Mapping[str, Tensor] | None
+    model: Any, module: QCircuitLayer, names: Mapping[Any, str], adapter: str, before: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor] | None:
-    """The angles of U and V at the start; None if nobody knows them."""
-    factors, config = module.factors[adapter], model.peft_config[adapter]
-    if before is None:
-        drawn = generators(config.seed, layer, sizes(factors))
-        return None if drawn is None else initial(factors, config.init, drawn)
-    angles = {}
-    for part, frame in factors.frames.items():
-        key = f"{_PREFIX}{layer}.qcircuit_{part}"
+    """The parameters of the frames at the start, by part; None if nobody knows them."""
+    config, found = model.peft_config[adapter], {}
+    for part, frame in _frames(module.factors[adapter]).items():
+        holder = module.lenders[adapter].get(part, module)  # of a part that layers share
+        name, factors = names[holder], holder.factors[adapter]
+        if before is None:
+            drawn = generators(config.seed, name, sizes(factors))
+            if drawn is None:
+                return None
+            found[part] = initial(factors, config.init, drawn)[part]
+            continue
+        key = f"{_PREFIX}{name}.qcircuit_{part}"
         if key not in before or before[key].shape != (frame.n_parameters,):
-            found = tuple(before[key].shape) if key in before else "none"
-            raise ValueError(f"before has the {frame.n_parameters} angles {key!r}, got {found}; copy PEFT's state dict")
-        angles[part] = before[key]
-    return angles
+            got = tuple(before[key].shape) if key in before else "none"
+            raise ValueError(
+                f"before has the {frame.n_parameters} parameters {key!r}, got {got}; copy PEFT's state dict"
+            )
+        found[part] = before[key]
+    return found
+
+
+def _frames(factors: Factorization) -> dict[str, Any]:
+    return {**factors.frames, **factors.acting}
 
 
 def _layer_rows(
-    module: QCircuitLayer, layer: str, adapter: str, before: dict[str, Tensor] | None, operators: bool
+    module: Any, layer: str, adapter: str, before: dict[str, Tensor] | None, operators: bool
 ) -> Iterator[LayerEntanglement]:
     factors = module.factors[adapter]
     values = {part: p.detach().double() for part, p in module.values(adapter).items()}
-    for part, frame in factors.frames.items():
+    for part, frame in _frames(factors).items():
         now = values[part]
         dims = wire_dims(frame.n) if frame.n > 1 else ()
-        if len(dims) < 2:
+        if len(dims) < 2 or (part in factors.acting and not operators):
             continue
         stages = {"now": now} if before is None else {"initial": before[part].detach().to(now), "now": now}
-        whole = {stage: replace(frame, k=frame.n).columns(t) for stage, t in stages.items()} if operators else {}
+        square = _square(frame) if operators else None
+        whole = {} if square is None else {stage: square.columns(t) for stage, t in stages.items()}
         for stage, angles in stages.items():
             entropies = entropy_profile(frame.columns(angles).mT, dims).mean(0).tolist()
-            found = _operator_values(whole[stage], (dims, dims)) if operators else [(None, None)] * len(entropies)
+            found = _operator_values(whole[stage], (dims, dims)) if whole else [(None, None)] * len(entropies)
             far = _distance(whole["initial"], whole[stage]) if "initial" in whole else None
             for cut, (entropy, (operator, rank)) in enumerate(zip(entropies, found, strict=True), 1):
                 yield LayerEntanglement(layer, adapter, part, stage, cut, dims, entropy, operator, rank, far)
     if operators:
-        delta = factors.delta(make(factors, values))
+        delta = factors.delta(make(factors, values), _weight(module) if factors.uses_base else None)
         pair = matrix_dims((len(delta), len(delta.mT)))
         for cut, (operator, rank) in enumerate(_operator_values(delta, pair), 1):
             dims = tuple(zip(*pair, strict=True))
             yield LayerEntanglement(layer, adapter, "delta", "now", cut, dims, None, operator, rank, None)
+
+
+def _weight(module: Any) -> Tensor:
+    """The adapted weight as it was before any merge, (out, in)."""
+    weight = module._original().double()
+    return weight.mT if module.fan_in_fan_out else weight
+
+
+def _square(frame: Any) -> Any:
+    """The frame with all its columns, if it is one with the same parameters: circuits are whole matrices."""
+    if frame.k == frame.n:
+        return frame
+    return replace(frame, k=frame.n) if any(True for _ in frame.circuits()) else None
 
 
 def _operator_values(

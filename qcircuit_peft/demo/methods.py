@@ -71,8 +71,7 @@ def _lora(task: Task) -> PeftConfig:
 METHODS: dict[str, Method] = {
     "probe": Method("linear probe", None, 0.0),
     "frozen": circuit("circuits frozen at random angles, r = 73", 73, train_angles=False),
-    "small": circuit("circuits shared by all blocks, r = 64", 64, share="kind"),
     "lora": Method("LoRA, r = 1", _lora, 4e-3),
-    "fourier": fourier("FourierFT", 2520),
-    "circuit": circuit("circuits, r = 16, all linear layers", 16, all_layers=True, angle_rate=2e-2),
+    "fourier": fourier("FourierFT", 872),
+    "circuit": circuit("circuits shared by all blocks, r = 64", 64, share="kind"),
 }

@@ -95,8 +95,9 @@ class CircuitFrame:
     ``ansatz`` is what ``load`` takes: a name, a path, plain data or an ``Ansatz``, which it is from then on. ``width``
     says how an n that is not a power of two is reached: "qudit" puts its odd primes on wires of their own, "shannon"
     is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters (``choose_width``).
-    Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, or a width that does not suit
-    the ansatz or the backend.
+    ``splits``, for "shannon" only, maps widths N of the recursion to their larger part N1, such as {768: 384}.
+    Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, splits that do not fit, or a
+    width that does not suit the ansatz or the backend.
     Source: Quantum-PEFT (arXiv 2503.05431), Eqs. (2) and (4); the wires of other dimensions are ours.
 
     >>> import torch
@@ -113,6 +114,7 @@ class CircuitFrame:
     layers: int = 1
     width: str = "auto"
     backend: str = "native"
+    splits: Any = ()
 
     def __post_init__(self) -> None:
         check_sizes("frame", self, n=(1, None), k=(1, self.n), layers=(0, MAX_LAYERS))
@@ -123,7 +125,11 @@ class CircuitFrame:
         check_real(self.ansatz)
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
-        if self.width == "qudit":
+        if self.width == "shannon":
+            object.__setattr__(self, "splits", shannon.read_splits(self.n, self.splits))
+        elif self.splits:
+            raise ValueError(f"frame: splits are for width='shannon', got {self.splits!r} with width={self.width!r}")
+        else:
             count = qudit_parameters(self.n, self.ansatz, self.layers)
             if count is None:
                 raise ValueError(
@@ -141,26 +147,30 @@ class CircuitFrame:
         return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:  # without what is cached: a hash is not the same in another process
-        return CircuitFrame, (self.n, self.k, self.ansatz, self.layers, self.width, self.backend)
+        return CircuitFrame, (self.n, self.k, self.ansatz, self.layers, self.width, self.backend, self.splits)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CircuitFrame":
         return self
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.n, self.k, self.ansatz, self.layers, self.width, self.backend))
+        return hash((self.n, self.k, self.ansatz, self.layers, self.width, self.backend, self.splits))
+
+    @cached_property
+    def _recursion(self) -> shannon.Recursion:
+        return shannon.Recursion(self.ansatz, self.layers, self.splits, self.backend)
 
     @cached_property
     def n_parameters(self) -> int:
         """The number of parameters, all angles in radians; it does not depend on ``k``."""
         if self.width == "shannon":
-            return shannon.n_parameters(self.n, self.ansatz, self.layers)
+            return self._recursion.n_parameters(self.n)
         return _qudit_circuit(self.n, self.ansatz, self.layers).n_angles
 
     @cached_property
     def family(self) -> "CircuitFrame":
         """The same for all frames that can be generated in one call: those that differ in ``k`` only."""
-        return _family(self.n, self.ansatz, self.layers, self.width, self.backend)
+        return _family(self.n, self.ansatz, self.layers, self.width, self.backend, self.splits)
 
     def initial(self, init: str = "uniform", generator: Generator | None = None) -> Float[Tensor, "P"]:
         """Fresh angles in radians: "uniform" in [0, 2 pi), standard "normal" or "zeros"."""
@@ -170,25 +180,25 @@ class CircuitFrame:
         """The frame of each row of angles (radians), orthonormal; raises ValueError for a wrong number of angles."""
         check_count(angles, self.n_parameters)
         if self.width == "shannon":
-            return shannon.columns(self.n, self.ansatz, self.layers, angles, self.k, self.backend)
+            return self._recursion.columns(self.n, angles, self.k)
         return backends.columns(_qudit_circuit(self.n, self.ansatz, self.layers), angles, self.k, backend=self.backend)
 
-    def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+    def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""
         check_count(angles, self.n_parameters)
         if self.width == "shannon":
-            return shannon.apply(self.n, self.ansatz, self.layers, angles, x, self.backend)
+            return self._recursion.apply(self.n, angles, x)
         return backends.apply(_qudit_circuit(self.n, self.ansatz, self.layers), angles, x, backend=self.backend)
 
     def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
         """The circuits of the frame: a name (empty if there is one only), the circuit, its part of the parameters."""
         if self.width == "shannon":
-            yield from shannon.leaves(self.n, self.ansatz, self.layers)
+            yield from self._recursion.leaves(self.n)
         else:
             circuit = _qudit_circuit(self.n, self.ansatz, self.layers)
             yield "", circuit, slice(0, circuit.n_angles)
 
 
 @lru_cache(maxsize=4096)
-def _family(n: int, ansatz: Ansatz, layers: int, width: str, backend: str) -> CircuitFrame:
-    return CircuitFrame(n, 1, ansatz, layers, width, backend)
+def _family(n: int, ansatz: Ansatz, layers: int, width: str, backend: str, splits: shannon.Splits) -> CircuitFrame:
+    return CircuitFrame(n, 1, ansatz, layers, width, backend, splits)

@@ -1,6 +1,8 @@
 """What all frames share: a ``Kind`` for each entry of ``FRAMES``, the module ``Frame``, how parameters start."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -42,8 +44,10 @@ class Frame(nn.Module):
         self.theta = nn.Parameter(spec.initial(init, generator))
 
     def forward(self) -> Float[Tensor, "n k"]:
-        """The frame, in the dtype and on the device of ``theta``."""
-        return self.spec.columns(self.theta)
+        """The frame, in the dtype and on the device of ``theta``, also under autocast."""
+        kind = self.theta.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            return self.spec.columns(self.theta)
 
     def extra_repr(self) -> str:
         """The map and its options, as print(frame) shows them."""
@@ -52,7 +56,7 @@ class Frame(nn.Module):
 
 @dataclass(frozen=True)
 class Kind:
-    """An entry of ``FRAMES``: the class of its specs, and what it is in one line.
+    """An entry of ``FRAMES``: what makes its specs, what it is in one line, and the names of its options.
 
     ``FRAMES[name](n, k, **options)`` is a ``Frame``; ``.spec(n, k, **options)`` says what it is, without parameters;
     ``.n_parameters(n, k, **options)`` how many it takes. Each raises ValueError for an option that is not known, or a
@@ -63,24 +67,20 @@ class Kind:
     47
     """
 
-    made_by: type[Any]
+    made_by: Callable[..., Any]
     about: str
+    options: tuple[str, ...] = ()
 
     def __call__(
         self, n: int, k: int, *, init: str = "uniform", generator: Generator | None = None, **options: Any
     ) -> Frame:
         return Frame(self.spec(n, k, **options), init, generator)
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The names of the options."""
-        return tuple(field.name for field in fields(self.made_by))[2:]
-
     def spec(self, n: int, k: int, **options: Any) -> Any:
         """The frozen, hashable record of a frame, from which the tuner works."""
-        unknown = [name for name in options if name not in self.options]
-        if unknown:
-            raise ValueError(f"frame: unknown option {unknown[0]!r}; {did_you_mean(unknown[0], self.options)}")
+        for name in options:
+            if name not in self.options:
+                raise ValueError(f"frame: unknown option {name!r}; {did_you_mean(name, self.options)}")
         return self.made_by(n, k, **options)
 
     def n_parameters(self, n: int, k: int, **options: Any) -> int:
@@ -89,7 +89,7 @@ class Kind:
 
 
 def draw(init: str, size: int, generator: Generator | None, spread: float) -> Float[Tensor, "P"]:
-    """Fresh Lie parameters or vectors: normal of this spread for "uniform", of spread 1 for "normal", or zeros.
+    """Fresh numbers about 0: uniform with this standard deviation, standard normal, or zeros.
 
     Raises ValueError for an init that is not in ``INITS``.
     """
@@ -97,7 +97,9 @@ def draw(init: str, size: int, generator: Generator | None, spread: float) -> Fl
         raise ValueError(f"frame: init is one of {', '.join(INITS)}, got {init!r}")
     if init == "zeros":
         return torch.zeros(size)
-    return torch.randn(size, generator=generator) * (spread if init == "uniform" else 1.0)
+    if init == "normal":
+        return torch.randn(size, generator=generator)
+    return (2 * torch.rand(size, generator=generator) - 1) * (3**0.5 * spread)
 
 
 def draw_angles(init: str, size: int, generator: Generator | None) -> Float[Tensor, "P"]:

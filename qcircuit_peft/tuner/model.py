@@ -47,10 +47,9 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Fa
             f"r is at most the smaller width of a module, {min(n_in, n_out)} for {name!r} ({n_in} in, {n_out} out), "
             f"got {r}"
         )
-    options = config.frame_options
-    if config.frame == "circuit":
-        fields = {key: getattr(config, key) for key in ("layers", "width", "backend")}
-        options = {"ansatz": load(config.ansatz), **fields, **options}
+    fields = {"ansatz": load(config.ansatz), **{key: getattr(config, key) for key in ("layers", "width", "backend")}}
+    options = {key: value for key, value in fields.items() if key in FRAMES[config.frame].options}
+    options |= config.frame_options
     intrinsic = _of_module(config.intrinsic_rank_pattern, name, None)
     if intrinsic is not None:
         options = {**options, "intrinsic_rank": intrinsic}

@@ -13,7 +13,7 @@ from qcircuit_peft.backends.native.whole import Whole
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """float32 products in float32, whatever torch is set to: TF32 or bfloat16 would not leave a frame orthonormal."""
     units: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [unit.fp32_precision for unit in units]
@@ -33,7 +33,7 @@ class _Recompute(torch.autograd.Function):
     """``prefix(angles)``, keeping only the angles for the backward pass."""
 
     @staticmethod
-    @_full_precision()
+    @full_precision()
     def forward(prefix: Prefix, angles: Tensor) -> Tensor:
         return prefix(angles)
 
@@ -43,7 +43,7 @@ class _Recompute(torch.autograd.Function):
         ctx.save_for_backward(angles)
 
     @staticmethod
-    @_full_precision()
+    @full_precision()
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (angles,) = ctx.saved_tensors
         halves, pull, *_ = torch.func.vjp(ctx.prefix.halves, angles)
@@ -59,7 +59,7 @@ class _Reversible(torch.autograd.Function):
     """``whole(angles, x)``, keeping only the angles and the result for the backward pass."""
 
     @staticmethod
-    @_full_precision()
+    @full_precision()
     def forward(whole: Whole, angles: Tensor, x: Tensor) -> Tensor:
         return whole(angles, x)
 
@@ -69,7 +69,7 @@ class _Reversible(torch.autograd.Function):
         ctx.save_for_backward(angles, output)
 
     @staticmethod
-    @_full_precision()
+    @full_precision()
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         angles, output = ctx.saved_tensors
         if not ctx.whole.blocks.groups:  # permutations only

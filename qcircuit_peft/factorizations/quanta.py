@@ -1,0 +1,152 @@
+"""QuanTA: gates on all pairs of axes of a width, a trained copy minus a frozen one; of full rank."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from qcircuit_peft.factorizations.axes import balanced, given, whole
+from qcircuit_peft.factorizations.parts import Base
+
+
+@lru_cache(maxsize=256)
+def _pairs(axes: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Every pair of axes in the order in which its gates act, the last axis first, and the size of the gate."""
+    order = range(len(axes) - 1, -1, -1)
+    return tuple((i, j, axes[i] * axes[j]) for i, j in combinations(order, 2))
+
+
+@lru_cache(maxsize=64)
+def _frozen(axes: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
+    """The entries of the frozen gates, uniform with variance 1 / (rows of the gate); the same in every version."""
+    random = np.random.RandomState(seed)  # the one stream that numpy promises never to change
+    gates = [random.uniform(-1, 1, size * size) * (3 / size) ** 0.5 for _, _, size in _pairs(axes)]
+    return np.concatenate(gates).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Quanta:
+    """delta W = scaling * (T - S): the inputs as a tensor of ``axes``, gates on all its pairs of axes one by one.
+
+    S is the product of frozen gates, drawn from ``seed`` and never stored; T that of the same gates plus the trained
+    "gates", which start at 0, all entries in one vector. So all layers of one shape share S, and weight decay pulls
+    towards delta W = 0. Inputs are padded with zeros, or cropped, to the product of the axes, and outputs from it.
+    T x - S x is not taken as the difference of two near vectors: with a = S x and e = T x - S x so far, the gate
+    S_j + D_j makes S_j e + D_j (a + e) of e, which loses no digits for small D.
+    Source: QuanTA (arXiv 2406.00132); the seed, the form of the difference, and the start of the gates are ours.
+
+    >>> Quanta(4096, 4096, (16, 8, 8, 4)).numbers
+    {'gates': 43008}
+    """
+
+    n_out: int
+    n_in: int
+    axes: tuple[int, ...]
+    seed: int = 0
+    scaling: float = 1.0
+    uses_base: ClassVar[bool] = False
+    rank: ClassVar[None] = None
+
+    @property
+    def frames(self) -> dict[str, Any]:
+        """None: gates are plain numbers."""
+        return {}
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The trained part of all gates: the sum over pairs of axes of (d_i d_j)^2."""
+        return {"gates": sum(size * size for _, _, size in _pairs(self.axes))}
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """There is no frame to weight."""
+        return {}
+
+    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros: the trained gates are the frozen ones, and delta W is 0."""
+        return torch.zeros(self.numbers[part])
+
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
+        """delta W applied to ``x``, (*rows, in), gate by gate: (*rows, out)."""
+        trained = made["gates"]
+        frozen = torch.from_numpy(_frozen(self.axes, self.seed)).to(trained)
+        width, rows = prod(self.axes), x.shape[:-1]
+        a = pad(x, (0, width - self.n_in)).reshape(-1, *self.axes)  # a negative pad crops
+        e, start = None, 0
+        for i, j, size in _pairs(self.axes):
+            where = slice(start, start := start + size * size)
+            still, moved = frozen[where].view(size, size), trained[where].view(size, size)
+            e = _gate(a, moved, i, j) if e is None else _gate(e, still, i, j) + _gate(a + e, moved, i, j)
+            a = _gate(a, still, i, j)
+        assert e is not None  # there are two axes or more
+        return pad(e.reshape(*rows, width), (0, self.n_out - width)) * self.scaling
+
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
+        """delta W itself, to merge and to export."""
+        gates = made["gates"]
+        return self.forward(torch.eye(self.n_in, dtype=gates.dtype, device=gates.device), made).mT
+
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Refused with ValueError: the update has full rank."""
+        raise ValueError(f"quanta: the update has full rank, at most {min(self.n_out, self.n_in)}, and is no LoRA")
+
+
+def _gate(x: Tensor, gate: Tensor, i: int, j: int) -> Tensor:
+    """A gate on the axes i and j of x, (rows, *axes)."""
+    last = x.movedim((i + 1, j + 1), (-2, -1))
+    return linear(last.flatten(-2), gate).view(last.shape).movedim((-2, -1), (i + 1, j + 1))
+
+
+def quanta(
+    n_out: int,
+    n_in: int,
+    r: int,
+    frame: Callable[[int, int], Any],
+    scaling: float = 1.0,
+    *,
+    axes: Any = None,
+    order: int = 4,
+    seed: int = 0,
+) -> Quanta:
+    """QuanTA for a weight (n_out, n_in); it has no rank and no frames, so ``r`` and ``frame`` are not looked at.
+
+    ``axes`` multiply to one of both widths; a table from widths to axes is asked for the larger width. Left out, the
+    larger width has ``order`` balanced axes. Parameters: the sum over pairs of axes of (d_i d_j)^2.
+    Raises ValueError for other axes, for one axis alone, for gates that have more entries than the weight, or a seed
+    outside 0..2^32 - 1.
+
+    >>> quanta(4096, 4096, 1, None, axes=[16, 8, 8, 4]).numbers, quanta(3072, 768, 1, None).axes
+    ({'gates': 43008}, (8, 8, 8, 6))
+    """
+    whole("quanta: seed", seed, 0, 2**32 - 1)
+    width = max(n_out, n_in)
+    if isinstance(axes, dict):
+        axes = {str(key): value for key, value in axes.items()}.get(str(width))
+    if axes is None:
+        chosen = balanced(width, whole("quanta: order", order, 2, 12))
+    else:
+        chosen = given("quanta", (width, min(n_out, n_in)), axes)
+    if len(chosen) < 2:
+        raise ValueError(
+            f"quanta: gates act on pairs of axes, but width {width} has {len(chosen)}, {chosen}; name axes"
+        )
+    made = Quanta(n_out, n_in, chosen, seed, scaling)
+    if made.numbers["gates"] > n_out * n_in:
+        raise ValueError(
+            f"quanta: gates on the axes {chosen} have {made.numbers['gates']} entries, more than the {n_out * n_in} of "
+            f"the weight; name smaller axes or leave the module out"
+        )
+    return made

@@ -1,0 +1,132 @@
+"""delta W = (R - I) W or W (R - I): an orthogonal circuit turns what a layer gives or takes."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qcircuit_peft.factorizations.parts import Base
+
+SIDES = ("out", "in")
+
+
+@lru_cache(maxsize=256)
+def _start(spec: Any) -> tuple[Tensor, Tensor]:
+    """The signed permutation C(0) that a map is at zero parameters, as (sources, signs): (C(0) x)_i = s_i x_{p_i}.
+
+    Raises ValueError if it is none.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        probe = torch.stack([torch.ones(spec.n, device="cpu"), torch.arange(spec.n, device="cpu") + 1.0], dim=-1)
+        signs, places = spec.apply(torch.zeros(spec.n_parameters, device="cpu"), probe).unbind(-1)
+        sources = (signs * places).long() - 1
+        if not (torch.equal(signs.abs(), probe[:, 0]) and torch.equal(sources.sort()[0] + 1.0, probe[:, 1])):
+            raise ValueError(
+                "rotation: at zero angles the circuit has to be a permutation with signs, as one of rotations, CZ, "
+                f"CNOT and SWAP is, but this frame is not: {spec}"
+            )
+    return sources, signs
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """delta W = (R - I) W on the ``side`` "out", W (R - I) on "in"; R = C(angles) C(0)^T for the circuit C, ``spec``.
+
+    C(0) is a permutation with signs, so that R = I exactly where all angles are 0, and that is the start: a random one
+    would turn the pretrained weights. R is applied, never built. The merged weight has the singular values of W.
+    Needs the base layer: ``base`` in ``forward`` maps (*rows, in) to (*rows, out) without a bias, and ``delta`` takes
+    the weight. ``scaling`` is 1, because a rotation has no size.
+    Source: orthogonal fine-tuning (arXiv 2306.07280) with the circuits of Quantum-PEFT (arXiv 2503.05431).
+    """
+
+    n_out: int
+    n_in: int
+    spec: Any
+    side: str = "out"
+    scaling: ClassVar[float] = 1.0
+    uses_base: ClassVar[bool] = True
+    rank: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if self.side not in SIDES:
+            raise ValueError(f"rotation: side is one of {', '.join(SIDES)}, got {self.side!r}")
+        if not hasattr(self.spec, "apply"):
+            raise ValueError(f"rotation: the frame has to act without being built, which this cannot: {self.spec}")
+        _start(self.spec)
+
+    @property
+    def frames(self) -> dict[str, Any]:
+        """None: the circuit acts, its columns are not wanted."""
+        return {}
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """The spec whose parameters are the numbers "angles"."""
+        return {"angles": self.spec}
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The parameters of the circuit, in radians."""
+        return {"angles": self.spec.n_parameters}
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """There is no frame to weight."""
+        return {}
+
+    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros: R = I."""
+        return torch.zeros(self.numbers[part])
+
+    def turn(self, z: Tensor, angles: Tensor) -> Tensor:
+        """(R - I) z for (*rows, n), in float32 or float64 also under autocast, since R z is near z."""
+        dtype = torch.promote_types(torch.promote_types(z.dtype, angles.dtype), torch.float32)
+        kind = z.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            sources, signs = (part.to(z.device) for part in _start(self.spec))
+            columns = z.reshape(-1, self.spec.n).mT.to(dtype)
+            back = torch.empty_like(columns).index_copy(0, sources, columns * signs[:, None].to(dtype))  # C(0)^T z
+            turned = self.spec.apply(angles.to(dtype), back) - columns
+        return turned.mT.reshape(z.shape).to(z.dtype)
+
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
+        """delta W applied to ``x``, (*rows, in): (*rows, out). One more product with W on the side "in"."""
+        if base is None:
+            raise ValueError("rotation: forward needs the base layer, a map from (*rows, in) to (*rows, out), got None")
+        if self.side == "out":
+            return self.turn(base(x), made["angles"])
+        return base(self.turn(x, made["angles"]))
+
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
+        """delta W of a base weight (out, in), to merge and to export."""
+        if weight is None:
+            raise ValueError("rotation: delta needs the base weight, (out, in), got None")
+        if self.side == "out":
+            return self.turn(weight.mT, made["angles"]).mT
+        whole = torch.eye(self.n_in, dtype=weight.dtype, device=weight.device)
+        return weight @ self.turn(whole, made["angles"]).mT
+
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Refused with ValueError: the update has full rank."""
+        raise ValueError(f"rotation: the update has full rank, {min(self.n_out, self.n_in)}, and is no LoRA; merge it")
+
+
+def rotation(
+    n_out: int, n_in: int, r: int, frame: Callable[[int, int], Any], scaling: float = 1.0, *, side: str = "out"
+) -> Rotation:
+    """Orthogonal fine-tuning of a weight (n_out, n_in) by a circuit of one width; ``r`` and ``scaling`` are not used.
+
+    ``side`` is "out" or "in"; parameters: those of the circuit of that width. Raises ValueError for another side, or a
+    map that cannot act or is not a permutation with signs at zero parameters.
+
+    >>> from qcircuit_peft.frames.circuit import CircuitFrame
+    >>> rotation(768, 3072, 1, CircuitFrame).numbers
+    {'angles': 29}
+    """
+    width = n_in if side == "in" else n_out
+    return Rotation(n_out, n_in, frame(width, width), side)

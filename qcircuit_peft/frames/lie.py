@@ -1,0 +1,116 @@
+"""Orthogonal matrices f(A) of a skew-symmetric A = B - B^T of low rank, on a few columns.
+
+B (N, N) is strictly lower-triangular with K' columns that are not zero, B = [L; C] with L (K', K'). A maps the span of
+W = [E, P / s], with E = [1; 0], P = [0; C] and any s > 0, into itself: A W = W M, where
+
+    M = [[S, -C^T C / s], [s 1, 0]],   S = L - L^T,
+
+and A X = W Y for every X, Y = [S X' - C^T X''; s X'] with X = [X'; X'']. So, for every power series f = 1 + z phi(z),
+
+    f(A) X = X + W phi(M) Y,
+
+which needs the small M (2K', 2K') only: O(N K' m) for m columns, and A is never built. M, Y and phi are computed in
+float64, so the result is as orthonormal as its own dtype can tell, whatever the norm of A. The derivation is ours.
+"""
+
+from collections.abc import Callable
+from math import factorial, inf
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+TOLERANCE = 1e-6  # of |U^T U - 1|, for the truncated series
+
+
+def _on_subspace(b: Tensor, x: Tensor, phi: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """x + W phi(M) Y; b (*batch, N, K'), x (*batch, N, m)."""
+    rank = b.shape[-1]
+    wide = torch.float32 if b.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    lower, c = b[..., :rank, :].to(wide), b[..., rank:, :]
+    top, bottom = x[..., :rank, :], x[..., rank:, :]
+    skew, gram = lower - lower.mT, c.mT.to(wide) @ c.to(wide)
+    mean = gram.detach().diagonal(dim1=-2, dim2=-1).mean(-1)
+    s = mean.clamp_min(1).sqrt()[..., None, None]  # the result does not depend on it, nor does a gradient
+    eye = torch.eye(rank, dtype=wide, device=b.device).expand_as(skew)
+    m = torch.cat([torch.cat([skew, -gram / s], -1), torch.cat([s * eye, torch.zeros_like(skew)], -1)], -2)
+    y = torch.cat([skew @ top.to(wide) - (c.mT @ bottom).to(wide), s * top.to(wide)], -2)
+    first, second = phi(m, y).split(rank, -2)
+    return torch.cat([top + first.to(x.dtype), bottom + c @ (second / s).to(x.dtype)], -2)
+
+
+def _phi_exponential(m: Tensor, y: Tensor) -> Tensor:
+    """((e^M - 1) / M) Y, a block of the exponential of a larger matrix."""
+    size = m.shape[-1]
+    m = m.expand(*y.shape[:-2], size, size)
+    right = y if y.shape[-1] <= size else torch.eye(size, dtype=m.dtype, device=m.device).expand_as(m)
+    block = torch.matrix_exp(pad(torch.cat([m, right], -1), (0, 0, 0, right.shape[-1])))[..., :size, size:]
+    return block if right is y else block @ y
+
+
+def taylor(b: Tensor, x: Tensor, order: int | None = None) -> Tensor:
+    """e^A X; with ``order`` P the sum of A^p / p! up to P, else the order and the scaling that the norm of A asks for.
+
+    The latter is torch.matrix_exp on M: Taylor polynomials up to order 18 with scaling and squaring, chosen by norm
+    (Bader, Blanes and Casas 2019). One operation, so torch.func sees no shape that depends on data.
+    """
+    if order is None:
+        return _on_subspace(b, x, _phi_exponential)
+
+    def phi(m: Tensor, y: Tensor) -> Tensor:
+        term = total = y
+        for p in range(2, order + 1):
+            term = m @ term / p
+            total = total + term
+        return total
+
+    return _on_subspace(b, x, phi)
+
+
+def cayley(b: Tensor, x: Tensor) -> Tensor:
+    """(1 - A/2)^-1 (1 + A/2) X; the inverse is that of a (2K', 2K') matrix (Woodbury)."""
+
+    def phi(m: Tensor, y: Tensor) -> Tensor:
+        return torch.linalg.solve(torch.eye(m.shape[-1], dtype=m.dtype, device=m.device) - m / 2, y)
+
+    return _on_subspace(b, x, phi)
+
+
+def neumann(b: Tensor, x: Tensor, order: int) -> Tensor:
+    """(1 + A/2) (1 + A/2 + ... + (A/2)^P) X with P = ``order``: Cayley's inverse as a truncated series."""
+
+    def phi(m: Tensor, y: Tensor) -> Tensor:
+        term = total = y
+        for p in range(1, order + 1):
+            term = m @ term / 2
+            total = total + (term if p < order else term / 2)
+        return total
+
+    return _on_subspace(b, x, phi)
+
+
+def exponential(b: Tensor, x: Tensor) -> Tensor:
+    """e^A X from the whole N x N matrix: a reference, O(N^3)."""
+    full = pad(b, (0, b.shape[-2] - b.shape[-1]))
+    return torch.matrix_exp(full - full.mT) @ x
+
+
+_SERIES: dict[str, Callable[[complex, int], complex]] = {
+    "taylor": lambda z, order: sum(z**p / factorial(p) for p in range(order + 1)),
+    "neumann": lambda z, order: (1 + z / 2) * sum((z / 2) ** p for p in range(order + 1)),
+}
+
+
+def truncation_error(name: str, order: int, norm: float) -> float:
+    """The largest |U^T U - 1| of a truncated series, "taylor" or "neumann", at a skew A of spectral norm ``norm``.
+
+    A is normal with eigenvalues i t, so this is the largest ||f(i t)|^2 - 1| for t in [0, norm]. For Neumann, with
+    z = norm / 2, it is z^(2P+2) if the order P is even, but 2 z^(P+1) + z^(2P+2) if P is odd.
+
+    >>> [f"{truncation_error('neumann', order, 1.0):.0e}" for order in (4, 5, 16)]
+    ['1e-03', '3e-02', '1e-10']
+    """
+    try:
+        return max(abs(abs(_SERIES[name](1j * norm * step / 8, order)) ** 2 - 1) for step in range(1, 9))
+    except OverflowError:
+        return inf

@@ -1,0 +1,164 @@
+"""Frames whose parameters are the first K' columns of a strictly lower-triangular matrix B: the classical maps."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf, sqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from qcircuit_peft.backends.native.differentiation import full_precision
+from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.frames.givens import givens
+from qcircuit_peft.frames.householder import householder
+from qcircuit_peft.frames.kind import check_count, check_sizes, draw, draw_angles
+from qcircuit_peft.frames.lie import TOLERANCE, cayley, exponential, neumann, taylor, truncation_error
+
+MAX_ORDER = 256
+
+
+@dataclass(frozen=True)
+class Map:
+    """How B (*batch, N, K') acts on X (*batch, N, m), and where a "uniform" start draws B from.
+
+    Entries are uniform with standard deviation ``spread`` / sqrt(N), or ``spread`` / (sqrt(N) + sqrt(K')) for a
+    ``bounded`` map; without a spread they are angles uniform in [0, 2 pi). A truncated series has a default ``order``,
+    0 for one that the norm chooses.
+    """
+
+    act: Callable[..., Tensor]
+    spread: float | None
+    order: int | None = None
+    bounded: bool = False
+
+
+# Spreads by measurement (N = 64 and 768, K = 1 to 64): at these a column of the frame keeps no more of its weight in
+# the first K rows, and has no larger entries, than one of a random frame. Neumann diverges there, at a norm of 2.
+MAPS: dict[str, Map] = {
+    "taylor": Map(taylor, torch.pi / 2, order=0),
+    "exponential": Map(exponential, torch.pi / 2),
+    "cayley": Map(cayley, 2.0),
+    "neumann": Map(neumann, 1.4, order=32, bounded=True),
+    "householder": Map(householder, 1.0),
+    "givens": Map(givens, None),
+}
+
+
+@dataclass(frozen=True)
+class LowerFrame:
+    """The first ``k`` columns of the orthogonal matrix that ``map`` makes of B, strictly lower-triangular.
+
+    ``intrinsic_rank`` K' is k if left out. The parameters are the n K' - K' (K' + 1) / 2 entries of B below its
+    diagonal, column by column, so that a smaller K' is a beginning of the vector. K' < k moves less: the frame then
+    differs from the first columns of 1 by a rank of 2 K' at most (K' for "householder").
+
+    map: a name in ``MAPS``. order: of a truncated series, "neumann" (32 if left out) or "taylor" (left out: chosen from
+    the norm of A, with scaling, so that |U^T U - 1| <= 1e-6 always).
+    Raises ValueError for sizes out of range, K' above k, an order for another map, or an order too low for the start.
+    Source: Quantum-PEFT (arXiv 2503.05431), secs. 3 and A; the starts and the order are ours.
+
+    >>> frame = LowerFrame("taylor", 768, 8, intrinsic_rank=2)
+    >>> frame.n_parameters, frame.columns(frame.initial()).shape
+    (1533, torch.Size([768, 8]))
+    """
+
+    map: str
+    n: int
+    k: int
+    intrinsic_rank: Any = None
+    order: Any = None
+
+    def __post_init__(self) -> None:
+        if self.map not in MAPS:
+            raise ValueError(f"frame: map is one of {', '.join(MAPS)}, got {self.map!r}")
+        check_sizes(self.map, self, n=(1, None), k=(1, self.n))
+        if self.intrinsic_rank is None:
+            object.__setattr__(self, "intrinsic_rank", self.k)
+        check_sizes(self.map, self, intrinsic_rank=(1, self.k))
+        if self.order is None:
+            object.__setattr__(self, "order", MAPS[self.map].order or None)
+        elif MAPS[self.map].order is None:
+            raise ValueError(f"{self.map}: order is for the truncated series taylor and neumann, got {self.order!r}")
+        if self.order is not None:
+            check_sizes(self.map, self, order=(1, MAX_ORDER))
+            self._check_order("uniform")
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of parameters, n K' - K' (K' + 1) / 2: all that a frame has if K' = k, up to signs."""
+        return self.n * self.intrinsic_rank - self.intrinsic_rank * (self.intrinsic_rank + 1) // 2
+
+    @property
+    def family(self) -> "LowerFrame":
+        """The same for all frames that can be generated in one call: those that differ in ``k`` only."""
+        return replace(self, k=self.intrinsic_rank)
+
+    @cached_property
+    def radius(self) -> float:
+        """The spectral norm of A up to which |U^T U - 1| <= 1e-6; infinite for all but a truncated series."""
+        if self.order is None:
+            return inf
+        low, high = 0.0, float(MAX_ORDER)
+        for _ in range(40):
+            middle = (low + high) / 2
+            inside = truncation_error(self.map, self.order, middle) <= TOLERANCE
+            low, high = (middle, high) if inside else (low, middle)
+        return low
+
+    def _spread(self) -> float | None:
+        kind = MAPS[self.map]
+        return kind.spread and kind.spread / (sqrt(self.n) + sqrt(self.intrinsic_rank) * kind.bounded)
+
+    def _check_order(self, init: str) -> None:
+        """Raise ValueError if the series, at the norm that A has at the start, is not orthogonal to ``TOLERANCE``."""
+        deviation = {"uniform": self._spread() or 0.0, "normal": 1.0}.get(init, 0.0)
+        norm = 1.15 * deviation * (sqrt(self.n) + sqrt(self.intrinsic_rank))  # that of a random matrix, and some more
+        if truncation_error(self.map, self.order, norm) <= TOLERANCE:
+            return
+        orders = (p for p in range(1, MAX_ORDER + 1) if truncation_error(self.map, p, norm) <= TOLERANCE)
+        least = next(orders, None)
+        raise ValueError(
+            f"{self.map}: a series of order {self.order} leaves |U^T U - 1| above {TOLERANCE:g} at a norm of "
+            f"{norm:.3g}, where A starts with init={init!r}; "
+            + (f"the least order is {least}" if least else f"no order up to {MAX_ORDER} does, take another init or map")
+        )
+
+    def initial(self, init: str = "uniform", generator: Generator | None = None) -> Float[Tensor, "P"]:
+        """Fresh parameters: "uniform" is the map's own random start (``Map``), or standard "normal", or "zeros".
+
+        Raises ValueError for another init, or one at which a truncated series is not orthogonal.
+        """
+        if self.order is not None:
+            self._check_order(init)
+        spread = self._spread()
+        return (
+            draw_angles(init, self.n_parameters, generator)
+            if spread is None
+            else draw(init, self.n_parameters, generator, spread)
+        )
+
+    def columns(self, parameters: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n k"]:
+        """The frame of each row of parameters, in their dtype; raises ValueError for a wrong number of them."""
+        return self.apply(parameters, torch.eye(self.n, self.k, dtype=parameters.dtype, device=parameters.device))
+
+    def apply(self, parameters: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
+        """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``: O(n K' m)."""
+        check_count(parameters, self.n_parameters)
+        act = MAPS[self.map].act
+        with nullcontext() if torch.compiler.is_compiling() else full_precision():
+            b = self.lower(parameters)
+            return act(b, x) if self.order is None else act(b, x, self.order)
+
+    def lower(self, parameters: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n r"]:
+        """The K' columns of B."""
+        place = torch.triu_indices(self.intrinsic_rank, self.n, 1, device=parameters.device)
+        flat = parameters.new_zeros(*parameters.shape[:-1], self.intrinsic_rank * self.n)
+        return flat.index_copy(-1, place[0] * self.n + place[1], parameters).unflatten(-1, (-1, self.n)).mT
+
+    def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
+        """None: this frame has no circuit."""
+        return iter(())
