@@ -46,7 +46,7 @@ class Run:
 
 def taylor(**quantization: Any) -> Run:
     """Taylor frames of rank 4."""
-    return Run({"r": 4, "alpha": 32, "frame": "taylor", "quantization": quantization or None}, 5e-3)
+    return Run({"r": 4, "alpha": 32, "frame": "taylor", "quantization": quantization or None}, 2e-2)
 
 
 RUNS: dict[str, Run] = {"FP32": taylor()}

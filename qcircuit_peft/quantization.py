@@ -143,10 +143,10 @@ def _encode(x: Float32[Tensor, "*batch n"], quantization: Quantization) -> tuple
         if rest:
             widths = torch.cat([widths, torch.full_like(widths[..., :1], quantization.bits)], -1)
         widths = widths.unsqueeze(-1)
-    levels = (torch.exp2(torch.as_tensor(widths, device=x.device)) - 1).clamp_min(1)
+    levels: Any = ((1 << widths) - 1).clamp_min(1) if isinstance(widths, Tensor) else max((1 << widths) - 1, 1)
     zeros = torch.sub(low, low.abs(), alpha=_MARGIN).bfloat16().float()
     scales = ((high - zeros) * (1 + _MARGIN) / levels).clamp_min(_TINY).bfloat16().float()
-    codes = ((x - zeros) / scales).round().clamp_min(0).minimum(levels)
+    codes = ((x - zeros) / scales).round().clamp_min(0).clamp_max(levels)
     return codes, zeros, scales, widths
 
 
@@ -173,8 +173,8 @@ def pack(x: Float[Tensor, "n"], quantization: Quantization) -> UInt8[Tensor, "by
     n = len(x)
     if not n:
         return torch.empty(0, dtype=torch.uint8)
-    codes, zeros, scales, widths = _encode(x.detach().float().cpu(), quantization)
-    wide = torch.as_tensor(widths).expand(len(codes), 1)
+    codes, zeros, scales, widths = (torch.as_tensor(t).cpu() for t in _encode(x.detach().float(), quantization))
+    wide = widths.expand(len(codes), 1)
     bits = wide.expand(codes.shape).flatten()[:n].numpy()
     digits = codes.flatten()[:n].numpy().astype(np.uint16)[:, None] >> np.arange(MAX_BITS, dtype=np.uint16) & 1
     stream = np.packbits(digits[_used(bits)].astype(np.uint8), bitorder="little")

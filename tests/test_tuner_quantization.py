@@ -16,6 +16,7 @@ from tiny import adapted, base, config, inputs, layers, logits, shake
 from torch import Tensor
 
 from qcircuit_peft import QCircuitConfig, circuits
+from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.quantization import Quantization, pack, unpack
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -290,3 +291,45 @@ def test_bits_for_a_part_that_is_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="part 'core', but the parts are u, v, lambda"):
         get_peft_model(model, config("llama", quantization={"parts": {"core": 8}}))
     assert not layers(model)
+
+
+@pytest.mark.parametrize("name", FACTORIZATIONS)
+def test_every_factorization(name: str, tmp_path: Path) -> None:
+    def net(**change: Any) -> Any:
+        fields = {"factorization": name, "target_modules": ["q_proj"], "seed": 1, **change}
+        return get_peft_model(base("llama", num_hidden_layers=1), config("llama", **fields)).eval()
+
+    model = net(quantization={"bits": 3, "group": 16})
+    assert torch.equal(logits(model, "llama"), logits(base("llama", num_hidden_layers=1), "llama"))
+    plain = net()
+    for adapted_model in (model, plain):
+        torch.manual_seed(3)
+        for p in adapted_model.parameters():
+            if p.requires_grad:
+                p.data += torch.randn(p.shape) / 10
+    expected = logits(model, "llama")
+    assert not torch.equal(logits(plain, "llama"), expected)
+    model.save_pretrained(tmp_path)
+    for key, data in bits_of(tmp_path).items():
+        assert (data.dtype == torch.uint8) == (not key.endswith("lambda")), key
+    loaded = PeftModel.from_pretrained(base("llama", num_hidden_layers=1), tmp_path)
+    assert torch.equal(logits(loaded, "llama"), expected)
+    assert all(p.grad is None for p in model.parameters())
+    model(**inputs("llama")).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for key, p in model.named_parameters() if "qcircuit_" in key)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
+    net = adapted("llama", **SETTINGS["adaptive"]).to(dtype)
+    net.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base("llama").to(dtype), tmp_path)
+    assert torch.equal(logits(loaded, "llama"), logits(net, "llama"))
+    for layer in layers(net):
+        for part, p in layer.made_now("default").items():
+            assert torch.equal(
+                p,
+                layer.bank.frames(layer, ("default",), torch.float64 if dtype == torch.float64 else torch.float32)[
+                    "default"
+                ][part],
+            )

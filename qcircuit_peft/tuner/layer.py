@@ -42,10 +42,6 @@ class Held(NamedTuple):
     packed: Packed | None
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
 class QCircuitLayer(BaseTunerLayer):
     """What is common to adapted layers: parameters by adapter name, and what is made of them.
 
@@ -133,10 +129,10 @@ class QCircuitLayer(BaseTunerLayer):
         return {part: Grid(h.scheme, h.packed and h.packed.values) for part, h in found.items() if h.scheme is not None}
 
     def values(self, adapter: str, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The parameters of an adapter, or some of them, as its update uses them: quantized, if it is."""
-        grids = self.grids(adapter)
-        found = self.intrinsic_parameters(adapter)
-        return {part: grids.get(part, _as_it_is)(found[part]) for part in (found if parts is None else parts)}
+        """The parameters of an adapter, or some, as its update uses them: in float32 or float64, quantized if it is."""
+        grids, found = self.grids(adapter), self.intrinsic_parameters(adapter)
+        wide = {p: found[p] if found[p].dtype == torch.float64 else found[p].float() for p in parts or found}
+        return {part: grids[part](value) if part in grids else value for part, value in wide.items()}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT asks for on every layer."""
@@ -161,8 +157,7 @@ class QCircuitLayer(BaseTunerLayer):
 
     def made_now(self, adapter: str) -> dict[str, Tensor]:
         """What the factorization of an adapter works on, generated for it by itself; differentiable."""
-        values = self.values(adapter).items()
-        return make(self.factors[adapter], {part: p if p.dtype == torch.float64 else p.float() for part, p in values})
+        return make(self.factors[adapter], self.values(adapter))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether the update is a product of two thin matrices, which is what LoRA stores."""
