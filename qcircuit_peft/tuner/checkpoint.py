@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 PREFIX = "qcircuit_"
+PREFIXES = (PREFIX, "qpa_")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The shapes in the checkpoint that is being loaded, for the tuner to compare before it touches the model.
-_loading: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("loading", default=None)
+# The kind of the checkpoint that is being loaded and its shapes, for its tuner to compare before it touches the model.
+_loading: ContextVar[tuple[str, Mapping[str, tuple[int, ...]]] | None] = ContextVar("loading", default=None)
 
 
 def bare(key: str) -> str:
@@ -32,8 +33,8 @@ def bare(key: str) -> str:
 
 
 def is_ours(key: str) -> bool:
-    """Whether a key of a state dict is a parameter of a circuit adapter."""
-    return any(part.startswith(PREFIX) for part in key.split("."))
+    """Whether a key of a state dict is a parameter of a circuit adapter or of a generator."""
+    return any(part.startswith(PREFIXES) for part in key.split("."))
 
 
 def check_finite(name: str, value: Tensor) -> None:
@@ -58,9 +59,10 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
         raise ValueError(f"the checkpoint has {extra[0]}, but no adapted module of this model takes it")
 
 
-def shapes_loading() -> Mapping[str, tuple[int, ...]] | None:
-    """The shapes of the adapter parameters in the checkpoint that is now being loaded; None if none is."""
-    return _loading.get()
+def shapes_loading(kind: str) -> Mapping[str, tuple[int, ...]] | None:
+    """The shapes of the parameters in the checkpoint of this kind that is now being loaded; None if none is."""
+    found = _loading.get()
+    return found[1] if found is not None and found[0] == kind else None
 
 
 def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -113,7 +115,7 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
             state = _read(str(source), names, hub)
-        token = _loading.set(check_values(str(source or "adapter_state_dict"), state))
+        token = _loading.set((kind, check_values(str(source or "adapter_state_dict"), state)))
         try:
             return load(*args, **kwargs)
         finally:
