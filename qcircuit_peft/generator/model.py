@@ -121,14 +121,13 @@ class QPAModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
-        self.peft_config: dict[str, Any] = {name: copy.deepcopy(config) for name, config in configs.items()}
+        self.peft_config: dict[str, Any] = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
         self.active_adapter: str | list[str] = adapter_name
         self.targeted_module_names: list[str] = []
         self.targeted_parameter_names: list[str] = []
         object.__setattr__(self, "wrapped", None)  # not a submodule: it would list all parameters a second time
         self.sources: dict[str, Source] = {}
-        self.prompt = _Prompt() if configs[adapter_name].base.is_prompt_learning else None
+        self.prompt = _Prompt() if self.peft_config[adapter_name].base.is_prompt_learning else None
         setattr(self, HOLDER, nn.ModuleDict())
         self.model = model
         self.inject_adapter(model, adapter_name)
@@ -136,7 +135,7 @@ class QPAModel(BaseTuner):
     @skip_init_on_device  # the base method's initial values are needed, also with low_cpu_mem_usage
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter: the base method's by PEFT, then a generator for its trainable parameters."""
-        config: Any = self.peft_config[adapter_name]
+        config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
         trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
         known = {id(parameter) for parameter in trainable}
         first, active = self.wrapped is None, self.active_adapter
@@ -153,8 +152,8 @@ class QPAModel(BaseTuner):
             self._generate(adapter_name, config, known)
         except Exception:
             if not first:
-                self._still(self.wrapped.delete_adapter, adapter_name)
                 self.set_adapter(active)
+                self._still(self.wrapped.delete_adapter, adapter_name)
             elif self.prompt is None:
                 self.wrapped.unload()
             for parameter, wanted in trainable.items():
@@ -220,6 +219,11 @@ class QPAModel(BaseTuner):
         """What a call of this model runs."""
         disabled = self.prompt is not None and self.prompt.disable_adapters
         return self.wrapped.base_model if disabled else self.model
+
+    def train(self, mode: bool = True) -> "QPAModel":
+        """Training or evaluation, also for what PEFT made, which is not a submodule."""
+        self.wrapped.train(mode)
+        return super().train(mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted model's output."""
