@@ -13,7 +13,6 @@ from qcircuit_peft import (
     Noise,
     Op,
     QCircuitConfig,
-    circuits,
     density,
     estimated_columns,
     load,
