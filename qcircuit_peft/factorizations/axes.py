@@ -21,7 +21,7 @@ def _divisors(n: int) -> tuple[int, ...]:
 
 
 def _products(n: int, count: int, least: int, most: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``n`` as a product of ``count`` factors from ``least`` to ``most``, largest first."""
+    """``n`` as a product of ``count`` factors from ``least`` to ``most``, largest first, in all ways, balanced first."""
     if count == 1:
         if least <= n <= most:
             yield (n,)
@@ -33,7 +33,7 @@ def _products(n: int, count: int, least: int, most: int) -> Iterator[tuple[int, 
 
 @lru_cache(maxsize=4096)
 def balanced(n: int, order: int, least: int = 2) -> tuple[int, ...]:
-    """``n`` as a product of ``order`` factors of at least ``least`` with the smallest sum, largest first.
+    """``n`` as a product of ``order`` factors of at least ``least``, the largest as small as can be and first.
 
     Where there is no such product it has fewer factors, (n,) in the end.
 
@@ -41,7 +41,7 @@ def balanced(n: int, order: int, least: int = 2) -> tuple[int, ...]:
     ((32, 24), (8, 8, 8, 8), (768,), (97,))
     """
     for count in range(order, 1, -1):
-        found = min(_products(n, count, least, n), key=sum, default=None)
+        found = next(_products(n, count, least, n), None)
         if found is not None:
             return found
     return (n,)

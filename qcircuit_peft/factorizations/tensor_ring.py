@@ -23,7 +23,7 @@ def tensor_ring(
     A ring has no exact canonical form, so its cores are frames (b_{m-1} n_m, b_m) with a trainable diagonal on every
     bond: "lambda" where outputs and inputs meet, zero at first, and others that start at 1. The two bonds between
     outputs and inputs multiply to r (16 = 4 x 4; a prime r gives a train), which is the rank of delta W; inner bonds
-    have the larger of the two sizes. ``axes`` and ``order`` as in ``split``; raises ValueError if axes do not
+    have the size of the larger. ``axes`` and ``order`` as in ``split``; raises ValueError if axes do not
     multiply to the width. Parameters: the frames, and one number for each index of a bond.
     Source: Quantum-PEFT (arXiv 2503.05431), Fig. 5; bonds and diagonals are ours.
 

@@ -10,8 +10,8 @@ from qcircuit_peft.factorizations.network import Network, chain
 def chain_frames(axes: Sequence[int], r: int, frame: Callable[[int, int], Any], loop: int = 1) -> tuple[Any, ...]:
     """Frames (b_{m-1} n_m, b_m) for ``chain``, b_0 = loop and b_m = r, or less where the axes so far are narrower."""
     cores, bond = [], loop
-    for m, n in enumerate(axes, 1):
-        rows, bond = bond * n, min(bond * n, r if m == len(axes) else max(r, loop))
+    for n in axes:
+        rows, bond = bond * n, min(bond * n, r)
         cores.append(frame(rows, bond))
     return tuple(cores)
 
