@@ -21,7 +21,7 @@ def _divisors(n: int) -> tuple[int, ...]:
 
 
 def _products(n: int, count: int, least: int, most: int) -> Iterator[tuple[int, ...]]:
-    """``n`` as a product of ``count`` factors from ``least`` to ``most``, largest first, in all ways, balanced first."""
+    """``n`` as a product of ``count`` factors from ``least`` to ``most``, largest first; balanced ones come first."""
     if count == 1:
         if least <= n <= most:
             yield (n,)
