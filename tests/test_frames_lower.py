@@ -145,6 +145,13 @@ def test_derivatives(name: str) -> None:
     assert torch.allclose(tangent[0], jacobian.sum(-1))
 
 
+@pytest.mark.parametrize(("name", "rank"), [("taylor", 4), ("cayley", 4), ("neumann", 4), ("householder", 2)])
+def test_a_low_intrinsic_rank_moves_few_dimensions(name: str, rank: int) -> None:
+    frame = FRAMES[name].spec(40, 10, intrinsic_rank=2)
+    moved = frame.columns(frame.initial().double()) - torch.eye(40, 10)
+    assert torch.linalg.matrix_rank(moved) == rank
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that an operation inside the block returns."""
 
