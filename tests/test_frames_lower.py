@@ -186,7 +186,7 @@ def test_a_uniform_start_is_far_from_unit_columns(name: str, n: int, k: int) -> 
 
 @pytest.mark.parametrize("name", [*ALWAYS, "neumann"])
 def test_frames_stay_exact_whatever_precision_torch_multiplies_in(name: str) -> None:
-    frame, before = FRAMES[name](256, 8), torch.get_float32_matmul_precision()
+    frame, before = FRAMES[name](1024, 32), torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -194,7 +194,7 @@ def test_frames_stay_exact_whatever_precision_torch_multiplies_in(name: str) -> 
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert u.dtype == torch.float32 and (u.mT @ u - torch.eye(8)).abs().max() <= 1e-6
+    assert u.dtype == torch.float32 and (u.double().mT @ u.double() - torch.eye(32)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(
