@@ -63,10 +63,7 @@ def evaluate_under_noise(
 
 def _perturbed(name: str, module: QCircuitLayer, adapter: str, settings: dict[str, Any]) -> Perturbed:
     factors = module.factors[adapter]
-    values = {
-        part: p.to(torch.promote_types(p.dtype, torch.float32))
-        for part, p in module.intrinsic_parameters(adapter).items()
-    }
+    values = {part: p.to(torch.promote_types(p.dtype, torch.float32)) for part, p in module.values(adapter).items()}
     if not factors.frames:
         raise ValueError(
             f"{name}: what is measured are columns of circuits, but its factorization builds none; adapt with another, "

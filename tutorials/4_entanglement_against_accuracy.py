@@ -120,8 +120,8 @@ for name, own in (("trained", trained), ("with controls", runs)):
 print(tables.to_text(gains(runs)))
 
 # %% [markdown]
-# With trained angles, accuracy rises with L in both families, and with Q. The controls say more, though so far from
-# one seed: with angles as they were drawn, circuits with 7.7 bits of operator entropy do as well as products with
-# none; and angles without entangling gates are worse than no further angles, since rotations of one wire in a row
-# only add up, to one larger step. So entanglement alone buys nothing that is visible here; it goes with angles that
-# count. docs/study.md has the numbers, and what they cannot tell.
+# With trained angles, accuracy rises with L in both families, and with Q; it goes as well with the number of
+# parameters. The controls say more: with angles as they were drawn, circuits with 7.7 bits of operator entropy do no
+# better than products with none; and further angles without entangling gates add nothing that three seeds show, since
+# rotations of one wire in a row only add up, to one larger step. So entanglement alone buys nothing that is visible
+# here; it goes with angles that count. docs/study.md has the numbers, and what they cannot tell.

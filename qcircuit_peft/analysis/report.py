@@ -112,7 +112,7 @@ def _layer_rows(
     module: Any, layer: str, adapter: str, before: dict[str, Tensor] | None, operators: bool
 ) -> Iterator[LayerEntanglement]:
     factors = module.factors[adapter]
-    values = {part: p.detach().double() for part, p in module.intrinsic_parameters(adapter).items()}
+    values = {part: p.detach().double() for part, p in module.values(adapter).items()}
     for part, frame in _frames(factors).items():
         now = values[part]
         dims = wire_dims(frame.n) if frame.n > 1 else ()

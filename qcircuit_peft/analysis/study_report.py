@@ -183,12 +183,12 @@ def accuracy_figure(runs: Sequence[Run], quantity: str) -> Figure:
         own = [run for run in runs if f"{run.ansatz}, r = {run.r}, {run.control}" == label]
         known = [(value, 100 * run.test) for run in own if (value := getattr(run, quantity)) is not None]
         axes.plot(*zip(*known, strict=True), linestyle="none", color=f"C{number}", marker=".", alpha=0.5)
-    tests = [100 * run.test for run in runs]
-    axes.set_ylim(max(0, min(tests) - 5), min(100, max(tests) + 5))  # intervals of two seeds may leave the figure
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0, low), min(100, high))  # the interval of two seeds may go beyond
     axes.set_xlabel(QUANTITIES[quantity])
     axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 

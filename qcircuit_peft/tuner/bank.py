@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.factorizations.parts import weighted
+from qcircuit_peft.tuner.grid import Grid, stacked
 
 Frames = dict[str, Tensor]  # the frames of one layer and adapter, by part
 
@@ -35,6 +36,7 @@ class _Entry:
     def __init__(self, layer: Any, adapter: str) -> None:
         self.layer, self.adapter, self.factors = weakref.ref(layer), adapter, layer.factors[adapter]
         self.parameters: dict[str, Tensor] = layer.generated_from(adapter)
+        self.grids: dict[str, Grid] = layer.grids(adapter)
         self.signature = _signature(self.parameters.values())
         self.outputs: dict[str, int] = {}
 
@@ -86,6 +88,7 @@ class _Plan:
         self.device, self.dtype = device, dtype
         self.leaves: list[Tensor] = []  # stacked values, from which the kept graph starts
         self.sources: list[list[Tensor]] = []  # the parameters in them
+        self._grids: list[Grid | None] = []  # on which they lie, if they are quantized
         self.spent = False  # a backward pass has gone through
         self._steps: list[_Step] = []
         self._outputs_of: dict[int, set[int]] = {}  # of a parameter, by its id
@@ -111,13 +114,14 @@ class _Plan:
             for part, frame in factors.frames.items():
                 angles, by = entry.parameters[part], factors.weights.get(part)
                 weight = None if by is None else entry.parameters[by]
-                run = (1, frame.k) if weight is None else (0, frame.k, factors.scaling, weight.dtype)
-                found = families.setdefault((frame.family, angles.dtype), [])
+                scheme, *of_weight = (entry.grids[name].scheme if name in entry.grids else None for name in (part, by))
+                run = (1, frame.k) if weight is None else (0, frame.k, factors.scaling, weight.dtype, *of_weight)
+                found = families.setdefault((frame.family, angles.dtype, scheme), [])
                 found.append(_Slot(run, part, frame, angles, weight, entry))
         n_outputs = 0
         for members in families.values():
             members.sort(key=lambda slot: repr(slot.run))
-            unique = {id(slot.angles): slot.angles for slot in members}
+            unique = {id(slot.angles): (slot.angles, slot.entry.grids.get(slot.part)) for slot in members}
             row_of = {key: row for row, key in enumerate(unique)}
             leaf, runs, rows = self._leaf(list(unique.values())), [], []
             for _, group in groupby(members, key=lambda slot: slot.run):
@@ -129,7 +133,11 @@ class _Plan:
                     slot.entry.outputs[slot.part] = output_of[slot.key]
                     for key in slot.key:
                         self._outputs_of.setdefault(key, set()).add(output_of[slot.key])
-                weights = [slot.weight for slot in made.values() if slot.weight is not None]
+                weights = [
+                    (slot.weight, slot.entry.grids.get(slot.entry.factors.weights[slot.part]))
+                    for slot in made.values()
+                    if slot.weight is not None
+                ]
                 first = slots[0]
                 runs.append(_Run(first.frame.k, first.entry.factors.scaling, self._leaf(weights) if weights else None))
                 rows.append([row_of[id(slot.angles)] for slot in made.values()])
@@ -138,9 +146,11 @@ class _Plan:
             widest = max((slot.frame for slot in members), key=lambda frame: frame.k)
             self._steps.append(_Step(widest, leaf, runs, [len(run) for run in rows], picked))
 
-    def _leaf(self, parameters: list[Tensor]) -> int:
+    def _leaf(self, members: list[tuple[Tensor, Grid | None]]) -> int:
+        parameters = [parameter for parameter, _ in members]
         self.leaves.append(_stack(parameters).requires_grad_(any(p.requires_grad for p in parameters)))
         self.sources.append(parameters)
+        self._grids.append(stacked([grid for _, grid in members]))
         return len(self.leaves) - 1
 
     def stacks(self, leaves: list[Tensor]) -> list[Tensor]:
@@ -148,15 +158,16 @@ class _Plan:
         found: list[Tensor] = []
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            values = [grid(leaf) if grid else leaf for leaf, grid in zip(leaves, self._grids, strict=True)]
             for frame, leaf, runs, sizes, rows in self._steps:
-                columns = frame.columns(leaves[leaf])
+                columns = frame.columns(values[leaf])
                 if rows is not None:
                     parts = [columns.index_select(0, run) for run in rows]
                 else:
                     parts = torch.split(columns, sizes) if len(sizes) > 1 else [columns]
                 for part, run in zip(parts, runs, strict=True):
                     part = part[..., : run.k] if run.k < frame.k else part
-                    part = part if run.weight is None else weighted(part, leaves[run.weight], run.scaling)
+                    part = part if run.weight is None else weighted(part, values[run.weight], run.scaling)
                     found.append(part if part.dtype == self.dtype else part.to(self.dtype))
         return found
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig
@@ -18,12 +18,22 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
 
+from qcircuit_peft.quantization import Quantization, pack, unpack
+
 PREFIX = "qcircuit_"
+PREFIXES = (PREFIX, "qpa_")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The shapes in the checkpoint that is being loaded, for the tuner to compare before it touches the model.
-_loading: ContextVar[Mapping[str, tuple[int, ...]] | None] = ContextVar("loading", default=None)
+# The kind and the state of the checkpoint that is being loaded, for its tuner to look at before it touches the model.
+_loading: ContextVar[tuple[str, dict[str, Tensor]] | None] = ContextVar("loading", default=None)
+
+
+class Packed(NamedTuple):
+    """A quantized parameter as a file holds it, and the values that this stands for."""
+
+    data: Tensor
+    values: Tensor
 
 
 def bare(key: str) -> str:
@@ -32,8 +42,8 @@ def bare(key: str) -> str:
 
 
 def is_ours(key: str) -> bool:
-    """Whether a key of a state dict is a parameter of a circuit adapter."""
-    return any(part.startswith(PREFIX) for part in key.split("."))
+    """Whether a key of a state dict is a parameter of a circuit adapter or of a generator."""
+    return any(part.startswith(PREFIXES) for part in key.split("."))
 
 
 def check_finite(name: str, value: Tensor) -> None:
@@ -58,19 +68,58 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
         raise ValueError(f"the checkpoint has {extra[0]}, but no adapted module of this model takes it")
 
 
-def shapes_loading() -> Mapping[str, tuple[int, ...]] | None:
-    """The shapes of the adapter parameters in the checkpoint that is now being loaded; None if none is."""
-    return _loading.get()
+def state_loading(kind: str) -> dict[str, Tensor] | None:
+    """The checkpoint of this kind that is now being loaded, by its own keys; None if none is."""
+    found = _loading.get()
+    return found[1] if found is not None and found[0] == kind else None
 
 
 def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shapes of our parameters in a state dict; raises ValueError for a dtype or an entry that they cannot have."""
     ours = {key: value for key, value in state.items() if is_ours(key)}
     for key, value in ours.items():
-        if value.dtype not in _DTYPES:
-            raise ValueError(f"{where}: {key} holds {value.dtype}; allowed are {', '.join(map(str, _DTYPES))}")
+        allowed = (*_DTYPES, torch.uint8) if PREFIX in key else _DTYPES  # the last: packed bits
+        if value.dtype not in allowed:
+            raise ValueError(f"{where}: {key} holds {value.dtype}; allowed are {', '.join(map(str, allowed))}")
         check_finite(f"{where}: {key}", value)
     return {bare(key): tuple(value.shape) for key, value in ours.items()}
+
+
+def open_packed(
+    state: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Quantization]
+) -> dict[str, Packed]:
+    """Replace packed parameters by their values in a state dict, and return them by the names of ``wanted``.
+
+    ``schemes`` are those of the parameters that are quantized. Raises ValueError, naming a key and changing nothing,
+    for bits that are not as promised, or unless the parameters and shapes are exactly those wanted.
+    """
+    opened: dict[str, tuple[str, Packed]] = {}
+    for key, value in state.items():
+        name = bare(key)
+        if value.dtype == torch.uint8 and name in wanted:
+            if name not in schemes:
+                raise ValueError(
+                    f"the checkpoint's {name} holds packed bits, but the configuration does not quantize it"
+                )
+            try:
+                opened[name] = key, Packed(value, unpack(value, wanted[name][0], schemes[name]))
+            except ValueError as error:
+                raise ValueError(f"the checkpoint's {name}: {error}") from None
+    values = state | {key: packed.values for key, packed in opened.values()}
+    check_shapes({bare(key): tuple(value.shape) for key, value in values.items() if is_ours(key)}, wanted)
+    state.update(values)
+    return {name: packed for name, (_, packed) in opened.items()}
+
+
+def packed_form(name: str, value: Tensor, scheme: Quantization, loaded: Packed | None) -> Tensor:
+    """The packed bits of a parameter; those that were loaded, if it has not changed since.
+
+    Raises ValueError for an entry that is NaN or infinite.
+    """
+    if loaded is not None and torch.equal(value.detach().cpu().to(loaded.values.dtype), loaded.values):
+        return loaded.data
+    check_finite(name, value)
+    return pack(value.detach(), scheme)
 
 
 def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dict[str, Tensor]:
@@ -98,7 +147,8 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
 
     @functools.wraps(load)
     def loader(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        call = signature.bind(*args, **kwargs)
+        given = dict(call.arguments)
         options = getattr(given.get("load_config"), "download_kwargs", None) or {}
         given = {**options, **given.pop("kwargs", {}), **(given.pop("adapter_kwargs", None) or {}), **given}
         source = given.get("model_id", given.get("peft_model_id"))
@@ -113,9 +163,13 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
             state = _read(str(source), names, hub)
-        token = _loading.set(check_values(str(source or "adapter_state_dict"), state))
+        check_values(str(source or "adapter_state_dict"), state)
+        state = dict(state)
+        if "adapter_state_dict" in signature.parameters and any(value.dtype == torch.uint8 for value in state.values()):
+            call.arguments["adapter_state_dict"] = state  # the tuner opens what is packed in it before it is loaded
+        token = _loading.set((kind, state))
         try:
-            return load(*args, **kwargs)
+            return load(*call.args, **call.kwargs)
         finally:
             _loading.reset(token)
 

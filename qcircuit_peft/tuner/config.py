@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
 from qcircuit_peft.gates import did_you_mean
+from qcircuit_peft.quantization import Quantization
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -26,7 +27,7 @@ DEFAULT_ALPHA = 128.0
 CIRCUIT_VERSION = 1
 _CIRCUIT_KEYS = (
     *("ansatz", "layers", "width", "backend", "frame", "frame_options", "intrinsic_rank_pattern"),
-    *("factorization", "factorization_options", "share", "init", "seed", "train_angles"),
+    *("factorization", "factorization_options", "share", "init", "seed", "train_angles", "quantization"),
 )
 _CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
 _SHARE = ("kind", "shape")
@@ -57,6 +58,8 @@ class QCircuitConfig(PeftConfig):
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
     seed: fixes the initial angles of every module whatever the global random state; None draws from that state.
     train_angles: False freezes the angles, so that only lambda is trained (the control experiment).
+    quantization: a ``Quantization`` or its fields: parameters are used with few bits, in training too, and saved
+        packed. Loaded again they are those that were used; the full-precision ones are kept only with packed=False.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save, bias, task_type: as in LoRA;
         bias is "none", "all" or "qcircuit_only".
     fan_in_fan_out: accepted for LoRA's sake; the layer's type decides.
@@ -85,6 +88,7 @@ class QCircuitConfig(PeftConfig):
     init: str = "uniform"
     seed: int | None = None
     train_angles: bool = True
+    quantization: Quantization | dict[str, Any] | None = None
     target_modules: str | list[str] | set[str] | None = None
     exclude_modules: str | list[str] | set[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -131,6 +135,8 @@ class QCircuitConfig(PeftConfig):
             _whole("seed", self.seed, 0)
         if not isinstance(self.train_angles, bool):
             raise ValueError(f"train_angles is true or false, got {self.train_angles!r}")
+        if self.quantization is not None:
+            self.quantization = Quantization.from_dict(self.quantization)
         for name in ("rank_pattern", "intrinsic_rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name) or {}
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
@@ -195,7 +201,9 @@ class QCircuitConfig(PeftConfig):
         """The configuration as plain data, all about the circuit under the one key ``circuit``."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_CIRCUIT_KEYS, "circuit")}
         circuit = {key: getattr(self, key) for key in _CIRCUIT_KEYS}
-        return {**plain, "circuit": {"version": CIRCUIT_VERSION, **circuit, "ansatz": load(self.ansatz).to_dict()}}
+        circuit["ansatz"] = load(self.ansatz).to_dict()
+        circuit["quantization"] = self.quantization and asdict(Quantization.from_dict(self.quantization))
+        return {**plain, "circuit": {"version": CIRCUIT_VERSION, **circuit}}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write adapter_config.json; the file that was there stays whole if that fails."""

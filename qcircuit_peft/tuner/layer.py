@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -13,8 +13,10 @@ from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import Base, Factorization, initial, loose, make, sizes
+from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.tuner.bank import FrameBank, Frames
-from qcircuit_peft.tuner.checkpoint import PREFIX, check_finite
+from qcircuit_peft.tuner.checkpoint import PREFIX, Packed, check_finite
+from qcircuit_peft.tuner.grid import Grid
 
 
 def features(base: nn.Module) -> tuple[int, int]:
@@ -32,6 +34,14 @@ def generators(seed: int | None, name: str, parts: Iterable[str]) -> dict[str, t
     return {part: torch.Generator().manual_seed(int.from_bytes(digest)) for part, digest in digests.items()}
 
 
+class Held(NamedTuple):
+    """A parameter, how it is quantized, and the packed form that it was loaded from; None where it is not."""
+
+    parameter: Tensor
+    scheme: Quantization | None
+    packed: Packed | None
+
+
 class QCircuitLayer(BaseTunerLayer):
     """What is common to adapted layers: parameters by adapter name, and what is made of them.
 
@@ -41,7 +51,7 @@ class QCircuitLayer(BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
-    other_param_names = ("factors", "rates", "lenders")
+    other_param_names = ("factors", "rates", "lenders", "quantizations", "packed")
 
     def __init__(self, base_layer: nn.Module, bank: FrameBank, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -51,6 +61,8 @@ class QCircuitLayer(BaseTunerLayer):
         self.factors: dict[str, Factorization] = {}
         self.rates: dict[str, float] = {}
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
+        self.quantizations: dict[str, Quantization | None] = {}
+        self.packed: dict[str, dict[str, Packed]] = {}  # what was loaded, by part
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.in_features, self.out_features = features(self.get_base_layer())
         self._disable_adapters = False
@@ -69,6 +81,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.factors[adapter_name] = factors
         self.rates[adapter_name] = float(config.dropout)
         self.lenders[adapter_name] = dict(lenders)
+        self.quantizations[adapter_name], self.packed[adapter_name] = config.quantization, {}
         if not config.train_angles:
             self.frozen_peft_weight_names[adapter_name] = tuple(
                 PREFIX + part for part in (*factors.frames, *factors.acting)
@@ -93,6 +106,34 @@ class QCircuitLayer(BaseTunerLayer):
         alone = loose(self.factors[adapter])
         return {part: value for part, value in self.intrinsic_parameters(adapter).items() if part not in alone}
 
+    def held(self, adapter: str) -> dict[str, Held]:
+        """The parameters of an adapter by part, without those that other layers hold."""
+        quantization, packed = self.quantizations[adapter], self.packed[adapter]
+        return {
+            part: Held(
+                getattr(self, PREFIX + part)[adapter],
+                None if quantization is None else quantization.of(part),
+                packed.get(part),
+            )
+            for part in sizes(self.factors[adapter])
+            if part not in self.lenders[adapter]
+        }
+
+    def grids(self, adapter: str) -> dict[str, Grid]:
+        """How those parts of an adapter that are quantized are, shared ones too."""
+        if self.quantizations[adapter] is None:
+            return {}
+        found = self.held(adapter)
+        for part, lender in self.lenders[adapter].items():
+            found[part] = lender.held(adapter)[part]
+        return {part: Grid(h.scheme, h.packed and h.packed.values) for part, h in found.items() if h.scheme is not None}
+
+    def values(self, adapter: str, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The parameters of an adapter, or some, as its update uses them: in float32 or float64, quantized if it is."""
+        grids, found = self.grids(adapter), self.intrinsic_parameters(adapter)
+        wide = {p: found[p] if found[p].dtype == torch.float64 else found[p].float() for p in parts or found}
+        return {part: grids[part](value) if part in grids else value for part, value in wide.items()}
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT asks for on every layer."""
         super().delete_adapter(adapter_name)
@@ -116,8 +157,7 @@ class QCircuitLayer(BaseTunerLayer):
 
     def made_now(self, adapter: str) -> dict[str, Tensor]:
         """What the factorization of an adapter works on, generated for it by itself; differentiable."""
-        values = self.intrinsic_parameters(adapter).items()
-        return make(self.factors[adapter], {part: p if p.dtype == torch.float64 else p.float() for part, p in values})
+        return make(self.factors[adapter], self.values(adapter))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether the update is a product of two thin matrices, which is what LoRA stores."""
@@ -239,8 +279,8 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         made = {}
         for name in own:
             alone = loose(self.factors[name])
-            values = self.intrinsic_parameters(name) if alone else {}
-            made[name] = frames.get(name, {}) | {part: values[part].to(dtype) for part in alone}
+            values = self.values(name, alone) if alone else {}
+            made[name] = frames.get(name, {}) | {part: value.to(dtype) for part, value in values.items()}
         return made
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """The tuner: puts circuit adapters into a model, on PEFT's ``BaseTuner``."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,8 +18,18 @@ from qcircuit_peft.ansatz import load
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import Factorization, sizes
 from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.tuner.bank import FrameBank
-from qcircuit_peft.tuner.checkpoint import PREFIX, bare, check_shapes, check_values, is_ours, shapes_loading
+from qcircuit_peft.tuner.checkpoint import (
+    PREFIX,
+    Packed,
+    bare,
+    check_values,
+    is_ours,
+    open_packed,
+    packed_form,
+    state_loading,
+)
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
 
@@ -82,6 +92,26 @@ def _called(module: nn.Module, args: Any) -> None:
     """A hook that keeps nn.TransformerEncoderLayer from its fast path, which reads weights and passes adapters by."""
 
 
+def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
+    """Raise ValueError if the weight of an adapted module is also that of another one, which merging would change."""
+    paths = dict(model.named_modules(remove_duplicate=False))
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in paths.items():
+        name = re.sub(r"(\.base_layer)+$", "", path)  # an adapted layer and what it wraps own the weight together
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, paths[name]))
+    for name, module in paths.items():
+        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, adapted) else None
+        others = [other for other, owner in owners.get(id(weight), []) if owner is not module]
+        if weight is not None and others:
+            raise ValueError(
+                f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
+                "give it a weight of its own before adapting it (load with tie_word_embeddings=False), "
+                "or do not merge"
+            )
+
+
 class QCircuitModel(BaseTuner):
     """A model with circuit adapters; made by ``get_peft_model(model, QCircuitConfig(...))``.
 
@@ -97,13 +127,15 @@ class QCircuitModel(BaseTuner):
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
         self.bank = layers[0].bank if layers else FrameBank()
-        shapes = shapes_loading()
+        state, self._packed = state_loading("QCIRCUIT"), {}
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
             attention = {name for name, module in model.named_modules() if _inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
+        schemes: dict[str, Quantization] = {}
+        quantization = peft_config.quantization
         sharing, self._sharing = _Sharing(peft_config.share), _Sharing(peft_config.share)
         devices: dict[str, Any] = {}
         for name, module in model.named_modules():
@@ -113,6 +145,10 @@ class QCircuitModel(BaseTuner):
             lenders = sharing.lenders(name, factors, name)
             held = {part: size for part, size in sizes(factors).items() if part not in lenders}
             wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in held.items()}
+            if isinstance(quantization, Quantization):
+                _check_parts(quantization, sizes(factors))
+                chosen = {f"{name}.{PREFIX}{part}": quantization.of(part) for part in held}
+                schemes |= {key: scheme for key, scheme in chosen.items() if scheme is not None}
             devices[name] = next((p.device for p in module.parameters()), None)
             for part, holder in lenders.items():
                 if devices[name] != devices[holder]:
@@ -120,11 +156,14 @@ class QCircuitModel(BaseTuner):
                         f"modules that share a circuit are on one device, but {part} of {name!r} on {devices[name]} "
                         f"would be that of {holder!r} on {devices[holder]}; leave out share, or use one device"
                     )
-        if shapes is not None:
+        if state is not None:
             try:
-                check_shapes(shapes, wanted)
+                self._packed = open_packed(state, wanted, schemes)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
+
+    def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
+        _remember(model, adapter_name, self._packed)
 
     def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> Factorization:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
@@ -205,22 +244,7 @@ class QCircuitModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares, such as a head tied to the embedding."""
-        paths = dict(self.model.named_modules(remove_duplicate=False))
-        owners: dict[int, list[tuple[str, nn.Module]]] = {}
-        for path, module in paths.items():
-            name = re.sub(r"(\.base_layer)+$", "", path)  # an adapted layer and what it wraps own the weight together
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners.setdefault(id(parameter), []).append((name, paths[name]))
-        for name, module in paths.items():
-            weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, QCircuitLayer) else None
-            others = [other for other, owner in owners.get(id(weight), []) if owner is not module]
-            if weight is not None and others:
-                raise ValueError(
-                    f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
-                    "give it a weight of its own before adapting it (load with tie_word_embeddings=False), "
-                    "or do not merge"
-                )
+        check_untied(self.model, QCircuitLayer)
 
     def _check_before_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
         """Refuse a merge that would fail halfway; a safe one is computed once to see its outcome."""
@@ -267,20 +291,55 @@ class QCircuitModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """PEFT's renaming, and the checks of ``check_values`` and ``check_shapes`` before anything is loaded."""
+        """PEFT's renaming, and the checks of ``check_values`` and ``open_packed`` before anything is loaded."""
         renamed = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        wanted = {
-            f"{bare(name)}.{part}": tuple(getattr(module, part)[adapter_name].shape)
+        held = {
+            f"{bare(name)}.{PREFIX}{part}": (parameter, scheme)
             for name, module in model.named_modules()
             if isinstance(module, QCircuitLayer) and adapter_name in module.factors
-            for part in module.adapter_layer_names
-            if adapter_name in getattr(module, part)
+            for part, (parameter, scheme, _) in module.held(adapter_name).items()
         }
-        ours = {key.removesuffix(f".{adapter_name}"): value for key, value in renamed.items() if is_ours(key)}
-        check_shapes(check_values("the checkpoint", ours), wanted)
-        return renamed
+        end = f".{adapter_name}"
+        ours = {key.removesuffix(end): value for key, value in renamed.items() if is_ours(key)}
+        check_values("the checkpoint", ours)
+        wanted = {key: tuple(parameter.shape) for key, (parameter, _) in held.items()}
+        packed = open_packed(ours, wanted, {key: scheme for key, (_, scheme) in held.items() if scheme is not None})
+        _remember(model, adapter_name, packed)
+        return {key: ours[key.removesuffix(end)] if is_ours(key) else value for key, value in renamed.items()}
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """PEFT's choice of entries, with the quantized ones packed."""
+        found = super()._get_adapter_state_dict(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict, **kwargs
+        )
+        for name, module in model.named_modules():
+            if isinstance(module, QCircuitLayer) and adapter_name in module.factors:
+                for part, (_, scheme, loaded) in module.held(adapter_name).items():
+                    key = f"{name}.{PREFIX}{part}.{adapter_name}"
+                    if scheme is not None and scheme.packed and key in found and not found[key].is_meta:
+                        found[key] = packed_form(key, found[key], scheme, loaded)
+        return found
+
+
+def _check_parts(quantization: Quantization, parts: Iterable[str]) -> None:
+    """Raise ValueError if bits are given to a part that the adapter does not have."""
+    for part in quantization.parts:
+        if part not in parts:
+            raise ValueError(f"quantization gives bits to the part {part!r}, but the parts are {', '.join(parts)}")
+
+
+def _remember(model: nn.Module, adapter: str, packed: dict[str, Packed]) -> None:
+    """Tell layers with which packed values an adapter is being loaded."""
+    for name, module in model.named_modules():
+        if isinstance(module, QCircuitLayer) and adapter in module.factors:
+            keys = {part: f"{bare(name)}.{PREFIX}{part}" for part in module.held(adapter)}
+            module.packed[adapter] = {part: packed[key] for part, key in keys.items() if key in packed}
+            module.bank.clear()
 
 
 def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Any, Tensor]]:
@@ -301,7 +360,7 @@ def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
         if isinstance(module, QCircuitLayer):
             for chosen in module.active_adapters if adapter is None else [adapter]:
                 if chosen in module.factors:
-                    factors, values = module.factors[chosen], module.intrinsic_parameters(chosen)
+                    factors, values = module.factors[chosen], module.values(chosen)
                     for part, frame in {**factors.frames, **factors.acting}.items():
                         for leaf, circuit, where in frame.circuits():
                             named = ".".join(filter(None, (name, part, leaf)))
