@@ -63,7 +63,7 @@ def widths(n: int, splits: Splits) -> Mapping[int, int]:
     """Every width that is met from ``n`` down, with the number of blocks at the end of the recursion that it takes.
 
     >>> dict(widths(97, ()))
-    {97: 14, 64: 1, 33: 6, 32: 1, 1: 1}
+    {97: 10, 64: 1, 33: 4, 32: 1, 1: 1}
     """
     n1, n2 = split(n, splits)
     if not n2:
