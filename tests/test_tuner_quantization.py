@@ -333,3 +333,20 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
                     "default"
                 ][part],
             )
+
+
+def test_adapters_of_different_bits_side_by_side() -> None:
+    net = adapted("llama", quantization={"bits": 2})
+    for name, quantization in (("plain", None), ("finer", {"bits": 6, "parts": {"lambda": 3}})):
+        net.add_adapter(name, config("llama", quantization=quantization))
+        shake(net, name, seed=2)
+    names = ["default", "plain", "finer"]
+    net.base_model.set_adapter(names)
+    layer = layers(net)[0]
+    found = layer.bank.frames(layer, tuple(names), torch.float32)
+    for name in names:
+        for part, frame in layer.made_now(name).items():
+            assert torch.allclose(found[name][part], frame, atol=1e-6)
+    assert layer.bank.generations == 1
+    net.delete_adapter("default")
+    assert set(layer.quantizations) == set(layer.packed) == {"plain", "finer"}
