@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
     DebertaV2Config,
@@ -18,6 +19,10 @@ from transformers import (
 from qcircuit_peft import QCircuitConfig, load, parameter_count
 from qcircuit_peft.ansatz import names
 from qcircuit_peft.drawing import draw
+from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.factorizations.parts import Factorization, sizes
+from qcircuit_peft.factorizations.parts import make as make_parts
+from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
 
 HERE = Path(__file__).parent
@@ -103,7 +108,73 @@ def circuits() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"parameters.md": parameters, "circuits.md": circuits}
+_UPDATES = {  # the update, and where its numbers are, for docs/factorizations.md
+    "svd": "U diag(λ) Vᵀ",
+    "cp": "Σₖ λₖ (u1ₖ ⊗ u2ₖ)(v1ₖ ⊗ v2ₖ)ᵀ",
+    "tucker": "(U1 ⊗ U2) G (V1 ⊗ V2)ᵀ",
+    "tensor_train": "(u1 u2) diag(λ) (v1 v2)ᵀ",
+    "tensor_ring": "tr(D u1 D u2 diag(λ) v2 D v1)",
+    "std": "(u1 D u2) diag(λ) (v1 D v2)ᵀ",
+    "shared_core": "U G Vᵀ",
+    "quanta": "∏(Sⱼ + Dⱼ) − ∏ Sⱼ over pairs of axes",
+    "rotation": "(R − 1) W or W (R − 1)",
+}
+_FORMULAS = {
+    "svd": "f(N, r) + f(M, r) + r",
+    "cp": "Σ f(nₘ, r) + r",
+    "tucker": "Σ f(nₘ, rₘ) + r²",
+    "tensor_train": "Σ f(bₘ₋₁ nₘ, bₘ) + r",
+    "tensor_ring": "Σ f(bₘ₋₁ nₘ, bₘ) + Σ bₘ",
+    "std": "Σ f(bₘ₋₁ nₘ, bₘ) + Σ bₘ",
+    "shared_core": "f(N, r) + f(M, r) + r²",
+    "quanta": "Σ (nᵢ nⱼ)² over pairs",
+    "rotation": "f(N, N)",
+}
+
+
+def _products(factors: Factorization, rows: int) -> int:
+    """Multiplications and additions in matrix products of ``forward``, without making frames and the base layer."""
+    made = make_parts(factors, {part: torch.rand(size) for part, size in sizes(factors).items()})
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        factors.forward(torch.ones(rows, factors.n_in), made, lambda z: z)
+    return counter.get_total_flops()
+
+
+def factorizations() -> str:
+    """The counts of each factorization, below what people wrote."""
+    rows, n, r = 512, 768, 16
+    page = HERE / "factorizations.md"
+    lines = [page.read_text(encoding="utf-8").partition("## Counts")[0].rstrip(), ""]
+    lines += [
+        f"## Counts of one weight {n} x {n}, r = {r}",
+        "",
+        "Written by `make docs`. `circuit` is the simplified two-design at L = 1, `taylor` the Stiefel manifold (Q_T);",
+        f"options are the defaults. Products: the floating-point operations of `forward` on {rows} rows, frames not",
+        f"included, as a share of the base layer's own; LoRA of the same r has {2 * r / n:.2%}.",
+        "",
+        "| factorization | delta W / scaling | parameters | `circuit` | `taylor` | rank | products |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, kind in FACTORIZATIONS.items():
+        made = [kind(n, n, r, FRAMES[frame].spec) for frame in ("circuit", "taylor")]
+        counts = " | ".join(f"{sum(sizes(factors).values()):,}" for factors in made)
+        share = _products(made[0], rows) / (2 * rows * n * n)
+        rank = "full" if made[0].rank is None else made[0].rank
+        lines.append(f"| `{name}` | {_UPDATES[name]} | {_FORMULAS[name]} | {counts} | {rank} | {share:.2%} |")
+    model = torch.nn.Sequential(torch.nn.Linear(n, n, bias=False))
+    for method, config in {
+        "LoRA": LoraConfig(r=r, target_modules=["0"]),
+        "AdaLoRA": AdaLoraConfig(init_r=r, target_r=r, total_step=9, target_modules=["0"]),
+    }.items():
+        formula = {"LoRA": "2 N r", "AdaLoRA": "2 N r + r (PEFT adds 1)"}[method]
+        lines.append(f"| {method} (PEFT) | B A | {formula} | {parameter_count(config, model):,} | | {r} | |")
+    published = FACTORIZATIONS["quanta"](4096, 4096, 1, FRAMES["circuit"].spec, axes=[16, 8, 8, 4])
+    count = sum(sizes(published).values())
+    lines += ["", f"QuanTA as published, 4096 x 4096 with axes 16-8-8-4: {count:,} parameters."]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -8,7 +8,17 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, density, estimated_columns, load, probabilities, state
+from qcircuit_peft import (
+    Circuit,
+    Noise,
+    Op,
+    QCircuitConfig,
+    density,
+    estimated_columns,
+    load,
+    probabilities,
+    state,
+)
 from qcircuit_peft.backends import pennylane
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.factorizations import FACTORIZATIONS
@@ -244,10 +254,15 @@ def test_any_factorization_is_measured_through_its_frames_or_refused(factorizati
     assert all(found.distance > 1e-3 * found.norm for found in evaluate_under_noise(model, shots=100).values())
 
 
-@pytest.mark.parametrize("frame", [frame for frame in FRAMES if frame != "circuit"])
-def test_frames_without_circuits_are_refused(frame):
-    with pytest.raises(ValueError, match=r"model\.0: .* 'u' of width 8 is made of none; adapt with frame='circuit'"):
-        evaluate_under_noise(adapted(frame=frame))
+@pytest.mark.parametrize("frame", FRAMES)
+def test_frames_are_measured_if_they_are_one_circuit(frame):
+    model, made_of = adapted(frame=frame), len(list(FRAMES[frame].spec(8, 2).circuits()))
+    if made_of == 1:
+        assert all(found.distance < 1e-5 < found.norm for found in evaluate_under_noise(model).values())
+        return
+    said = rf"model\.0: .* 'u' of width 8 is made of {made_of or 'none'}; adapt with frame='circuit'"
+    with pytest.raises(ValueError, match=said):
+        evaluate_under_noise(model)
 
 
 def test_one_known_adapter_is_measured_in_the_precision_of_its_parameters():

@@ -271,14 +271,27 @@ def test_the_command_runs_stops_and_goes_on(tasks, tmp_path, monkeypatch):
     assert (out / "report.html").read_text().startswith("<!doctype html>")
 
 
+STUDIES = Path(__file__).parents[1] / "studies"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_committed_study_can_run_and_its_table_has_its_runs_only(path):
+    study = Study.from_file(path)
+    runs._check_sizes(study, TASKS[study.task])
+    runs._check_models(study, study.points, TASKS[study.task])
+    keys = {point.key for point in study.points}
+    table = path.with_suffix(".csv")
+    found = [run.key for run in study_report.read_csv(table.read_text())] if table.exists() else []
+    assert path.stem == study.name and len(set(found)) == len(found) and set(found) <= keys
+
+
 def test_two_points_of_the_committed_study_again(tmp_path):
     """Accuracy needs the whole training; what does not depend on it is as in the committed table."""
-    folder = Path(__file__).parents[1] / "studies"
-    study = Study.from_file(folder / "digits.toml")
+    study = Study.from_file(STUDIES / "digits.toml")
     family = study.grid[0].ansatz[0]
     grid = [Grid([family], [1], [16], ["no_entanglers"]), Grid([family], [2], [16])]
     short = replace(study, seeds=[0], train=32, validation=10, test=20, epochs=1, grid=grid)
-    committed = {run.key: run for run in study_report.read_csv((folder / "digits.csv").read_text())}
+    committed = {run.key: run for run in study_report.read_csv((STUDIES / "digits.csv").read_text())}
     for run in runs.run(short, tmp_path):
         then = committed[run.key]
         for key in ("parameters", "capacity", "haar", "initial_operator_entropy", "initial_column_entropy"):

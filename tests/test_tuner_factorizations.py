@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,22 @@ def test_under_autocast_and_in_bfloat16(name: str, options: dict[str, Any]) -> N
     assert {p.grad.dtype for p in net.parameters() if p.requires_grad} == {torch.float32}
     half = shake(get_peft_model(base("llama").bfloat16(), config(name, options=options))).eval()
     assert logits(half, "llama").dtype == torch.bfloat16 and logits(half, "llama").isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["quanta", "rotation", "tensor_ring"])  # those with forward passes of their own
+def test_compiled_and_per_sample(name: str) -> None:
+    layers_ = nn.Sequential(nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 24))
+    net = shake(get_peft_model(layers_, QCircuitConfig(r=4, factorization=name, target_modules=["0", "2"]))).eval()
+    x = torch.randn(5, 24)
+    with warnings.catch_warnings():  # torch's own, of a tensor that is not a leaf
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        assert torch.allclose(torch.compile(net, backend="eager")(x), net(x), atol=1e-5)
+    net(x).square().sum().backward()
+    whole = {key: p for key, p in net.named_parameters() if p.requires_grad}
+    loss = lambda values, row: torch.func.functional_call(net, values, (row[None],)).square().sum()  # noqa: E731
+    rows = torch.func.vmap(torch.func.grad(loss), (None, 0))({key: p.detach() for key, p in whole.items()}, x)
+    for key, p in whole.items():
+        assert torch.allclose(rows[key].sum(0), p.grad, rtol=1e-3, atol=1e-3), key
 
 
 FRESH = """

@@ -188,7 +188,7 @@ def accuracy_figure(runs: Sequence[Run], quantity: str) -> Figure:
     axes.set_xlabel(QUANTITIES[quantity])
     axes.set_ylabel("test accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 

@@ -17,19 +17,24 @@ from qcircuit_peft.factorizations.axes import balanced, given, whole
 from qcircuit_peft.factorizations.parts import Base
 
 
-@lru_cache(maxsize=256)
-def _pairs(axes: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+def _pairs(axes: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Every pair of axes in the order in which its gates act, the last axis first, and the size of the gate."""
     order = range(len(axes) - 1, -1, -1)
-    return tuple((i, j, axes[i] * axes[j]) for i, j in combinations(order, 2))
+    return [(i, j, axes[i] * axes[j]) for i, j in combinations(order, 2)]
 
 
 @lru_cache(maxsize=64)
-def _frozen(axes: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
-    """The entries of the frozen gates, uniform with variance 1 / (rows of the gate); the same in every version."""
+def _drawn(axes: tuple[int, ...], seed: int) -> Tensor:
     random = np.random.RandomState(seed)  # the one stream that numpy promises never to change
     gates = [random.uniform(-1, 1, size * size) * (3 / size) ** 0.5 for _, _, size in _pairs(axes)]
-    return np.concatenate(gates).astype(np.float32)
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.concatenate(gates).astype(np.float32))
+
+
+@torch.compiler.assume_constant_result
+def _frozen(axes: tuple[int, ...], seed: int) -> Tensor:
+    """The entries of the frozen gates, uniform with variance 1 / (rows of the gate), in every version the same."""
+    return _drawn(axes, seed)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Quanta:
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, in), gate by gate: (*rows, out)."""
         trained = made["gates"]
-        frozen = torch.from_numpy(_frozen(self.axes, self.seed)).to(trained)
+        frozen = _frozen(self.axes, self.seed).to(trained)
         width, rows = prod(self.axes), x.shape[:-1]
         a = pad(x, (0, width - self.n_in)).reshape(-1, *self.axes)  # a negative pad crops
         e, start = None, 0

@@ -16,21 +16,26 @@ SIDES = ("out", "in")
 
 
 @lru_cache(maxsize=256)
-def _start(spec: Any) -> tuple[Tensor, Tensor]:
-    """The signed permutation C(0) that a map is at zero parameters, as (sources, signs): (C(0) x)_i = s_i x_{p_i}.
+def _at_zero(spec: Any) -> tuple[Tensor, Tensor]:
+    """What undoes the signed permutation C(0) that a map is at zero parameters: (C(0)^T z)_j = signs_j z_{sources_j}.
 
     Raises ValueError if it is none.
     """
     with torch.inference_mode(False), torch.no_grad():
         probe = torch.stack([torch.ones(spec.n, device="cpu"), torch.arange(spec.n, device="cpu") + 1.0], dim=-1)
         signs, places = spec.apply(torch.zeros(spec.n_parameters, device="cpu"), probe).unbind(-1)
-        sources = (signs * places).long() - 1
-        if not (torch.equal(signs.abs(), probe[:, 0]) and torch.equal(sources.sort()[0] + 1.0, probe[:, 1])):
+        found, sources = (signs * places).sort()
+        if not (torch.equal(signs.abs(), probe[:, 0]) and torch.equal(found, probe[:, 1])):
             raise ValueError(
                 "rotation: at zero angles the circuit has to be a permutation with signs, as one of rotations, CZ, "
                 f"CNOT and SWAP is, but this frame is not: {spec}"
             )
-    return sources, signs
+    return sources, signs[sources, None]
+
+
+@torch.compiler.assume_constant_result
+def _start(spec: Any) -> tuple[Tensor, Tensor]:
+    return _at_zero(spec)
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,9 @@ class Rotation:
         dtype = torch.promote_types(torch.promote_types(z.dtype, angles.dtype), torch.float32)
         kind = z.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            sources, signs = (part.to(z.device) for part in _start(self.spec))
             columns = z.reshape(-1, self.spec.n).mT.to(dtype)
-            back = torch.empty_like(columns).index_copy(0, sources, columns * signs[:, None].to(dtype))  # C(0)^T z
+            sources, signs = (part.to(z.device) for part in _start(self.spec))
+            back = columns.index_select(0, sources) * signs.to(dtype)  # C(0)^T z
             turned = self.spec.apply(angles.to(dtype), back) - columns
         return turned.mT.reshape(z.shape).to(z.dtype)
 

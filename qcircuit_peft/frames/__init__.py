@@ -3,6 +3,7 @@
 from functools import partial
 
 from qcircuit_peft.frames.circuit import CircuitFrame
+from qcircuit_peft.frames.diagonal import DiagonalFrame
 from qcircuit_peft.frames.kind import INITS, Frame, Kind
 from qcircuit_peft.frames.lower import LowerFrame
 
@@ -23,6 +24,11 @@ FRAMES: dict[str, Kind] = {
         partial(CircuitFrame, width="shannon"),
         "circuits of qubits in the cosine-sine recursion, for any width",
         ("ansatz", "layers", "backend", "splits"),
+    ),
+    "diagonal": Kind(
+        DiagonalFrame,
+        "a circuit, a trainable diagonal of signs or real numbers, and rotations of every wire",
+        ("node", "ansatz", "layers", "width", "backend"),
     ),
     **{name: Kind(partial(LowerFrame, name), about, options) for name, (about, options) in _LOWER.items()},
 }

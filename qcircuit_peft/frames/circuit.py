@@ -161,11 +161,15 @@ class CircuitFrame:
         return shannon.Recursion(self.ansatz, self.layers, self.splits, self.backend)
 
     @cached_property
+    def _circuit(self) -> Circuit:
+        return _qudit_circuit(self.n, self.ansatz, self.layers)
+
+    @cached_property
     def n_parameters(self) -> int:
         """The number of parameters, all angles in radians; it does not depend on ``k``."""
         if self.width == "shannon":
             return self._recursion.n_parameters(self.n)
-        return _qudit_circuit(self.n, self.ansatz, self.layers).n_angles
+        return self._circuit.n_angles
 
     @cached_property
     def family(self) -> "CircuitFrame":
@@ -181,22 +185,21 @@ class CircuitFrame:
         check_count(angles, self.n_parameters)
         if self.width == "shannon":
             return self._recursion.columns(self.n, angles, self.k)
-        return backends.columns(_qudit_circuit(self.n, self.ansatz, self.layers), angles, self.k, backend=self.backend)
+        return backends.columns(self._circuit, angles, self.k, backend=self.backend)
 
     def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""
         check_count(angles, self.n_parameters)
         if self.width == "shannon":
             return self._recursion.apply(self.n, angles, x)
-        return backends.apply(_qudit_circuit(self.n, self.ansatz, self.layers), angles, x, backend=self.backend)
+        return backends.apply(self._circuit, angles, x, backend=self.backend)
 
     def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
         """The circuits of the frame: a name (empty if there is one only), the circuit, its part of the parameters."""
         if self.width == "shannon":
             yield from self._recursion.leaves(self.n)
         else:
-            circuit = _qudit_circuit(self.n, self.ansatz, self.layers)
-            yield "", circuit, slice(0, circuit.n_angles)
+            yield "", self._circuit, slice(0, self._circuit.n_angles)
 
 
 @lru_cache(maxsize=4096)

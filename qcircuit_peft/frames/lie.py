@@ -14,6 +14,7 @@ float64, so the result is as orthonormal as its own dtype can tell, whatever the
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import factorial, inf
 
 import torch
@@ -101,6 +102,7 @@ _SERIES: dict[str, Callable[[complex, int], complex]] = {
 }
 
 
+@lru_cache(maxsize=1 << 14)
 def truncation_error(name: str, order: int, norm: float) -> float:
     """The largest |U^T U - 1| of a truncated series, "taylor" or "neumann", at a skew A of spectral norm ``norm``.
 

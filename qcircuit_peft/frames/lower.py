@@ -85,7 +85,7 @@ class LowerFrame:
             raise ValueError(f"{self.map}: order is for the truncated series taylor and neumann, got {self.order!r}")
         if self.order is not None:
             check_sizes(self.map, self, order=(1, MAX_ORDER))
-            self._check_order("uniform")
+            self._check_order()
 
     @property
     def n_parameters(self) -> int:
@@ -113,27 +113,27 @@ class LowerFrame:
         kind = MAPS[self.map]
         return kind.spread and kind.spread / (sqrt(self.n) + sqrt(self.intrinsic_rank) * kind.bounded)
 
-    def _check_order(self, init: str) -> None:
-        """Raise ValueError if the series, at the norm that A has at the start, is not orthogonal to ``TOLERANCE``."""
-        deviation = {"uniform": self._spread() or 0.0, "normal": 1.0}.get(init, 0.0)
-        norm = 1.15 * deviation * (sqrt(self.n) + sqrt(self.intrinsic_rank))  # that of a random matrix, and some more
-        if truncation_error(self.map, self.order, norm) <= TOLERANCE:
-            return
+    def _check_order(self) -> None:
+        """Raise ValueError if the series, at the norm that A has at a uniform start, leaves ``TOLERANCE``."""
+        random = sqrt(self.n) + sqrt(self.intrinsic_rank)  # the norm of a random B of unit deviation
+        norm = 1.15 * (self._spread() or 0.0) * random
         orders = (p for p in range(1, MAX_ORDER + 1) if truncation_error(self.map, p, norm) <= TOLERANCE)
-        least = next(orders, None)
-        raise ValueError(
-            f"{self.map}: a series of order {self.order} leaves |U^T U - 1| above {TOLERANCE:g} at a norm of "
-            f"{norm:.3g}, where A starts with init={init!r}; "
-            + (f"the least order is {least}" if least else f"no order up to {MAX_ORDER} does, take another init or map")
-        )
+        if truncation_error(self.map, self.order, norm) > TOLERANCE:
+            raise ValueError(
+                f"{self.map}: a series of order {self.order} leaves |U^T U - 1| above {TOLERANCE:g} at a norm of "
+                f"{norm:.3g}, where A starts; the least order is {next(orders)}"
+            )
 
     def initial(self, init: str = "uniform", generator: Generator | None = None) -> Float[Tensor, "P"]:
         """Fresh parameters: "uniform" is the map's own random start (``Map``), or standard "normal", or "zeros".
 
-        Raises ValueError for another init, or one at which a truncated series is not orthogonal.
+        Raises ValueError for another init, and for "normal" with a truncated series: at a norm of sqrt(N) or more.
         """
-        if self.order is not None:
-            self._check_order(init)
+        if init == "normal" and self.order is not None:
+            raise ValueError(
+                f"{self.map}: init='normal' is not for a truncated series, which is orthogonal up to a norm of "
+                f"{self.radius:.3g} of A; take 'uniform', or a map without an order"
+            )
         spread = self._spread()
         return (
             draw_angles(init, self.n_parameters, generator)

@@ -6,6 +6,6 @@ from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.model import QCircuitModel, circuits
 from qcircuit_peft.tuner.register import register
 
-register(QCircuitConfig, QCircuitModel)
+register("qcircuit", QCircuitConfig, QCircuitModel)
 
 __all__ = ["QCircuitConfig", "QCircuitLayer", "QCircuitLinear", "QCircuitModel", "circuits", "parameter_count"]

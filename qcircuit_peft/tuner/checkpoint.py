@@ -21,11 +21,12 @@ from torch import Tensor
 from qcircuit_peft.quantization import Quantization, pack, unpack
 
 PREFIX = "qcircuit_"
+PREFIXES = (PREFIX, "qpa_")
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)  # the last: packed bits
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The state in the checkpoint that is being loaded, for the tuner to look at before it touches the model.
-_loading: ContextVar[dict[str, Tensor] | None] = ContextVar("loading", default=None)
+# The kind and the state of the checkpoint that is being loaded, for its tuner to look at before it touches the model.
+_loading: ContextVar[tuple[str, dict[str, Tensor]] | None] = ContextVar("loading", default=None)
 
 
 class Packed(NamedTuple):
@@ -41,8 +42,8 @@ def bare(key: str) -> str:
 
 
 def is_ours(key: str) -> bool:
-    """Whether a key of a state dict is a parameter of a circuit adapter."""
-    return any(part.startswith(PREFIX) for part in key.split("."))
+    """Whether a key of a state dict is a parameter of a circuit adapter or of a generator."""
+    return any(part.startswith(PREFIXES) for part in key.split("."))
 
 
 def check_finite(name: str, value: Tensor) -> None:
@@ -67,18 +68,21 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
         raise ValueError(f"the checkpoint has {extra[0]}, but no adapted module of this model takes it")
 
 
-def state_loading() -> dict[str, Tensor] | None:
-    """The checkpoint that is now being loaded, by its own keys; None if none is."""
-    return _loading.get()
+def state_loading(kind: str) -> dict[str, Tensor] | None:
+    """The checkpoint of this kind that is now being loaded, by its own keys; None if none is."""
+    found = _loading.get()
+    return found[1] if found is not None and found[0] == kind else None
 
 
-def check_values(where: str, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if a parameter of ours has a dtype or an entry that it cannot have."""
-    for key, value in state.items():
-        if is_ours(key):
-            if value.dtype not in _DTYPES:
-                raise ValueError(f"{where}: {key} holds {value.dtype}; allowed are {', '.join(map(str, _DTYPES))}")
-            check_finite(f"{where}: {key}", value)
+def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of our parameters in a state dict; raises ValueError for a dtype or an entry that they cannot have."""
+    ours = {key: value for key, value in state.items() if is_ours(key)}
+    for key, value in ours.items():
+        allowed = (*_DTYPES, torch.uint8) if PREFIX in key else _DTYPES  # the last: packed bits
+        if value.dtype not in allowed:
+            raise ValueError(f"{where}: {key} holds {value.dtype}; allowed are {', '.join(map(str, allowed))}")
+        check_finite(f"{where}: {key}", value)
+    return {bare(key): tuple(value.shape) for key, value in ours.items()}
 
 
 def open_packed(
@@ -163,7 +167,7 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
         state = dict(state)
         if "adapter_state_dict" in signature.parameters and any(value.dtype == torch.uint8 for value in state.values()):
             call.arguments["adapter_state_dict"] = state  # the tuner opens what is packed in it before it is loaded
-        token = _loading.set(state)
+        token = _loading.set((kind, state))
         try:
             return load(*call.args, **call.kwargs)
         finally:

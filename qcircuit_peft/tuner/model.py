@@ -92,6 +92,26 @@ def _called(module: nn.Module, args: Any) -> None:
     """A hook that keeps nn.TransformerEncoderLayer from its fast path, which reads weights and passes adapters by."""
 
 
+def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
+    """Raise ValueError if the weight of an adapted module is also that of another one, which merging would change."""
+    paths = dict(model.named_modules(remove_duplicate=False))
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in paths.items():
+        name = re.sub(r"(\.base_layer)+$", "", path)  # an adapted layer and what it wraps own the weight together
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, paths[name]))
+    for name, module in paths.items():
+        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, adapted) else None
+        others = [other for other, owner in owners.get(id(weight), []) if owner is not module]
+        if weight is not None and others:
+            raise ValueError(
+                f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
+                "give it a weight of its own before adapting it (load with tie_word_embeddings=False), "
+                "or do not merge"
+            )
+
+
 class QCircuitModel(BaseTuner):
     """A model with circuit adapters; made by ``get_peft_model(model, QCircuitConfig(...))``.
 
@@ -107,7 +127,7 @@ class QCircuitModel(BaseTuner):
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
         self.bank = layers[0].bank if layers else FrameBank()
-        state, self._packed = state_loading(), {}
+        state, self._packed = state_loading("QCIRCUIT"), {}
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
             attention = {name for name, module in model.named_modules() if _inside_attention(module)}
@@ -221,22 +241,7 @@ class QCircuitModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares, such as a head tied to the embedding."""
-        paths = dict(self.model.named_modules(remove_duplicate=False))
-        owners: dict[int, list[tuple[str, nn.Module]]] = {}
-        for path, module in paths.items():
-            name = re.sub(r"(\.base_layer)+$", "", path)  # an adapted layer and what it wraps own the weight together
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners.setdefault(id(parameter), []).append((name, paths[name]))
-        for name, module in paths.items():
-            weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, QCircuitLayer) else None
-            others = [other for other, owner in owners.get(id(weight), []) if owner is not module]
-            if weight is not None and others:
-                raise ValueError(
-                    f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
-                    "give it a weight of its own before adapting it (load with tie_word_embeddings=False), "
-                    "or do not merge"
-                )
+        check_untied(self.model, QCircuitLayer)
 
     def _check_before_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
         """Refuse a merge that would fail halfway; a safe one is computed once to see its outcome."""

@@ -9,12 +9,9 @@ from transformers.integrations import PeftAdapterMixin
 
 from qcircuit_peft.tuner.checkpoint import look_first, whole_or_not
 
-NAME = "qcircuit"
 
-
-def extend_peft_type() -> None:
-    """Add QCIRCUIT to PEFT's closed enumeration of adapter types."""
-    name = NAME.upper()
+def extend_peft_type(name: str) -> None:
+    """Add a name to PEFT's closed enumeration of adapter types."""
     if name not in PeftType.__members__:
         member: Any = str.__new__(PeftType, name)
         member._name_, member._value_ = name, name
@@ -24,17 +21,17 @@ def extend_peft_type() -> None:
         type.__setattr__(PeftType, name, member)
 
 
-def register(config_cls: type, model_cls: type) -> None:
-    """Register the tuner with PEFT, once in a process.
+def register(name: str, config_cls: type, model_cls: type) -> None:
+    """Register a tuner with PEFT under a name in small letters, once in a process.
 
     Loading also looks at a checkpoint of ours before it changes a model, and saving replaces one whole or not at all.
     """
-    if NAME.upper() in PeftType.__members__:
+    kind = name.upper()
+    if kind in PeftType.__members__:
         raise ImportError("qcircuit_peft has been imported before in this process, and PEFT holds its classes; restart")
-    extend_peft_type()
-    register_peft_method(name=NAME, config_cls=config_cls, model_cls=model_cls)
+    extend_peft_type(kind)
+    register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
     peft: Any = PeftModel
-    kind = NAME.upper()
     peft.from_pretrained = classmethod(look_first(peft.from_pretrained.__func__, kind))
     peft.load_adapter = look_first(peft.load_adapter, kind)
     peft.save_pretrained = whole_or_not(

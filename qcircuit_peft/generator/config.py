@@ -1,0 +1,147 @@
+"""The configuration of a generated adapter, and how it is stored in adapter_config.json."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import CONFIG_NAME, PeftType
+
+from qcircuit_peft.ansatz import Ansatz
+from qcircuit_peft.backends.noise import Noise
+from qcircuit_peft.gates import did_you_mean
+from qcircuit_peft.generator.recipe import SCOPES, Recipe, one_of
+
+VERSION = 1
+_RECIPE = tuple(f.name for f in fields(Recipe))
+_LAYOUT = ("parameters", "digest", "start")
+
+
+@dataclass
+class QPAConfig(PeftConfig):
+    """What `get_peft_model` needs to generate the trainable parameters of a PEFT method by a circuit.
+
+    base: the configuration of the method: LoRA, DoRA, VeRA, prefix tuning, ... or ``QCircuitConfig``.
+    scope: "layer", a generator for each adapted layer, as published; or "model", one for all of them.
+    chunk_size, layers, ansatz, features, widths, activation, control, init, seed, backend, shots, noise: the generator,
+        as in ``Recipe``. With init="zero" the method starts where it starts by itself, and what is generated is added
+        to its own initial values, which ``seed`` fixes. With "paper" there is nothing but what is generated, so that a
+        method that is the identity at the start is so no more.
+    generator: the stored form of all that, as found in adapter_config.json; it replaces those fields.
+
+    Source: Liu et al., Quantum Parameter Adaptation, ICLR 2025, arXiv 2410.09846. Raises ValueError, in one sentence,
+    for anything else.
+
+    >>> from peft import LoraConfig
+    >>> QPAConfig(base=LoraConfig(r=4, target_modules=["lm_head"]), chunk_size=2048, layers=8).recipe().qubits(204_100)
+    7
+    """
+
+    base: Any = None
+    scope: str = "layer"
+    chunk_size: int = Recipe.chunk_size
+    layers: int = Recipe.layers
+    ansatz: str | Path | dict[str, Any] | Ansatz = "ry_cx"
+    features: str = Recipe.features
+    widths: tuple[int, ...] | list[int] = Recipe.widths
+    activation: str | None = Recipe.activation
+    control: str | None = Recipe.control
+    init: str = Recipe.init
+    seed: int = Recipe.seed
+    backend: str = Recipe.backend
+    shots: int | None = Recipe.shots
+    noise: Noise | dict[str, float] | None = None
+    generator: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.QPA  # type: ignore[attr-defined]
+        self.layout: dict[str, Any] | None = None  # what the adapter was made for, once it is in a model
+        if self.generator is not None:
+            self._restore(self.generator)
+            self.generator = None
+        if isinstance(self.base, Mapping):
+            kind = self.base.get("peft_type")
+            one_of("the peft_type of base", kind, [str(known.value) for known in PEFT_TYPE_TO_CONFIG_MAPPING])
+            self.base = PeftConfig.from_peft_type(**self.base)
+        _check_base(self.base)
+        self.task_type = self.task_type or self.base.task_type
+        one_of("scope", self.scope, SCOPES)
+        recipe = self.recipe()
+        self.ansatz, self.noise, self.widths = recipe.ansatz, recipe.noise, recipe.widths  # type: ignore[assignment]
+
+    def recipe(self) -> Recipe:
+        """How a generator is made; raises ValueError if it cannot be."""
+        return Recipe(**{name: getattr(self, name) for name in _RECIPE})
+
+    def _restore(self, stored: object) -> None:
+        keys = ("version", "scope", "layout", *_RECIPE)
+        if not isinstance(stored, dict) or set(stored) != set(keys):
+            raise ValueError(f"the key 'generator' of an adapter configuration is a table of {', '.join(keys)}")
+        if stored["version"] != VERSION:
+            raise ValueError(
+                f"the generator has format version {stored['version']!r}, but this qcircuit_peft reads {VERSION}"
+            )
+        layout = stored["layout"]
+        if layout is not None and (not isinstance(layout, dict) or set(layout) != set(_LAYOUT)):
+            raise ValueError(f"the generator's layout is a table of {', '.join(_LAYOUT)}, got {layout!r}")
+        self.layout = layout
+        for key in ("scope", *_RECIPE):
+            setattr(self, key, stored[key])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain data: that of the base method, and all about the generator under one key."""
+        own = {"base", "scope", "generator", *_RECIPE}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        generator = {"version": VERSION, "scope": self.scope, "layout": self.layout, **self.recipe().to_dict()}
+        return {**plain, "base": _plain(self.base.to_dict()), "generator": generator}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json."""
+        data = self.to_dict()
+        if (auto_mapping := kwargs.pop("auto_mapping_dict", None)) is not None:
+            data["auto_mapping"] = auto_mapping
+        path = Path(save_directory) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Refuse stored keys that this class does not have: PEFT would drop them with a warning."""
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"adapter configuration: unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+        if missing := sorted({"base", "generator"} - set(kwargs)):
+            raise ValueError(f"adapter configuration: the key {missing[0]!r} is missing")
+        return kwargs
+
+    def base_config(self) -> PeftConfig:
+        """A copy of the base method's configuration that PEFT may change, with everything trainable."""
+        config = copy.deepcopy(self.base)
+        config.inference_mode = False
+        return config
+
+
+def _plain(value: Any) -> Any:
+    """Sets as sorted lists, also inside tables."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return sorted(value) if isinstance(value, set) else value
+
+
+def _check_base(base: Any) -> None:
+    """Raise ValueError unless it is a method whose adapters PEFT puts into a model, or before its inputs."""
+    kind = getattr(base, "peft_type", None)
+    if PeftConfig not in type(base).__mro__ or kind is None:
+        raise ValueError(f"base is the configuration of a PEFT method, such as LoraConfig(...), got {base!r}")
+    if kind == "QPA":
+        raise ValueError("base is a method whose parameters are generated, but QPA's are those of a generator itself")
+    if not base.is_prompt_learning and not issubclass(PEFT_TYPE_TO_TUNER_MAPPING[kind], BaseTuner):
+        raise ValueError(f"base is a method on PEFT's BaseTuner or a prompt method, got {kind.value}")
+    if getattr(base, "bias", "none") != "none":
+        raise ValueError(f"base has bias={base.bias!r}, but biases of the model itself are not generated; use 'none'")

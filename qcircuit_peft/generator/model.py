@@ -1,0 +1,350 @@
+"""The tuner: lets PEFT adapt a model by the base method, and puts generated tensors in the place of its parameters."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from math import isclose
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.integrations import skip_init_on_device
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from qcircuit_peft.generator.config import QPAConfig
+from qcircuit_peft.generator.network import Generator
+from qcircuit_peft.generator.source import Source, Target
+from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, state_loading
+from qcircuit_peft.tuner.model import check_untied
+
+HOLDER = "qpa_generators"
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's global random state from a seed, and as it was afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _targets(model: nn.Module, known: set[int]) -> tuple[list[Target], list[int]]:
+    """The trainable parameters that are not ``known``, by adapted layer, and how many numbers each layer has."""
+    found: dict[int, tuple[str, Target]] = {}
+    inside = [name for name, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+    layers = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    for path, module in model.named_modules(remove_duplicate=False):
+        if any(path == name or path.startswith(f"{name}.") for name in inside):
+            continue  # modules_to_save are trained as they are
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in known or not parameter.requires_grad:
+                continue
+            if isinstance(module, nn.RNNBase):
+                raise ValueError(f"{path!r} is a {type(module).__name__}, whose parameters cannot be generated")
+            layer = max((own for own in layers if path.startswith(f"{own}.")), key=len, default="")
+            full = f"{path}.{name}"
+            _, target = found.setdefault(id(parameter), (layer, Target(full, parameter)))
+            if (module, name) not in target.places:
+                target.places.append((module, name))
+    sizes: dict[str, int] = {}
+    ordered = sorted(found.values(), key=lambda row: row[0])  # stable: the parameters of a layer stay together
+    for layer, target in ordered:
+        sizes[layer] = sizes.get(layer, 0) + target.start.numel()
+    return [target for _, target in ordered], list(sizes.values())
+
+
+def _layout(targets: list[Target]) -> dict[str, Any]:
+    """What an adapter was made for: the number of parameters, a digest of shapes, marks of the initial values."""
+    shapes = ";".join(str(tuple(target.start.shape)) for target in targets)
+    start = torch.cat([target.start.detach().flatten().double() for target in targets])
+    wave = torch.cos(torch.arange(start.numel(), dtype=torch.float64, device=start.device))
+    marks = torch.stack([start.square().mean().sqrt(), start.mean(), (start * wave).mean()])
+    return {
+        "parameters": start.numel(),
+        "digest": hashlib.blake2b(shapes.encode(), digest_size=8).hexdigest(),
+        "start": None if start.is_meta else marks.tolist(),
+    }
+
+
+def _check_layout(now: dict[str, Any], then: dict[str, Any], starts: bool) -> None:
+    if (now["parameters"], now["digest"]) != (then["parameters"], then["digest"]):
+        raise ValueError(
+            f"the adapter was made to generate {then['parameters']:,} parameters of a base method, but in this model "
+            f"it would be {now['parameters']:,}"
+            + (", of other shapes" if now["parameters"] == then["parameters"] else "")
+        )
+    marks = zip(now["start"], then["start"], strict=True) if now["start"] and then["start"] else ()
+    if starts and not all(isclose(a, b, rel_tol=1e-3, abs_tol=1e-5 * then["start"][0]) for a, b in marks):
+        raise ValueError(
+            "the base method's initial values, to which the generated ones are added, differ from those that the "
+            "adapter was trained with; load it with its own base model and versions of peft and torch"
+        )
+
+
+class _Prompt(nn.Module, BaseTunerLayer):
+    """Stands for a prompt method, which has no layers, where PEFT asks layers whether they are enabled."""
+
+    adapter_layer_names = ()
+    other_param_names = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merged_adapters: list[str] = []
+
+    def _move_adapter_to_device_of_base_layer(self, *args: Any) -> None:
+        """There is no base layer."""
+
+
+class QPAModel(BaseTuner):
+    """A model whose adapters are generated; made by ``get_peft_model(model, QPAConfig(...))``.
+
+    ``wrapped`` is the model as PEFT adapts it by the base method; ``model`` is what it runs: the adapted model, or for
+    a prompt method PEFT's wrapper around it. Raises ValueError, and leaves the model as it was, for a base method
+    without trainable parameters, a generator larger than the free memory, or a checkpoint made for another model.
+    """
+
+    wrapped: Any
+    prefix: str = "qpa_"
+    tuner_layer_cls = BaseTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+    uses_shared_state = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: QPAConfig | dict[str, QPAConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.peft_config: dict[str, Any] = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
+        self.active_adapter: str | list[str] = adapter_name
+        self.targeted_module_names: list[str] = []
+        self.targeted_parameter_names: list[str] = []
+        object.__setattr__(self, "wrapped", None)  # not a submodule: it would list all parameters a second time
+        self.sources: dict[str, Source] = {}
+        self.prompt = _Prompt() if self.peft_config[adapter_name].base.is_prompt_learning else None
+        setattr(self, HOLDER, nn.ModuleDict())
+        self.model = model
+        self.inject_adapter(model, adapter_name)
+
+    @skip_init_on_device  # the base method's initial values are needed, also with low_cpu_mem_usage
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter: the base method's by PEFT, then a generator for its trainable parameters."""
+        config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
+        trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        known = {id(parameter) for parameter in trainable}
+        first, active = self.wrapped is None, self.active_adapter
+        with _seeded(config.seed):
+            if first:
+                wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
+                object.__setattr__(self, "wrapped", wrapped)
+                self.model = wrapped if config.base.is_prompt_learning else wrapped.get_base_model()
+            else:
+                self._same_method(config)
+                self._still(self.wrapped.add_adapter, adapter_name, config.base_config(), autocast_adapter_dtype=False)
+                self._still(self.wrapped.set_adapter, adapter_name)
+        try:
+            self._generate(adapter_name, config, known)
+        except Exception:
+            if not first:
+                self.set_adapter(active)
+                self._still(self.wrapped.delete_adapter, adapter_name)
+            elif self.prompt is None:
+                self.wrapped.unload()
+            for parameter, wanted in trainable.items():
+                parameter.requires_grad_(wanted)
+            raise
+        if first:
+            self._hooks = (
+                self.model.register_forward_pre_hook(self._begin),
+                self.model.register_forward_hook(self._end, always_call=True),
+            )
+        self.set_adapter(active, inference_mode=config.inference_mode)
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's place for making a layer: the base method makes its own, in ``inject_adapter``."""
+        raise NotImplementedError
+
+    def _generate(self, name: str, config: QPAConfig, known: set[int]) -> None:
+        targets, sizes = _targets(self.wrapped, known)
+        if not targets:
+            raise ValueError(
+                f"the base method has no trainable parameters in this model, so none can be generated: {config.base}"
+            )
+        layout = _layout(targets)
+        if config.layout is not None:
+            _check_layout(layout, config.layout, config.init == "zero")
+        if config.scope == "model":
+            sizes = [sum(sizes)]
+        generator = Generator(sizes, config.recipe())
+        shapes = {f"base_model.{HOLDER}.{key}": tuple(value.shape) for key, value in generator.state_dict().items()}
+        if (found := state_loading("QPA")) is not None:
+            check_shapes({key: tuple(value.shape) for key, value in found.items() if is_ours(key)}, shapes)
+        config.layout = layout
+        getattr(self, HOLDER)[name] = generator.to(targets[0].start.device)
+        self.sources[name] = Source(generator, targets)
+
+    def _same_method(self, config: QPAConfig) -> None:
+        kinds = {other.base.peft_type for other in self.peft_config.values()}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"the adapters of one model have one base method, got {', '.join(sorted(kind.value for kind in kinds))}"
+            )
+
+    def _still(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Let PEFT work on tensors without a graph: it sets requires_grad on what it takes for parameters."""
+        for source in self.sources.values():
+            source.forget()
+        try:
+            with torch.no_grad():
+                return call(*args, **kwargs)
+        finally:
+            for source in self.sources.values():
+                source.forget()
+
+    def _begin(self, *args: Any) -> None:
+        for name in self.active_adapters:
+            self.sources[name].begin()
+
+    def _end(self, *args: Any) -> None:
+        for source in self.sources.values():
+            source.end()
+
+    def _runs(self) -> nn.Module:
+        """What a call of this model runs."""
+        disabled = self.prompt is not None and self.prompt.disable_adapters
+        return self.wrapped.base_model if disabled else self.model
+
+    def train(self, mode: bool = True) -> "QPAModel":
+        """Training or evaluation, also for what PEFT made, which is not a submodule."""
+        self.wrapped.train(mode)
+        return super().train(mode)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapted model's output."""
+        return self._runs()(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapted model's ``generate``."""
+        return self._runs().generate(*args, **kwargs)  # type: ignore[operator]
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        hooks = (
+            None if self.prompt is not None else getattr(self.wrapped.base_model, "_enable_peft_forward_hooks", None)
+        )
+        with nullcontext() if hooks is None else hooks(*args, **kwargs):
+            yield
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active; their generators are trained, all others are not."""
+        if self.prompt is not None:
+            self._still(self.wrapped.set_adapter, adapter_name)
+        else:
+            self._still(self.wrapped.base_model.set_adapter, adapter_name, inference_mode)
+        self.active_adapter = adapter_name
+        for name, generator in getattr(self, HOLDER).items():
+            generator.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Train the generators of these adapters, or do not."""
+        if self.prompt is None:
+            self._still(self.wrapped.base_model.set_requires_grad, adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            getattr(self, HOLDER)[name].requires_grad_(requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter and its generator."""
+        self._still(self.wrapped.delete_adapter, adapter_name)
+        del self.peft_config[adapter_name], self.sources[adapter_name], getattr(self, HOLDER)[adapter_name]
+        self.active_adapter = self.wrapped.active_adapters
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        if self.prompt is not None:
+            self.prompt.enable_adapters(enabled)
+        else:
+            self._still(self.wrapped.base_model._enable_adapter_layers, enabled)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Generated tensors are float32 where PEFT would make the base method's parameters so."""
+        source = self.sources[adapter_name]
+        if autocast_adapter_dtype and self.prompt is None:
+            source.dtypes = [torch.promote_types(dtype, torch.float32) for dtype in source.dtypes]
+            source.forget()
+
+    @contextmanager
+    def settled(self, adapter_name: str) -> Iterator[PeftModel]:
+        """The model as PEFT adapts it by the base method, with the generated tensors as parameters of its own."""
+        self.sources[adapter_name].settle()
+        try:
+            yield self.wrapped
+        finally:
+            self.sources[adapter_name].put()
+
+    def _refuse_prompt(self) -> None:
+        if self.prompt is not None:
+            kind = next(iter(self.peft_config.values())).base.peft_type.value
+            raise ValueError(f"{kind} adds virtual tokens, which cannot be merged into weights")
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge as the base method does; raises ValueError if it cannot be, or if another module shares a weight."""
+        self._refuse_prompt()
+        check_untied(self.model, BaseTunerLayer)
+        self._still(self.wrapped.base_model.merge_adapter, adapter_names, safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Undo ``merge_adapter``."""
+        self._still(self.wrapped.base_model.unmerge_adapter)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._refuse_prompt()
+            check_untied(self.model, BaseTunerLayer)
+        for source in self.sources.values():
+            source.settle()
+        try:
+            model = self.wrapped.get_base_model()
+            if self.prompt is None:
+                model = self.wrapped.base_model._unload_and_optionally_merge(merge, *args, **kwargs)
+        except BaseException:
+            for source in self.sources.values():
+                source.put()
+            raise
+        for hook in self._hooks:
+            hook.remove()
+        return model
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        own = f"base_model.{HOLDER}.{adapter_name}."
+        return {key: value for key, value in state_dict.items() if key.startswith(own)}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        own = f"base_model.{HOLDER}."
+        if key.startswith(f"{own}{adapter_name}."):
+            return own + key.removeprefix(f"{own}{adapter_name}.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's renaming; raises ValueError for names, shapes or values that the generator cannot have."""
+        own = f"base_model.{HOLDER}."
+        generator = getattr(model.base_model, HOLDER)[adapter_name]
+        wanted = {own + key: tuple(value.shape) for key, value in generator.state_dict().items()}
+        check_shapes(check_values("the checkpoint", state_dict), wanted)
+        return {key.replace(own, f"{own}{adapter_name}.", 1): value for key, value in state_dict.items()}

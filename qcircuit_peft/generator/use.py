@@ -1,0 +1,60 @@
+"""A model whose adapters are generated: writing the plain adapter, and measuring as hardware would."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from qcircuit_peft.generator.model import QPAModel
+
+
+def _tuner(model: nn.Module, adapter: str) -> QPAModel:
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, QPAModel):
+        raise ValueError(f"a model adapted with QPAConfig is wanted, got {type(model).__name__}")
+    if adapter not in tuner.peft_config:
+        raise ValueError(f"there is no adapter {adapter!r}; there are {', '.join(tuner.peft_config)}")
+    return tuner
+
+
+def save_base_adapter(model: nn.Module, folder: str | os.PathLike[str], adapter: str = "default") -> None:
+    """Write the adapter of the base method with the values that are generated now, in PEFT's own format.
+
+    Stock PEFT loads it without this library. As PEFT does, an adapter that is not named "default" is written into a
+    folder of its name. Raises ValueError if the model has no such generated adapter.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from qcircuit_peft import QPAConfig
+    >>> net = nn.Sequential(nn.Linear(16, 8))
+    >>> model = get_peft_model(net, QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=16))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_base_adapter(model, folder)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
+    """
+    with _tuner(model, adapter).settled(adapter) as wrapped:
+        wrapped.save_pretrained(str(folder), selected_adapters=[adapter])
+
+
+@contextmanager
+def measured_with(model: nn.Module, adapter: str = "default", **settings: Any) -> Iterator[None]:
+    """Within it, the adapter's probabilities are measured with other ``shots``, ``noise`` or ``backend``.
+
+    Raises ValueError if the model has no such generated adapter, or for settings that ``probabilities`` does not take.
+    """
+    source = _tuner(model, adapter).sources[adapter]
+    if unknown := sorted(set(settings) - {"shots", "noise", "backend"}):
+        raise ValueError(f"what is measured with is shots, noise or backend, got {unknown[0]!r}")
+    before = source.generator.recipe
+    source.generator.recipe = replace(before, **settings)
+    source.forget()
+    try:
+        yield
+    finally:
+        source.generator.recipe = before
+        source.forget()

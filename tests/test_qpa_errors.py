@@ -1,0 +1,189 @@
+"""Bad input: one clear sentence, and nothing has changed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_qpa import BASES, adapted, config, plain, steps
+from tiny import base, logits
+from torch import nn
+
+from qcircuit_peft import QPAConfig, save_base_adapter
+from qcircuit_peft.generator import measured_with
+
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """All that an attempt could have changed."""
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    return {"kinds": kinds, "grads": {name: p.requires_grad for name, p in model.named_parameters()}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"base": None}, "base is the configuration of a PEFT method, such as LoraConfig"),
+        ({"base": "lora"}, "base is the configuration of a PEFT method"),
+        ({"base": peft.PeftConfig()}, "base is the configuration of a PEFT method"),
+        ({"base": {"peft_type": "LORAX"}}, "the peft_type of base is one of .*LORA, .* got 'LORAX'"),
+        ({"base": peft.AdaptionPromptConfig()}, "on PEFT's BaseTuner or a prompt method, got ADAPTION_PROMPT"),
+        ({"base": peft.LoraConfig(bias="all")}, "base has bias='all'"),
+        ({"base": config()}, "QPA's are those of a generator itself"),
+        ({"scope": "block"}, "scope is one of layer, model, got 'block'"),
+        ({"chunk_size": -4}, "chunk_size is a whole number >= 1, got -4"),
+        ({"generator": {"version": 1}}, "the key 'generator' of an adapter configuration is a table of version"),
+    ],
+)
+def test_bad_configurations(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        QPAConfig(**({"base": BASES["lora"]()} | settings))
+    assert "\n" not in str(error.value)
+
+
+def test_a_generator_larger_than_the_memory_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = base("llama")
+    before, expected = state(model), logits(model, "llama")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(
+        ValueError, match=r"parameters in chunks of 1 take \d+ qubits and [\d,]+ bytes .* 1,000 are free"
+    ):
+        get_peft_model(model, config(chunk_size=1))
+    assert state(model) == before and torch.equal(logits(model, "llama"), expected)
+    monkeypatch.undo()
+    net = get_peft_model(model, config())
+    assert logits(net, "llama").shape == expected.shape
+
+
+def test_a_second_adapter_that_fails_leaves_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = adapted()
+    steps(net)
+    before, expected = state(net), logits(net, "llama")
+    with pytest.raises(ValueError, match="one base method, got LORA, VERA"):
+        net.add_adapter("second", config("vera"))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(ValueError, match="1,000 are free"):
+        net.add_adapter("second", config(chunk_size=1))
+    assert list(net.peft_config) == ["default"] == list(net.base_model.wrapped.peft_config)
+    assert state(net) == before and torch.equal(logits(net, "llama"), expected)
+    assert steps(net, 2)
+
+
+def test_a_base_without_trainable_parameters() -> None:
+    model = base("llama")
+    before = state(model)
+    nothing = peft.LoraConfig(target_modules="dummy-target-modules")
+    with pytest.raises(ValueError, match=r"the base method has no trainable parameters in this model"):
+        get_peft_model(model, QPAConfig(base=nothing))
+    assert state(model) == before
+
+
+def test_recurrent_prompt_encoders_are_refused() -> None:
+    model = base("llama")
+    before = state(model)
+    lstm = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=8, encoder_reparameterization_type="LSTM"
+    )
+    with pytest.raises(ValueError, match="is a LSTM, whose parameters cannot be generated"):
+        get_peft_model(model, QPAConfig(base=lstm))
+    assert state(model) == before
+
+
+def test_a_tied_head_is_refused_on_merge() -> None:
+    lora = peft.LoraConfig(r=2, target_modules=["lm_head"])
+    net = get_peft_model(base("llama", tie_word_embeddings=True), QPAConfig(base=lora, chunk_size=32, widths=[8]))
+    steps(net, 2)
+    expected = logits(net.eval(), "llama")
+    for merge in (net.merge_and_unload, net.merge_adapter):
+        with pytest.raises(ValueError, match=r"module 'lm_head' shares its weight with 'model.embed_tokens'"):
+            merge()
+        assert torch.equal(logits(net, "llama"), expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_a_checkpoint_of_another_model(method: str, tmp_path: Path) -> None:
+    net = adapted(method)
+    net.save_pretrained(tmp_path)
+    for change in ({"hidden_size": 32}, {"num_hidden_layers": 1}):
+        model = base("llama", **change)
+        before = state(model)
+        with pytest.raises(ValueError, match=r"made to generate [\d,]+ parameters .* in this model it would be [\d,]+"):
+            PeftModel.from_pretrained(model, tmp_path)
+        assert state(model) == before
+    transposed = json.loads((tmp_path / "adapter_config.json").read_text())
+    transposed["generator"]["layout"]["digest"] = "0" * 16
+    (tmp_path / "adapter_config.json").write_text(json.dumps(transposed))
+    with pytest.raises(ValueError, match="of other shapes"):
+        PeftModel.from_pretrained(base("llama"), tmp_path)
+
+
+def test_a_checkpoint_whose_initial_values_cannot_be_drawn_again(tmp_path: Path) -> None:
+    adapted().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "adapter_config.json").read_text())
+    stored["generator"]["seed"] = 5
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
+    model = base("llama")
+    before = state(model)
+    with pytest.raises(ValueError, match="initial values, to which the generated ones are added, differ"):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan", "torn"])
+def test_a_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
+    adapted().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    if damage == "missing":
+        del weights[name]
+    elif damage == "extra":
+        weights["base_model.qpa_generators.n9_angles"] = torch.zeros(3)
+    elif damage == "shape":
+        weights[name] = weights[name][..., :-1].contiguous()
+    elif damage == "nan":
+        weights[name].view(-1)[0] = float("nan")
+    save_file(weights, path)
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-50])
+    model = base("llama")
+    before = state(model)
+    says = {"missing": "lacks", "extra": "no adapted module", "shape": "has shape", "nan": "NaN", "torn": "not a whole"}
+    with pytest.raises(ValueError, match=says[damage]):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert state(model) == before
+
+
+def test_stored_configurations_of_another_kind_or_version(tmp_path: Path) -> None:
+    config().save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    stored = json.loads(path.read_text())
+    assert QPAConfig.from_pretrained(str(tmp_path)).to_dict() == config().to_dict()
+    for change, says in (
+        ({"generator": {**stored["generator"], "version": 2}}, "format version 2, but this qcircuit_peft reads 1"),
+        ({"colour": 1}, "unknown key 'colour'"),
+    ):
+        path.write_text(json.dumps(stored | change))
+        with pytest.raises(ValueError, match=says):
+            QPAConfig.from_pretrained(str(tmp_path))
+    del stored["base"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="the key 'base' is missing"):
+        QPAConfig.from_pretrained(str(tmp_path))
+
+
+def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a model adapted with QPAConfig is wanted, got PeftModel"):
+        save_base_adapter(plain("lora"), tmp_path)
+    with (
+        pytest.raises(ValueError, match=r"there is no adapter 'second'; there are default"),
+        measured_with(adapted(), "second"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="shared state"):
+        base("llama").add_adapter(config())
