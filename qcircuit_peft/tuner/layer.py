@@ -185,9 +185,9 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
     def _original(self) -> Tensor:
         """The base weight without the updates that are merged."""
-        if self._unmerged is not None:
-            return self._unmerged
         weight = self.get_base_weight()
+        if self._unmerged is not None:
+            return self._unmerged.to(weight.device, weight.dtype)
         for adapter in reversed(self.merged_adapters):
             weight = (weight - self._delta(adapter, None).to(weight.device)).to(weight.dtype)
         return weight

@@ -78,7 +78,10 @@ class _Sharing:
         if self._share is None:
             return {}
         group = _kind(name) if self._share == "kind" else ""
-        keys = {part: (group, part, frame.family) for part, frame in factors.frames.items()}
+        frames = {**factors.frames, **factors.acting}
+        if not frames:
+            raise ValueError(f"share={self._share!r}: module {name!r} has no circuit or other frame to share")
+        keys = {part: (group, part, frame.family) for part, frame in frames.items()}
         found = {part: self._holders.setdefault(key, holder) for part, key in keys.items()}
         return {part: other for part, other in found.items() if other is not holder}
 
