@@ -124,8 +124,7 @@ def test_frames_of_a_family_are_beginnings_of_each_other(name: str) -> None:
     one, two = (FRAMES[name].spec(20, k, intrinsic_rank=3) for k in (3, 7))
     assert one.family == two.family == one and len({one, two}) == 2
     assert FRAMES[name].spec(20, 3).family == one and FRAMES[name].spec(20, 4).family != one
-    values = torch.randn(2, one.n_parameters)
-    values = values / 10
+    values = torch.randn(2, one.n_parameters) / 10
     assert torch.allclose(one.columns(values), two.columns(values)[..., :3], atol=1e-6)
     assert not list(one.circuits())
 
