@@ -272,11 +272,10 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         frames: dict[str, Frames] = self.bank.frames(self, adapters, dtype)
         made = {}
         for name in own:
-            made[name] = frames.get(name, {})
-            if alone := loose(self.factors[name]):
-                values = self.intrinsic_parameters(name)
-                quantized = {part: made[name][part].squeeze(-1) for part in alone if part in made[name]}
-                made[name] = made[name] | {part: values[part].to(dtype) for part in alone} | quantized
+            found = frames.get(name, {})
+            alone = loose(self.factors[name])
+            values = self.intrinsic_parameters(name) if alone else {}
+            made[name] = found | {p: found[p].squeeze(-1) if p in found else values[p].to(dtype) for p in alone}
         return made
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
