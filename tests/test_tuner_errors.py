@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
         ({"r": 0}, "r is a whole number >= 1, got 0"),
         ({"r": 2.5}, "r is a whole number >= 1, got 2.5"),
         ({"r": "4"}, "r is a whole number >= 1, got '4'"),
-        ({"alpha": float("nan")}, "alpha is a finite number, of size 3.4e+38 at most, got nan"),
+        ({"alpha": float("nan")}, "alpha is a finite number, of size .* at most, got nan"),
         ({"dropout": 1.0}, "dropout is a probability of at least 0 and below 1, got 1.0"),
         ({"frame": "lie_"}, "frame is one of circuit.*, got 'lie_'"),
         ({"factorization": 3}, "factorization is one of svd.*, got 3"),
