@@ -3,7 +3,7 @@
     python benchmarks/frames.py [--quick] [--plot docs/figures/frames.png]
 
 Eight columns, two-design with L = 1, one thread. Time is the median process time of one frame and the gradient of all
-its parameters, in float32; runs take turns. The error is the largest entry of |U^T U - 1|, computed in float64: of the
+its parameters, in float32. The error is the largest entry of |U^T U - 1|, computed in float64: of the
 frame in float32, of that frame cast to bfloat16, and of the map itself run in bfloat16 (circuits refuse to).
 """
 
@@ -46,15 +46,10 @@ def errors(name: str, n: int) -> dict[str, float]:
 
 
 def measure(widths: tuple[int, ...], repeats: int) -> dict[tuple[str, int], dict[str, float]]:
-    """Seconds, errors and parameters by frame and width."""
-    found = {}
-    for n in widths:
-        names = [name for name in FRAMES if n <= LARGEST.get(name, n)]
-        took = medians({name: step(name, n) for name in names}, repeats, warmups=1)
-        for name in names:
-            count = FRAMES[name].n_parameters(n, K)
-            found[name, n] = {"seconds": took[name], "parameters": count, **errors(name, n)}
-    return found
+    """Seconds, errors and parameters by frame and width; all take turns, so that a busy machine slows all of them."""
+    places = [(name, n) for n in widths for name in FRAMES if n <= LARGEST.get(name, n)]
+    took = medians({f"{name} {n}": step(name, n) for name, n in places}, repeats, warmups=1)
+    return {(name, n): {"seconds": took[f"{name} {n}"], **errors(name, n)} for name, n in places}
 
 
 def worst(found: dict[tuple[str, int], dict[str, float]], name: str, what: str) -> str:
@@ -99,7 +94,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     widths = WIDTHS[:3] if arguments.quick else WIDTHS
-    found = measure(widths, repeats=1 if arguments.quick else 3)
+    found = measure(widths, repeats=1 if arguments.quick else 5)
     print(f"ms for forward and gradient of {K} columns; largest error of all N; parameters\n")
     print(table(found, widths))
     if arguments.plot:

@@ -56,7 +56,7 @@ def alone(layer: Any, adapters: tuple[str, ...], dtype: torch.dtype) -> dict[str
     """The frames of a layer by themselves, in place of a bank's."""
     found = {}
     for name in adapters:
-        f, values = layer.factors[name], layer.intrinsic_parameters(name)
+        f, values = layer.factors[name], layer.values(name)
         u = f.u.columns(values["u"]) * (f.scaling * values["lambda"])
         found[name] = {"u": u, "v": f.v.columns(values["v"])}
     return found

@@ -124,8 +124,7 @@ def test_frames_of_a_family_are_beginnings_of_each_other(name: str) -> None:
     one, two = (FRAMES[name].spec(20, k, intrinsic_rank=3) for k in (3, 7))
     assert one.family == two.family == one and len({one, two}) == 2
     assert FRAMES[name].spec(20, 3).family == one and FRAMES[name].spec(20, 4).family != one
-    values = torch.randn(2, one.n_parameters)
-    values = values / 10
+    values = torch.randn(2, one.n_parameters) / 10
     assert torch.allclose(one.columns(values), two.columns(values)[..., :3], atol=1e-6)
     assert not list(one.circuits())
 
@@ -143,6 +142,13 @@ def test_derivatives(name: str) -> None:
     _, tangent = torch.func.jvp(frame.columns, (values.detach(),), (torch.ones_like(values),))
     jacobian = torch.func.jacrev(lambda v: frame.columns(v))(values.detach()[0])
     assert torch.allclose(tangent[0], jacobian.sum(-1))
+
+
+@pytest.mark.parametrize(("name", "rank"), [("taylor", 4), ("cayley", 4), ("neumann", 4), ("householder", 2)])
+def test_a_low_intrinsic_rank_moves_few_dimensions(name: str, rank: int) -> None:
+    frame = FRAMES[name].spec(40, 10, intrinsic_rank=2)
+    moved = frame.columns(frame.initial().double()) - torch.eye(40, 10)
+    assert torch.linalg.matrix_rank(moved) == rank
 
 
 class Largest(TorchDispatchMode):
@@ -179,7 +185,7 @@ def test_a_uniform_start_is_far_from_unit_columns(name: str, n: int, k: int) -> 
 
 @pytest.mark.parametrize("name", [*ALWAYS, "neumann"])
 def test_frames_stay_exact_whatever_precision_torch_multiplies_in(name: str) -> None:
-    frame, before = FRAMES[name](256, 8), torch.get_float32_matmul_precision()
+    frame, before = FRAMES[name](1024, 32), torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -187,7 +193,7 @@ def test_frames_stay_exact_whatever_precision_torch_multiplies_in(name: str) -> 
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert u.dtype == torch.float32 and (u.mT @ u - torch.eye(8)).abs().max() <= 1e-6
+    assert u.dtype == torch.float32 and (u.double().mT @ u.double() - torch.eye(32)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(

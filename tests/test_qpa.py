@@ -18,7 +18,7 @@ from tiny import base, inputs, logits
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from qcircuit_peft import QCircuitConfig, QPAConfig, save_base_adapter
+from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig, save_base_adapter
 from qcircuit_peft.generator import QPAModel, measured_with
 
 pytestmark = pytest.mark.filterwarnings(
@@ -43,11 +43,13 @@ BASES: dict[str, Callable[[], peft.PeftConfig]] = {
     "ia3": lambda: peft.IA3Config(target_modules=TWO, feedforward_modules=[]),
     "oft": lambda: peft.OFTConfig(oft_block_size=8, target_modules=TWO),
     "ln": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "bottleneck": lambda: BottleneckConfig(r=4, target_modules=["down_proj"]),
     "prefix": lambda: peft.PrefixTuningConfig(**CAUSAL),
     "prompt": lambda: peft.PromptTuningConfig(**CAUSAL),
     "circuit": lambda: QCircuitConfig(r=4, target_modules=TWO, seed=1),
 }
 PROMPTS = ("prefix", "prompt")
+NOT_MERGED = {"bottleneck": "a bottleneck adapter is not linear"} | dict.fromkeys(PROMPTS, "adds virtual tokens")
 each = pytest.mark.parametrize("method", BASES)
 
 
@@ -131,10 +133,15 @@ def test_disabled_it_is_the_base_model_and_merged_it_is_itself(method: str) -> N
     with net.disable_adapter():
         assert torch.equal(logits(net, "llama"), untouched)
     assert torch.equal(logits(net, "llama"), expected)
-    if method in PROMPTS:
-        with pytest.raises(ValueError, match="TUNING adds virtual tokens, which cannot be merged"):
+    if method in NOT_MERGED:
+        with pytest.raises(ValueError, match=NOT_MERGED[method]):
             net.merge_and_unload()
         assert torch.equal(logits(net, "llama"), expected)
+        assert all("qpa_generators" in name for name, p in net.named_parameters() if p.requires_grad)
+        steps(net, 1)
+        assert not torch.equal(logits(net, "llama"), expected)
+        unloaded = net.unload()
+        assert torch.equal(logits(unloaded, "llama"), untouched)
         return
     net.merge_adapter()
     assert torch.allclose(logits(net, "llama"), expected, atol=1e-5)

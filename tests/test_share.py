@@ -116,3 +116,13 @@ def test_bad_sharing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"modules that share a circuit are on one device, but u of .*layers\.1"):
         get_peft_model(split, config("llama", **SHARED))
     assert not layers(split)
+
+
+def test_rotations_are_shared_and_gates_without_a_circuit_are_refused() -> None:
+    net = get_peft_model(base("bert"), config("bert", share="kind", factorization="rotation"))
+    half = len(layers(net)) // 2
+    assert held(net) == [("angles",)] * half + [()] * half + [("angles",)] * (len(layers(net)) - 2 * half)
+    net(**inputs("bert")).loss.backward()
+    assert all(p.grad.any() for p in net.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match=r"share='kind': module .* has no circuit or other frame to share"):
+        get_peft_model(base("bert"), config("bert", share="kind", factorization="quanta"))

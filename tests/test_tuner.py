@@ -57,13 +57,13 @@ def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry
             continue
         r = 2 if "rank_pattern" in CONTRACT[entry] and ".0." in name else settings.r
         alpha = 7 if "alpha_pattern" in CONTRACT[entry] and ".1." in name else settings.alpha
-        values = {part: p.detach() for part, p in layer.intrinsic_parameters("default").items()}
+        values = {part: p.detach() for part, p in layer.values("default").items()}
         whole = {
             part: f.columns(values[part]) if f.width == "shannon" else matrix(next(iter(f.circuits()))[1], values[part])
             for part, f in layer.factors["default"].frames.items()
         }
         u, v = whole["u"][:, :r], whole["v"][:, :r]
-        delta = alpha / r * u @ torch.diag(layer.qcircuit_lambda["default"].detach()) @ v.T
+        delta = alpha / r * u @ torch.diag(values["lambda"]) @ v.T
         found = layer.get_delta_weight("default")
         assert torch.allclose(found, delta.T if model == "gpt2" else delta, atol=1e-5)
         x = torch.randn(2, 5, layer.in_features)

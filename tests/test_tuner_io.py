@@ -63,11 +63,11 @@ def test_saving_and_loading_gives_the_same_bits(model: str, entry: str, tmp_path
 
 
 def test_everything_about_the_circuit_is_under_one_key(tmp_path: Path) -> None:
-    made = config("llama", "ring", seed=3)
+    made = config("llama", "ring", seed=3, quantization={"bits": 2, "parts": {"lambda": 4}})
     made.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     ours = {"ansatz", "layers", "frame", "factorization", "width", "backend", "init", "seed", "train_angles"}
-    ours |= {"frame_options", "factorization_options", "intrinsic_rank_pattern", "share"}
+    ours |= {"frame_options", "factorization_options", "intrinsic_rank_pattern", "share", "quantization"}
     assert set(stored["circuit"]) == {"version"} | ours and not ours & set(stored)
     assert stored["circuit"]["version"] == 1 and stored["circuit"]["ansatz"]["layer"]
     for cls in (QCircuitConfig, PeftConfig):

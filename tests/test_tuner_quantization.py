@@ -39,7 +39,7 @@ def as_saved(net: Any, adapter: str = "default") -> Any:
     other = get_peft_model(model, plain).eval()
     for new, old in zip(layers(other), layers(net), strict=True):
         for part, p in old.intrinsic_parameters(adapter).items():
-            scheme = old.quantizations[adapter].of(part)
+            scheme = old.schemes[adapter].get(part)
             value = p.detach() if scheme is None else unpack(pack(p.detach(), scheme), len(p), scheme)
             new.intrinsic_parameters("default")[part].data.copy_(value)
     return other
@@ -89,6 +89,18 @@ def test_one_batched_call_quantizes_all_layers() -> None:
     assert counts[1] - counts[0] <= 30  # one family of frames
     assert counts[2] - counts[1] <= 4 * 10  # each parameter is detached, stacked, handed out
     assert counts[3] - counts[2] <= 30
+
+
+def test_one_batched_call_quantizes_plain_vectors_too() -> None:
+    fields = {"factorization": "quanta", "factorization_options": {"order": 3}, "target_modules": ["q_proj"]}
+    net = get_peft_model(base("llama", num_hidden_layers=6), config("llama", quantization={"bits": 3}, **fields))
+    first, second, *_ = layers(net)
+    with Dispatched() as ops:
+        first._made(torch.zeros(1, 64), ("default",))
+    assert ops.count <= 60
+    with Dispatched() as ops:
+        second._made(torch.zeros(1, 64), ("default",))
+    assert ops.count <= 2
 
 
 FRESH = """
@@ -333,3 +345,20 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
                     "default"
                 ][part],
             )
+
+
+def test_adapters_of_different_bits_side_by_side() -> None:
+    net = adapted("llama", quantization={"bits": 2})
+    for name, quantization in (("plain", None), ("finer", {"bits": 6, "parts": {"lambda": 3}})):
+        net.add_adapter(name, config("llama", quantization=quantization))
+        shake(net, name, seed=2)
+    names = ["default", "plain", "finer"]
+    net.base_model.set_adapter(names)
+    layer = layers(net)[0]
+    found = layer.bank.frames(layer, tuple(names), torch.float32)
+    for name in names:
+        for part, frame in layer.made_now(name).items():
+            assert torch.allclose(found[name][part], frame, atol=1e-6)
+    assert layer.bank.generations == 1
+    net.delete_adapter("default")
+    assert set(layer.schemes) == set(layer.packed) == {"plain", "finer"}

@@ -24,6 +24,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
     "shannon": {"r": 4, "width": "shannon", "layers": 2, "seed": 5},
     "ring": {"r": 3, "alpha": 30.0, "ansatz": "ring_ry_cz", "width": "qudit", "init": "normal"},
     "frozen": {"r": 8, "train_angles": False},
+    "quantized": {"r": 4, "quantization": {"bits": 3, "group": 8, "adaptive": True, "parts": {"lambda": 4}}},
     "shared": {"r": 4, "share": "kind", "seed": 3},
     "patterns": {"r": 4, "rank_pattern": {r".*\.0\..*": 2}, "alpha_pattern": {r".*\.1\..*": 7}, "dropout": 0.1},
 }

@@ -71,7 +71,7 @@ def given(name: str, widths: Sequence[int], axes: Any) -> tuple[int, ...]:
     if not isinstance(axes, list | tuple) or not axes:
         raise ValueError(f"{name}: the axes of a width are a list of whole numbers, got {axes!r}")
     for axis in axes:
-        whole(f"{name}: an axis", axis, 1)
+        whole(f"{name}: an axis", axis, 1, 1 << 31)
     if prod(axes) not in widths:
         raise ValueError(
             f"{name}: axes multiply to the width, but {_times(axes)} is {prod(axes)} and the width {widths[0]}; "

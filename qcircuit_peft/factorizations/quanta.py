@@ -137,13 +137,11 @@ def quanta(
     ({'gates': 43008}, (8, 8, 8, 6))
     """
     whole("quanta: seed", seed, 0, 2**32 - 1)
+    whole("quanta: order", order, 2, 12)
     width = max(n_out, n_in)
     if isinstance(axes, dict):
         axes = {str(key): value for key, value in axes.items()}.get(str(width))
-    if axes is None:
-        chosen = balanced(width, whole("quanta: order", order, 2, 12))
-    else:
-        chosen = given("quanta", (width, min(n_out, n_in)), axes)
+    chosen = balanced(width, order) if axes is None else given("quanta", (width, min(n_out, n_in)), axes)
     if len(chosen) < 2:
         raise ValueError(
             f"quanta: gates act on pairs of axes, but width {width} has {len(chosen)}, {chosen}; name axes"

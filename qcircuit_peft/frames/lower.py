@@ -135,11 +135,9 @@ class LowerFrame:
                 f"{self.radius:.3g} of A; take 'uniform', or a map without an order"
             )
         spread = self._spread()
-        return (
-            draw_angles(init, self.n_parameters, generator)
-            if spread is None
-            else draw(init, self.n_parameters, generator, spread)
-        )
+        if spread is None:
+            return draw_angles(init, self.n_parameters, generator)
+        return draw(init, self.n_parameters, generator, spread)
 
     def columns(self, parameters: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n k"]:
         """The frame of each row of parameters, in their dtype; raises ValueError for a wrong number of them."""

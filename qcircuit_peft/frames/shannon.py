@@ -63,7 +63,7 @@ def widths(n: int, splits: Splits) -> Mapping[int, int]:
     """Every width that is met from ``n`` down, with the number of blocks at the end of the recursion that it takes.
 
     >>> dict(widths(97, ()))
-    {97: 14, 64: 1, 33: 6, 32: 1, 1: 1}
+    {97: 10, 64: 1, 33: 4, 32: 1, 1: 1}
     """
     n1, n2 = split(n, splits)
     if not n2:
@@ -80,14 +80,20 @@ def read_splits(n: int, splits: object) -> Splits:
     """
     try:
         pairs = splits.items() if isinstance(splits, Mapping) else tuple(splits)  # type: ignore[arg-type]
-        found = tuple(sorted((int(width), n1) for width, n1 in pairs))
+        found = tuple(sorted((int(width) if isinstance(width, str) else width, n1) for width, n1 in pairs))
+        whole = all(isinstance(width, int) and not isinstance(width, bool) for width, _ in found)
     except (TypeError, ValueError):
-        raise ValueError(f"shannon: splits maps widths N to their larger part N1, got {splits!r}") from None
+        whole, found = False, ()
+    if not whole:
+        raise ValueError(f"shannon: splits maps widths N to their larger part N1, got {splits!r}")
     for width, n1 in found:
         if isinstance(n1, bool) or not isinstance(n1, int) or not (width + 1) // 2 <= n1 < width:
             allowed = f"a whole number, {(width + 1) // 2} to {width - 1}, for N = {width}"
             raise ValueError(f"shannon: the larger part N1 is {allowed}, got {n1!r}")
-    met = widths(n, found)
+    try:
+        met = widths(n, found)
+    except RecursionError:
+        raise ValueError(f"shannon: these {len(found)} splits of width {n} are nested too deeply") from None
     unmet = [width for width, _ in found if width not in met]
     if unmet:
         raise ValueError(f"shannon: splits has the width {unmet[0]}, but from {n} down there are {[*met]}")

@@ -305,13 +305,19 @@ class QPAModel(BaseTuner):
         if merge:
             self._refuse_prompt()
             check_untied(self.model, BaseTunerLayer)
-        for hook in self._hooks:
-            hook.remove()
-        if self.prompt is not None:
-            return self.wrapped.get_base_model()
         for source in self.sources.values():
             source.settle()
-        return self.wrapped.base_model._unload_and_optionally_merge(merge, *args, **kwargs)
+        try:
+            model = self.wrapped.get_base_model()
+            if self.prompt is None:
+                model = self.wrapped.base_model._unload_and_optionally_merge(merge, *args, **kwargs)
+        except BaseException:
+            for source in self.sources.values():
+                source.put()
+            raise
+        for hook in self._hooks:
+            hook.remove()
+        return model
 
     @classmethod
     def _get_adapter_state_dict(

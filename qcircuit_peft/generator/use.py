@@ -20,11 +20,14 @@ def _tuner(model: nn.Module, adapter: str) -> QPAModel:
     return tuner
 
 
-def save_base_adapter(model: nn.Module, folder: str | os.PathLike[str], adapter: str = "default") -> None:
+def save_base_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], adapter: str = "default", **options: Any
+) -> None:
     """Write the adapter of the base method with the values that are generated now, in PEFT's own format.
 
     Stock PEFT loads it without this library. As PEFT does, an adapter that is not named "default" is written into a
-    folder of its name. Raises ValueError if the model has no such generated adapter.
+    folder of its name. ``options`` go to PEFT's ``save_pretrained``, which saves a whole adapted head or embedding too
+    unless ``save_embedding_layers=False``. Raises ValueError if the model has no such generated adapter.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -38,7 +41,7 @@ def save_base_adapter(model: nn.Module, folder: str | os.PathLike[str], adapter:
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     with _tuner(model, adapter).settled(adapter) as wrapped:
-        wrapped.save_pretrained(str(folder), selected_adapters=[adapter])
+        wrapped.save_pretrained(str(folder), selected_adapters=[adapter], **options)
 
 
 @contextmanager

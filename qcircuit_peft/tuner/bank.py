@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qcircuit_peft.factorizations.parts import weighted
+from qcircuit_peft.factorizations.parts import loose, weighted
 from qcircuit_peft.tuner.grid import Grid, stacked
 
 Frames = dict[str, Tensor]  # the frames of one layer and adapter, by part
@@ -45,6 +45,20 @@ class _Entry:
         now = layer.generated_from(self.adapter)
         same = all(p is q for p, q in zip(now.values(), self.parameters.values(), strict=True))
         return same and _signature(now.values()) == self.signature
+
+
+class _Vector(NamedTuple):
+    """A plain vector of n numbers as if it were a frame, (n, 1), so that all layers' are quantized in one call."""
+
+    n: int
+    k: int = 1
+
+    @property
+    def family(self) -> "_Vector":
+        return self
+
+    def columns(self, values: Tensor) -> Tensor:
+        return values.unsqueeze(-1)
 
 
 class _Slot(NamedTuple):
@@ -111,7 +125,10 @@ class _Plan:
         families: dict[tuple[Any, ...], list[_Slot]] = {}
         for entry in entries:
             factors = entry.factors
-            for part, frame in factors.frames.items():
+            vectors = {
+                part: _Vector(len(entry.parameters[part])) for part in loose(factors) if part in entry.parameters
+            }
+            for part, frame in {**factors.frames, **vectors}.items():
                 angles, by = entry.parameters[part], factors.weights.get(part)
                 weight = None if by is None else entry.parameters[by]
                 scheme, *of_weight = (entry.grids[name].scheme if name in entry.grids else None for name in (part, by))
@@ -268,7 +285,7 @@ class _Generation:
         """Whether these frames can serve a layer, as far as can be seen without reading its parameters."""
         if self.adapters != adapters or trains > self.grad:
             return False
-        own = [adapter for adapter in adapters if adapter in layer.factors and layer.factors[adapter].frames]
+        own = [adapter for adapter in adapters if adapter in layer.factors and layer.generated_from(adapter)]
         entries = [self.entries.get((id(layer), adapter)) for adapter in own]
         return all(entry is not None and entry.layer() is layer and entry.is_current(layer) for entry in entries)
 

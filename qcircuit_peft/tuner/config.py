@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import re
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ _CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the fra
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
+_MAX_NUMBER = 3.4e38
 
 
 @dataclass
@@ -52,7 +52,7 @@ class QCircuitConfig(PeftConfig):
     intrinsic_rank_pattern: the frame's option ``intrinsic_rank`` by module name, for frames that have it.
     share: None, each module has circuits of its own; "kind", modules whose names differ only in the numbers of blocks,
         such as all query projections, share theirs, and each keeps its own lambda; "shape", all modules of equal width
-        do. Shared parameters are stored, generated and saved once.
+        do. Shared parameters are stored, generated and saved once. The factorization has to have frames.
     backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
@@ -270,6 +270,8 @@ def _options(name: str, of: str, given: object, allowed: set[str]) -> None:
             raise ValueError(f"{name} has {key!r}, which is not an option of {of!r}; {told}")
     try:
         json.dumps(given, allow_nan=False)
+    except RecursionError:
+        raise ValueError(f"{name} is a table of options, got one that is nested too deeply") from None
     except (TypeError, ValueError):
         raise ValueError(f"{name} holds plain data, as JSON has it, got {given!r}") from None
 
@@ -289,8 +291,8 @@ def _pattern(name: str, value: str) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{name} is a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
+        raise ValueError(f"{name} is a finite number, of size {_MAX_NUMBER:g} at most, got {value!r}")
     return float(value)
 
 

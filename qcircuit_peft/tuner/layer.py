@@ -13,7 +13,7 @@ from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import Base, Factorization, initial, loose, make, sizes
-from qcircuit_peft.quantization import Quantization
+from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank, Frames
 from qcircuit_peft.tuner.checkpoint import PREFIX, Packed, check_finite
 from qcircuit_peft.tuner.grid import Grid
@@ -51,7 +51,7 @@ class QCircuitLayer(BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
-    other_param_names = ("factors", "rates", "lenders", "quantizations", "packed")
+    other_param_names = ("factors", "rates", "lenders", "schemes", "packed")
 
     def __init__(self, base_layer: nn.Module, bank: FrameBank, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -61,7 +61,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.factors: dict[str, Factorization] = {}
         self.rates: dict[str, float] = {}
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
-        self.quantizations: dict[str, Quantization | None] = {}
+        self.schemes: dict[str, dict[str, Quantization]] = {}  # of the parts that are quantized
         self.packed: dict[str, dict[str, Packed]] = {}  # what was loaded, by part
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.in_features, self.out_features = features(self.get_base_layer())
@@ -81,7 +81,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.factors[adapter_name] = factors
         self.rates[adapter_name] = float(config.dropout)
         self.lenders[adapter_name] = dict(lenders)
-        self.quantizations[adapter_name], self.packed[adapter_name] = config.quantization, {}
+        self.schemes[adapter_name], self.packed[adapter_name] = schemes(config.quantization, sizes(factors)), {}
         if not config.train_angles:
             self.frozen_peft_weight_names[adapter_name] = tuple(
                 PREFIX + part for part in (*factors.frames, *factors.acting)
@@ -102,37 +102,31 @@ class QCircuitLayer(BaseTunerLayer):
         return {part: getattr(lenders.get(part, self), PREFIX + part)[adapter] for part in sizes(self.factors[adapter])}
 
     def generated_from(self, adapter: str) -> dict[str, Tensor]:
-        """Those parameters from which frames are generated; the others are used as they are."""
-        alone = loose(self.factors[adapter])
+        """Those parameters from which frames are generated, or that are quantized; the others are used as they are."""
+        alone = set(loose(self.factors[adapter])) - set(self.schemes[adapter])
         return {part: value for part, value in self.intrinsic_parameters(adapter).items() if part not in alone}
 
     def held(self, adapter: str) -> dict[str, Held]:
         """The parameters of an adapter by part, without those that other layers hold."""
-        quantization, packed = self.quantizations[adapter], self.packed[adapter]
+        schemes, packed = self.schemes[adapter], self.packed[adapter]
+        parts = [part for part in sizes(self.factors[adapter]) if part not in self.lenders[adapter]]
         return {
-            part: Held(
-                getattr(self, PREFIX + part)[adapter],
-                None if quantization is None else quantization.of(part),
-                packed.get(part),
-            )
-            for part in sizes(self.factors[adapter])
-            if part not in self.lenders[adapter]
+            part: Held(getattr(self, PREFIX + part)[adapter], schemes.get(part), packed.get(part)) for part in parts
         }
 
     def grids(self, adapter: str) -> dict[str, Grid]:
         """How those parts of an adapter that are quantized are, shared ones too."""
-        if self.quantizations[adapter] is None:
-            return {}
-        found = self.held(adapter)
-        for part, lender in self.lenders[adapter].items():
-            found[part] = lender.held(adapter)[part]
-        return {part: Grid(h.scheme, h.packed and h.packed.values) for part, h in found.items() if h.scheme is not None}
+        found = {}
+        for part, scheme in self.schemes[adapter].items():
+            packed = self.lenders[adapter].get(part, self).packed[adapter].get(part)
+            found[part] = Grid(scheme, packed.values if packed else None)
+        return found
 
-    def values(self, adapter: str, parts: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """The parameters of an adapter, or some, as its update uses them: in float32 or float64, quantized if it is."""
-        grids, found = self.grids(adapter), self.intrinsic_parameters(adapter)
-        wide = {p: found[p] if found[p].dtype == torch.float64 else found[p].float() for p in parts or found}
-        return {part: grids[part](value) if part in grids else value for part, value in wide.items()}
+    def values(self, adapter: str) -> dict[str, Tensor]:
+        """The parameters of an adapter as its update uses them: in float32 or float64, quantized if it is."""
+        found = self.intrinsic_parameters(adapter).items()
+        wide = {part: p if p.dtype == torch.float64 else p.float() for part, p in found}
+        return wide | {part: grid(wide[part]) for part, grid in self.grids(adapter).items()}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT asks for on every layer."""
@@ -191,9 +185,9 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
     def _original(self) -> Tensor:
         """The base weight without the updates that are merged."""
-        if self._unmerged is not None:
-            return self._unmerged
         weight = self.get_base_weight()
+        if self._unmerged is not None:
+            return self._unmerged.to(weight.device, weight.dtype)
         for adapter in reversed(self.merged_adapters):
             weight = (weight - self._delta(adapter, None).to(weight.device)).to(weight.dtype)
         return weight
@@ -278,9 +272,10 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         frames: dict[str, Frames] = self.bank.frames(self, adapters, dtype)
         made = {}
         for name in own:
+            found = frames.get(name, {})
             alone = loose(self.factors[name])
-            values = self.values(name, alone) if alone else {}
-            made[name] = frames.get(name, {}) | {part: value.to(dtype) for part, value in values.items()}
+            values = self.intrinsic_parameters(name) if alone else {}
+            made[name] = found | {p: found[p].squeeze(-1) if p in found else values[p].to(dtype) for p in alone}
         return made
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:

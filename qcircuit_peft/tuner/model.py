@@ -1,7 +1,7 @@
 """The tuner: puts circuit adapters into a model, on PEFT's ``BaseTuner``."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from qcircuit_peft.ansatz import load
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import Factorization, sizes
 from qcircuit_peft.frames import FRAMES
-from qcircuit_peft.quantization import Quantization
+from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.checkpoint import (
     PREFIX,
@@ -78,7 +78,10 @@ class _Sharing:
         if self._share is None:
             return {}
         group = _kind(name) if self._share == "kind" else ""
-        keys = {part: (group, part, frame.family) for part, frame in factors.frames.items()}
+        frames = {**factors.frames, **factors.acting}
+        if not frames:
+            raise ValueError(f"share={self._share!r}: module {name!r} has no circuit or other frame to share")
+        keys = {part: (group, part, frame.family) for part, frame in frames.items()}
         found = {part: self._holders.setdefault(key, holder) for part, key in keys.items()}
         return {part: other for part, other in found.items() if other is not holder}
 
@@ -134,8 +137,7 @@ class QCircuitModel(BaseTuner):
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
-        schemes: dict[str, Quantization] = {}
-        quantization = peft_config.quantization
+        found: dict[str, Quantization] = {}
         sharing, self._sharing = _Sharing(peft_config.share), _Sharing(peft_config.share)
         devices: dict[str, Any] = {}
         for name, module in model.named_modules():
@@ -145,10 +147,8 @@ class QCircuitModel(BaseTuner):
             lenders = sharing.lenders(name, factors, name)
             held = {part: size for part, size in sizes(factors).items() if part not in lenders}
             wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in held.items()}
-            if isinstance(quantization, Quantization):
-                _check_parts(quantization, sizes(factors))
-                chosen = {f"{name}.{PREFIX}{part}": quantization.of(part) for part in held}
-                schemes |= {key: scheme for key, scheme in chosen.items() if scheme is not None}
+            quantized = schemes(peft_config.quantization, sizes(factors)).items()
+            found |= {f"{name}.{PREFIX}{part}": scheme for part, scheme in quantized if part in held}
             devices[name] = next((p.device for p in module.parameters()), None)
             for part, holder in lenders.items():
                 if devices[name] != devices[holder]:
@@ -158,7 +158,7 @@ class QCircuitModel(BaseTuner):
                     )
         if state is not None:
             try:
-                self._packed = open_packed(state, wanted, schemes)
+                self._packed = open_packed(state, wanted, found)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
 
@@ -324,13 +324,6 @@ class QCircuitModel(BaseTuner):
                     if scheme is not None and scheme.packed and key in found and not found[key].is_meta:
                         found[key] = packed_form(key, found[key], scheme, loaded)
         return found
-
-
-def _check_parts(quantization: Quantization, parts: Iterable[str]) -> None:
-    """Raise ValueError if bits are given to a part that the adapter does not have."""
-    for part in quantization.parts:
-        if part not in parts:
-            raise ValueError(f"quantization gives bits to the part {part!r}, but the parts are {', '.join(parts)}")
 
 
 def _remember(model: nn.Module, adapter: str, packed: dict[str, Packed]) -> None:

@@ -1,0 +1,114 @@
+"""The bottleneck adapter after a linear layer, such as the last one of a feed-forward block; PEFT has none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import PeftType
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qcircuit_peft.generator.recipe import one_of
+from qcircuit_peft.tuner.layer import features
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass
+class BottleneckConfig(PeftConfig):
+    """What `get_peft_model` needs for adapters h + up(act(down(h))) behind the output h of linear layers.
+
+    r: the width in between. target_modules, exclude_modules, modules_to_save: as in LoRA; for feed-forward adapters
+    (FFA) name the last layer of the feed-forward block. activation: a name in ``ACTIVATIONS``. up starts at 0.
+
+    Source: Houlsby et al. 2019, arXiv 1902.00751. Raises ValueError for an r below 1 or an unknown activation.
+
+    >>> from peft import get_peft_model
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 6)), BottleneckConfig(r=2, target_modules=["0"]))
+    >>> model.get_nb_trainable_parameters()[0]
+    32
+    """
+
+    r: int = 8
+    activation: str = "relu"
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise ValueError(f"r is a whole number >= 1, got {self.r!r}")
+        one_of("activation", self.activation, ACTIVATIONS)
+
+
+class BottleneckLayer(nn.Module, BaseTunerLayer):
+    """A linear layer with bottleneck adapters behind it, one after the other. They cannot be merged."""
+
+    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+    other_param_names = ("activations",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
+        self.activations: dict[str, str] = {}
+        self.merged_adapters: list[str] = []
+
+    def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
+        """Add an adapter."""
+        _, width = features(self.get_base_layer())
+        self.bottleneck_down[adapter_name] = nn.Linear(width, config.r)
+        self.bottleneck_up[adapter_name] = up = nn.Linear(config.r, width)
+        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.bias)
+        self.activations[adapter_name] = config.activation
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output through the active adapters."""
+        h = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return h
+        for name in self.active_adapters:
+            if name in self.bottleneck_down:
+                down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+                inside = down(h.to(down.weight.dtype))  # type: ignore[arg-type]
+                h = h + up(ACTIVATIONS[self.activations[name]](inside)).to(h.dtype)
+        return h
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: the adapter is not linear."""
+        raise ValueError("a bottleneck adapter is not linear, so it cannot be merged into weights")
+
+
+class BottleneckModel(BaseTuner):
+    """A model with bottleneck adapters; raises ValueError for a target that is not a linear layer."""
+
+    prefix: str = "bottleneck_"
+    tuner_layer_cls = BottleneckLayer
+    target_module_mapping: dict[str, list[str]] = {"gpt2": ["mlp.c_proj"], "llama": ["down_proj"]}  # noqa: RUF012
+
+    def _create_and_replace(
+        self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        layer = target
+        if not isinstance(target, BottleneckLayer):
+            if not isinstance(target, nn.Linear | Conv1D):
+                raise ValueError(f"target module {target_name!r} is a {type(target).__name__}, not a linear layer")
+            layer = BottleneckLayer(target)
+            layer._active_adapter = adapter_name
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.bottleneck_down[adapter_name].requires_grad_(False)
+            layer.bottleneck_up[adapter_name].requires_grad_(False)
