@@ -26,10 +26,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from qcircuit_peft import BottleneckConfig, Noise, QPAConfig
-from qcircuit_peft.analysis.gradients import decay, gradient_variance
+from qcircuit_peft.analysis.gradients import COSTS, decay, gradient_variance
 from qcircuit_peft.demo.models import minilm, package_file
 from qcircuit_peft.demo.report import quiet
 from qcircuit_peft.generator import measured_with
+from qcircuit_peft.generator.network import features
 from qcircuit_peft.generator.recipe import CONTROLS
 
 COLUMNS = ("method", "seed", "steps", "parameters", "before", "perplexity", "seconds")
@@ -247,12 +248,13 @@ def step(repeats: int = 30) -> None:
 
 
 @app.command()
-def trainability(samples: int = 500) -> None:
+def trainability(samples: int = 60) -> None:
     """Print the variance of the gradient of QPA's circuit against qubits and L, and the rate at which it falls."""
     torch.set_num_threads(1)
     source = torch.Generator().manual_seed(0)
     shown = Table("cost", "L", *(f"{n} qubits" for n in range(4, 12)), "rate a qubit")
-    for cost in ("global", "local"):
+    COSTS["feature"] = lambda states: features(states.abs().square(), "paper")[..., 0]  # what QPA makes of one state
+    for cost in COSTS:
         for layers in (1, 2, 4, 8):
             rows = gradient_variance("ry_cx", range(4, 12), layers, cost, samples, source)
             fit = decay(rows)

@@ -116,8 +116,8 @@ for control, (_, count, loss) in nets.items():
     print(f"{control or 'the circuit':<12} {count:,} numbers, loss {loss:.3f}   {CONTROLS.get(control or '', '')}")
 
 # %% [markdown]
-# The loss began at about 4.2. Look at the rows before believing in the circuit: the network learns most of what there is
-# to learn without it. docs/qpa.md has the same comparison on a real language model.
+# The loss began at about 4.2. Look at the rows before believing in the circuit: the network learns most of what there
+# is to learn without it. docs/qpa.md has the same comparison on a real language model.
 #
 # ## What is left is a LoRA
 #

@@ -1,22 +1,20 @@
 """The tuner: lets PEFT adapt a model by the base method, and puts generated tensors in the place of its parameters."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from math import isclose
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.integrations import skip_init_on_device
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qcircuit_peft.generator.config import QPAConfig
 from qcircuit_peft.generator.network import Generator
-from qcircuit_peft.generator.source import Source, Target
+from qcircuit_peft.generator.source import Source
+from qcircuit_peft.generator.targets import check_layout, find_targets, layout_of
 from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, state_loading
 from qcircuit_peft.tuner.model import check_untied
 
@@ -29,59 +27,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-def _targets(model: nn.Module, known: set[int]) -> tuple[list[Target], list[int]]:
-    """The trainable parameters that are not ``known``, by adapted layer, and how many numbers each layer has."""
-    found: dict[int, tuple[str, Target]] = {}
-    inside = [name for name, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-    layers = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
-    for path, module in model.named_modules(remove_duplicate=False):
-        if any(path == name or path.startswith(f"{name}.") for name in inside):
-            continue  # modules_to_save are trained as they are
-        for name, parameter in module._parameters.items():
-            if parameter is None or id(parameter) in known or not parameter.requires_grad:
-                continue
-            if isinstance(module, nn.RNNBase):
-                raise ValueError(f"{path!r} is a {type(module).__name__}, whose parameters cannot be generated")
-            layer = max((own for own in layers if path.startswith(f"{own}.")), key=len, default="")
-            full = f"{path}.{name}"
-            _, target = found.setdefault(id(parameter), (layer, Target(full, parameter)))
-            if (module, name) not in target.places:
-                target.places.append((module, name))
-    sizes: dict[str, int] = {}
-    ordered = sorted(found.values(), key=lambda row: row[0])  # stable: the parameters of a layer stay together
-    for layer, target in ordered:
-        sizes[layer] = sizes.get(layer, 0) + target.start.numel()
-    return [target for _, target in ordered], list(sizes.values())
-
-
-def _layout(targets: list[Target]) -> dict[str, Any]:
-    """What an adapter was made for: the number of parameters, a digest of shapes, marks of the initial values."""
-    shapes = ";".join(str(tuple(target.start.shape)) for target in targets)
-    start = torch.cat([target.start.detach().flatten().double() for target in targets])
-    wave = torch.cos(torch.arange(start.numel(), dtype=torch.float64, device=start.device))
-    marks = torch.stack([start.square().mean().sqrt(), start.mean(), (start * wave).mean()])
-    return {
-        "parameters": start.numel(),
-        "digest": hashlib.blake2b(shapes.encode(), digest_size=8).hexdigest(),
-        "start": None if start.is_meta else marks.tolist(),
-    }
-
-
-def _check_layout(now: dict[str, Any], then: dict[str, Any], starts: bool) -> None:
-    if (now["parameters"], now["digest"]) != (then["parameters"], then["digest"]):
-        raise ValueError(
-            f"the adapter was made to generate {then['parameters']:,} parameters of a base method, but in this model "
-            f"it would be {now['parameters']:,}"
-            + (", of other shapes" if now["parameters"] == then["parameters"] else "")
-        )
-    marks = zip(now["start"], then["start"], strict=True) if now["start"] and then["start"] else ()
-    if starts and not all(isclose(a, b, rel_tol=1e-3, abs_tol=1e-5 * then["start"][0]) for a, b in marks):
-        raise ValueError(
-            "the base method's initial values, to which the generated ones are added, differ from those that the "
-            "adapter was trained with; load it with its own base model and versions of peft and torch"
-        )
 
 
 class _Prompt(nn.Module, BaseTunerLayer):
@@ -171,14 +116,14 @@ class QPAModel(BaseTuner):
         raise NotImplementedError
 
     def _generate(self, name: str, config: QPAConfig, known: set[int]) -> None:
-        targets, sizes = _targets(self.wrapped, known)
+        targets, sizes = find_targets(self.wrapped, known)
         if not targets:
             raise ValueError(
                 f"the base method has no trainable parameters in this model, so none can be generated: {config.base}"
             )
-        layout = _layout(targets)
+        layout = layout_of(targets)
         if config.layout is not None:
-            _check_layout(layout, config.layout, config.init == "zero")
+            check_layout(layout, config.layout, config.init == "zero")
         if config.scope == "model":
             sizes = [sum(sizes)]
         generator = Generator(sizes, config.recipe())

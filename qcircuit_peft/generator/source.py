@@ -7,7 +7,6 @@ know only the generator.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qcircuit_peft.generator.network import Generator
+from qcircuit_peft.generator.targets import Target
 
 
 class Slots(dict):
@@ -37,15 +37,6 @@ class Slots(dict):
     def __delitem__(self, name: str) -> None:
         if self.generated.pop(name, None) is None:
             super().__delitem__(name)
-
-
-@dataclass
-class Target:
-    """A parameter that is generated: its value at the start, and every (module, name) where it is found."""
-
-    name: str
-    start: nn.Parameter
-    places: list[tuple[nn.Module, str]] = field(default_factory=list)
 
 
 class _Shared(torch.autograd.Function):
