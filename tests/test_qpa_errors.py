@@ -7,14 +7,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_qpa import BASES, adapted, config, plain, steps
 from tiny import base, logits
 from torch import nn
 
-from qcircuit_peft import QPAConfig, save_base_adapter
-from qcircuit_peft.generator import measured_with
+from qcircuit_peft import QCircuitConfig, QPAConfig, parameter_count, save_base_adapter
+from qcircuit_peft.generator import Generator, Recipe, measured_with
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 
@@ -187,3 +187,28 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="shared state"):
         base("llama").add_adapter(config())
+
+
+def test_networks_larger_than_the_memory_and_odd_layouts_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"bytes a generation, networks included, but .* or smaller widths"):
+        Generator([100], Recipe(chunk_size=16, widths=(300_000, 300_000)))
+    base = LoraConfig(r=2, target_modules=["0"])
+    stored = QPAConfig(base=base).to_dict()["generator"]
+    marks = {"parameters": 5, "digest": "ab", "start": [0.1, 0.0, 0.0]}
+    QPAConfig(base=base, generator=stored | {"layout": marks})
+    for change in ({"parameters": "x"}, {"start": "abc"}, {"start": [-1.0, 0.0, 0.0]}, {"start": [None] * 3}):
+        with pytest.raises(ValueError, match="layout is a table of parameters, digest, start, got another"):
+            QPAConfig(base=base, generator=stored | {"layout": marks | change})
+
+
+def test_what_takes_the_place_of_a_deleted_adapter_is_trained() -> None:
+    net = nn.Sequential(nn.Linear(12, 8))
+    model = get_peft_model(net, QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=8))
+    model.add_adapter("next", QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=8, seed=3))
+    model.delete_adapter("default")
+    assert any(p.requires_grad for p in model.parameters()) and model.active_adapters == ["next"]
+
+
+def test_parameters_are_counted_with_circuits_as_the_base() -> None:
+    config = QPAConfig(base=QCircuitConfig(r=2, target_modules=["0"]), chunk_size=8)
+    assert parameter_count(config, nn.Sequential(nn.Linear(12, 8))) > 0

@@ -88,8 +88,8 @@ class QPAConfig(PeftConfig):
                 f"the generator has format version {stored['version']!r}, but this qcircuit_peft reads {VERSION}"
             )
         layout = stored["layout"]
-        if layout is not None and (not isinstance(layout, dict) or set(layout) != set(_LAYOUT)):
-            raise ValueError(f"the generator's layout is a table of {', '.join(_LAYOUT)}, got {layout!r}")
+        if layout is not None and not _is_layout(layout):
+            raise ValueError(f"the generator's layout is a table of {', '.join(_LAYOUT)}, got another")
         self.layout = layout
         for key in ("scope", *_RECIPE):
             setattr(self, key, stored[key])
@@ -125,6 +125,15 @@ class QPAConfig(PeftConfig):
         config = copy.deepcopy(self.base)
         config.inference_mode = False
         return config
+
+
+def _is_layout(stored: object) -> bool:
+    """Whether it is a count, a digest, and three marks (root mean square, ...) or None."""
+    if not isinstance(stored, dict) or set(stored) != set(_LAYOUT):
+        return False
+    parameters, digest, start = (stored[key] for key in _LAYOUT)
+    marks = isinstance(start, list) and len(start) == 3 and all(type(m) is float for m in start) and start[0] >= 0
+    return type(parameters) is int and isinstance(digest, str) and (start is None or marks)
 
 
 def _plain(value: Any) -> Any:

@@ -205,9 +205,13 @@ class QPAModel(BaseTuner):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and its generator."""
+        was_active = adapter_name in self.active_adapters
+        trained = any(p.requires_grad for p in getattr(self, HOLDER)[adapter_name].parameters())
         self._still(self.wrapped.delete_adapter, adapter_name)
         del self.peft_config[adapter_name], self.sources[adapter_name], getattr(self, HOLDER)[adapter_name]
-        self.active_adapter = self.wrapped.active_adapters
+        self.active_adapter = active = self.wrapped.active_adapters
+        if was_active and active:  # what takes its place is trained if it was
+            self.set_adapter(active if self.prompt is None else active[0], inference_mode=not trained)
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         if self.prompt is not None:

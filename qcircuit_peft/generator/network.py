@@ -69,18 +69,20 @@ def features(p: Float[Tensor, "*batch states"], name: str) -> Float[Tensor, "*ba
 
 
 def check_memory(sizes: Sequence[int], recipe: Recipe) -> None:
-    """Raise ValueError, naming the bytes, if what a generation keeps is larger than the free memory."""
+    """Raise ValueError, naming the bytes, if what a generator has and a generation keeps is larger than the free memory."""
     needed = 0
     for m in sizes:
         states = 1 << recipe.qubits(m)
         needed += 4 * (states * (2 + recipe.qubits(m)) + recipe.chunks(m) * (sum(recipe.widths) + recipe.chunk_size))
         needed += 8 * states**2 if recipe.noise is not None else 0
+        needed += 4 * generator_count(m, recipe).total
     free = psutil.virtual_memory().available
     if needed > free:
         most = max(sizes)
         raise ValueError(
             f"{most:,} parameters in chunks of {recipe.chunk_size} take {recipe.qubits(most)} qubits and "
-            f"{needed:,} bytes a generation, but {free:,} are free; choose a larger chunk_size"
+            f"{needed:,} bytes a generation, networks included, but {free:,} are free; choose a larger chunk_size "
+            "or smaller widths"
         )
 
 

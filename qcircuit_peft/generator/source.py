@@ -6,7 +6,7 @@ know only the generator.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -137,7 +137,8 @@ class Source:
         values = [p if p.dtype == torch.float64 else p.float() for p in parameters]
         given = dict(zip(dict(generator.named_parameters()), values, strict=True))
         buffers = {name: b if b.dtype == torch.float64 else b.float() for name, b in generator.named_buffers()}
-        with torch.autocast(generator.start.device.type, enabled=False):  # type: ignore[union-attr]
+        kind: str = generator.start.device.type  # type: ignore[assignment,union-attr]
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             flat = torch.cat(functional_call(generator, {**given, **buffers}, ()))
             return flat + buffers["start"] if generator.recipe.init == "zero" else flat
 
@@ -147,7 +148,7 @@ class Source:
     def _is_current(self) -> bool:
         """Whether the generator has the values that the tensors were made of; they are read and compared."""
         return self._made is not None and all(
-            now.device == then.device and now.dtype == then.dtype and torch.equal(now, then)
+            now.device == then.device and now.dtype == then.dtype and (now.is_meta or torch.equal(now, then))
             for now, then in zip(self.generator.state_dict().values(), self._values, strict=True)
         )
 
