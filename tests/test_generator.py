@@ -209,9 +209,7 @@ def test_bad_recipes_are_refused_in_one_sentence(settings: dict, says: str) -> N
 
 
 def test_more_bytes_than_are_free_are_refused_before_anything_is_allocated() -> None:
-    with pytest.raises(
-        ValueError, match=r"take 40 qubits and [\d,]+ bytes a generation, networks included, but [\d,]+ are free"
-    ):
+    with pytest.raises(ValueError, match=r"take 40 qubits and [\d,]+ bytes a generation, .* are free"):
         Generator([1 << 40], Recipe(1))
     with pytest.raises(ValueError, match=r"take 20 qubits and [\d,]+ bytes"):
         Generator([1 << 26], Recipe(64, noise=Noise(depolarizing=0.1)))

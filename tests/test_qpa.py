@@ -158,6 +158,7 @@ def test_several_adapters(method: str, tmp_path: Path) -> None:
     net = adapted(method)
     steps(net)
     first = logits(net, "llama")
+    grads(net)  # so that tensors with a graph are in place while PEFT sets requires_grad on what it finds there
     net.add_adapter("second", config(method, chunk_size=16, seed=3))
     assert torch.equal(logits(net, "llama"), first)
     net.set_adapter("second")
@@ -231,6 +232,14 @@ def test_one_generation_a_step_and_none_that_is_stale() -> None:
     before = layer.lora_B["default"].weight.clone()
     weight.data.mul_(2)
     assert not torch.equal(layer.lora_B["default"].weight, before)  # also outside of a forward pass
+
+
+def test_a_generator_that_is_frozen_gets_no_gradient() -> None:
+    net = adapted()
+    grads(net)
+    net.zero_grad()
+    net.requires_grad_(False)
+    assert not net(**inputs("llama")).loss.requires_grad
 
 
 def test_two_backward_passes_through_one_generation_add_up() -> None:

@@ -81,8 +81,8 @@ def check_memory(sizes: Sequence[int], recipe: Recipe) -> None:
         most = max(sizes)
         raise ValueError(
             f"{most:,} parameters in chunks of {recipe.chunk_size} take {recipe.qubits(most)} qubits and "
-            f"{needed:,} bytes a generation, networks included, but {free:,} are free; choose a larger chunk_size "
-            "or smaller widths"
+            f"{needed:,} bytes a generation, networks included, but {free:,} are free; "
+            "choose a larger chunk_size or smaller widths"
         )
 
 

@@ -108,6 +108,7 @@ class Source:
         """Drop the tensors that are held."""
         self._made: list[Tensor] | None = None
         self._values: list[Tensor] = []
+        self._trained: list[bool] = []
         self._grad = False
 
     def begin(self) -> None:
@@ -146,10 +147,15 @@ class Source:
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.generator.parameters())
 
     def _is_current(self) -> bool:
-        """Whether the generator has the values that the tensors were made of; they are read and compared."""
-        return self._made is not None and all(
-            now.device == then.device and now.dtype == then.dtype and (now.is_meta or torch.equal(now, then))
-            for now, then in zip(self.generator.state_dict().values(), self._values, strict=True)
+        """Whether the generator has the values that the tensors were made of, which are read, and is as trainable."""
+        trained = [p.requires_grad for p in self.generator.parameters()]
+        return (
+            self._made is not None
+            and trained == self._trained
+            and all(
+                now.device == then.device and now.dtype == then.dtype and (now.is_meta or torch.equal(now, then))
+                for now, then in zip(self.generator.state_dict().values(), self._values, strict=True)
+            )
         )
 
     def _refresh(self) -> None:
@@ -167,7 +173,7 @@ class Source:
             else:
                 with torch.no_grad():
                     self._made = self._cut(self.made(parameters))
-        self._grad = wants_grad
+        self._grad, self._trained = wants_grad, [p.requires_grad for p in parameters]
         self.generations += 1
 
     def _cut(self, flat: Tensor) -> list[Tensor]:
