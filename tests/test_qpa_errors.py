@@ -196,11 +196,38 @@ def test_networks_larger_than_the_memory_and_odd_layouts_are_refused() -> None:
     stored = QPAConfig(base=base).to_dict()["generator"]
     marks = {"parameters": 5, "digest": "ab", "start": [0.1, 0.0, 0.0]}
     QPAConfig(base=base, generator=stored | {"layout": marks})
-    for change in ({"parameters": "x"}, {"start": "abc"}, {"start": [-1.0, 0.0, 0.0]}, {"start": [None] * 3}):
+    for change in ({"parameters": "x"}, {"start": "abc"}, {"start": [0.1] * 17}, {"start": [None] * 3}):
         with pytest.raises(ValueError, match="layout is a table of parameters, digest, start, got another"):
             QPAConfig(base=base, generator=stored | {"layout": marks | change})
 
 
+def test_what_is_drawn_anew_is_not_merged_for_a_while_and_controls_have_no_shots() -> None:
+    config = QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=8, shots=10)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 8)), config)
+    with pytest.raises(ValueError, match="drawn anew at every pass, with shots"):
+        model.merge_adapter()
+    assert isinstance(model.merge_and_unload()[0], nn.Linear)
+    with pytest.raises(ValueError, match="control='classical' has no circuit"):
+        Recipe(control="classical", shots=10)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_adapter_of_a_bfloat16_model_is_one_of_the_float32_model(seed: int, tmp_path: Path) -> None:
+    def net(dtype: torch.dtype) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 8)).to(dtype)
+
+    config = QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=8, seed=seed)
+    get_peft_model(net(torch.bfloat16), config, autocast_adapter_dtype=False).save_pretrained(tmp_path)
+    PeftModel.from_pretrained(net(torch.float32), tmp_path)
+    stored = json.loads((tmp_path / "adapter_config.json").read_text())
+    stored["generator"]["seed"] += 1
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="initial values, to which the generated ones are added, differ"):
+        PeftModel.from_pretrained(net(torch.float32), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter default was active which is now deleted:UserWarning")
 def test_what_takes_the_place_of_a_deleted_adapter_is_trained() -> None:
     net = nn.Sequential(nn.Linear(12, 8))
     model = get_peft_model(net, QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=8))

@@ -387,3 +387,8 @@ def test_weighted_sums_and_wrong_batches_are_refused() -> None:
         made = get_peft_model(bert(), config("bert", bias="all"))
         made.add_adapter("second", config("bert", bias="all"))
     assert load("simplified_two_design")
+
+
+def test_rotations_with_frozen_angles_are_refused() -> None:
+    with pytest.raises(ValueError, match="train_angles=False leaves nothing to train in 'rotation'"):
+        get_peft_model(base("llama"), config("llama", factorization="rotation", train_angles=False))

@@ -244,6 +244,12 @@ class QPAModel(BaseTuner):
         """Merge as the base method does; raises ValueError if it cannot be, or if another module shares a weight."""
         self._refuse_prompt()
         check_untied(self.model, BaseTunerLayer)
+        for name in self.active_adapters if adapter_names is None else adapter_names:
+            if self.sources[name].generator.recipe.is_random:
+                raise ValueError(
+                    f"adapter {name!r} is drawn anew at every pass, with shots, so that a merge could not be undone; "
+                    "use merge_and_unload, or measured_with(model, shots=None)"
+                )
         self._still(self.wrapped.base_model.merge_adapter, adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:

@@ -69,7 +69,7 @@ def features(p: Float[Tensor, "*batch states"], name: str) -> Float[Tensor, "*ba
 
 
 def check_memory(sizes: Sequence[int], recipe: Recipe) -> None:
-    """Raise ValueError, naming the bytes, if what a generator has and a generation keeps is larger than the free memory."""
+    """Raise ValueError, naming the bytes, if networks and what a generation keeps are larger than the free memory."""
     needed = 0
     for m in sizes:
         states = 1 << recipe.qubits(m)

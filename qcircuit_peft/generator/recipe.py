@@ -90,6 +90,8 @@ class Recipe:
             if unknown := sorted(set(self.noise) - set(known)):
                 raise ValueError(f"noise has the unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
             object.__setattr__(self, "noise", Noise(**self.noise))
+        if self.control in ("scalars", "zero", "classical") and (self.shots is not None or self.noise is not None):
+            raise ValueError(f"control={self.control!r} has no circuit, to which shots or noise could apply")
         if self.noise is not None and not isinstance(self.noise, Noise):
             raise ValueError(f"noise is a Noise or a table of its rates, got {self.noise!r}")
 

@@ -45,17 +45,19 @@ def find_targets(model: nn.Module, known: set[int]) -> tuple[list[Target], list[
     return [target for _, target in ordered], list(sizes.values())
 
 
+MARKS = 16
+
+
 def layout_of(targets: list[Target]) -> dict[str, Any]:
-    """What an adapter was made for: the number of parameters, a digest of shapes, marks of the initial values."""
+    """What an adapter was made for: the number of parameters, a digest of shapes, some of the initial values."""
     shapes = ";".join(str(tuple(target.start.shape)) for target in targets)
     start = torch.cat([target.start.detach().flatten().double() for target in targets])
-    wave = torch.cos(torch.arange(start.numel(), dtype=torch.float64, device=start.device))
-    marks = torch.stack([start.square().mean().sqrt(), start.mean(), (start * wave).mean()])
-    return {
-        "parameters": start.numel(),
-        "digest": hashlib.blake2b(shapes.encode(), digest_size=8).hexdigest(),
-        "start": None if start.is_meta else marks.tolist(),
-    }
+    marks = None
+    if not start.is_meta:
+        random = start[start != 0]
+        marks = random[torch.linspace(0, max(0, len(random) - 1), min(MARKS, len(random))).long()].tolist()
+    digest = hashlib.blake2b(shapes.encode(), digest_size=8).hexdigest()
+    return {"parameters": start.numel(), "digest": digest, "start": marks}
 
 
 def check_layout(now: dict[str, Any], then: dict[str, Any], starts: bool) -> None:
@@ -66,8 +68,11 @@ def check_layout(now: dict[str, Any], then: dict[str, Any], starts: bool) -> Non
             f"it would be {now['parameters']:,}"
             + (", of other shapes" if now["parameters"] == then["parameters"] else "")
         )
-    marks = zip(now["start"], then["start"], strict=True) if now["start"] and then["start"] else ()
-    if starts and not all(isclose(a, b, rel_tol=1e-3, abs_tol=1e-5 * then["start"][0]) for a, b in marks):
+    mine, theirs = now["start"], then["start"]
+    if not starts or mine is None or theirs is None:
+        return
+    near = (isclose(a, b, rel_tol=0.02) for a, b in zip(mine, theirs, strict=True))  # bfloat16 has rounded them
+    if len(mine) != len(theirs) or not all(near):
         raise ValueError(
             "the base method's initial values, to which the generated ones are added, differ from those that the "
             "adapter was trained with; load it with its own base model and versions of peft and torch"

@@ -56,9 +56,12 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Fa
     frame = partial(FRAMES[config.frame].spec, **options)
     make = FACTORIZATIONS[config.factorization]
     try:
-        return make(n_out, n_in, r, frame, scaling=alpha / r, **config.factorization_options)
+        factors = make(n_out, n_in, r, frame, scaling=alpha / r, **config.factorization_options)
     except ValueError as error:
         raise ValueError(f"module {name!r}: {error}") from None
+    if not config.train_angles and not set(factors.numbers) - set(factors.acting):
+        raise ValueError(f"module {name!r}: train_angles=False leaves nothing to train in {config.factorization!r}")
+    return factors
 
 
 def _kind(name: str) -> str:
