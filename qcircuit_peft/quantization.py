@@ -128,22 +128,21 @@ def quantized(x: Float[Tensor, "*batch n"], quantization: Quantization) -> Float
 
 
 def loaded_bits(spread: Float[Tensor, "*batch G"], reach: Float[Tensor, "*batch G"], bits: int) -> Tensor:
-    """Whole bits 0..16 for G groups, (*batch, G), with mean exactly ``bits``, for a least sum of squared errors.
+    """Whole bits 0..16 for G groups, (*batch, G), with mean exactly ``bits``, by their ranges.
 
-    ``spread`` is a group's range, ``reach`` its largest absolute value. The error of w bits is that of rounding numbers
-    that are spread evenly, (spread / (2**w - 1))**2 / 12, and of pruning reach**2 / 3. All bits of all groups are
-    ranked by what they gain, and the G * bits best are taken. A first bit can be worth nothing (two levels for numbers
-    around 0), so that it and the second count for their mean; a group that gets one of them only is not optimal.
+    ``spread`` is a group's range. They minimize the sum of (spread * 2**-w)**2, where the next bit of a group is always
+    worth a quarter of the one before, so that the G * bits most valuable of all are taken. A group whose largest
+    absolute value ``reach`` is above its range has a first bit worth that much, lest it be pruned for being constant.
+    Not minimized is the squared error of rounding, by which a first bit can be worth nothing: docs/quantization.md.
 
     >>> loaded_bits(torch.tensor([8.0, 1.0, 1.0, 0.01]), torch.tensor([4.0, 0.5, 0.5, 0.005]), 2)
-    tensor([4, 2, 2, 0])
+    tensor([5, 2, 1, 0])
     """
-    levels = torch.exp2(torch.arange(1, MAX_BITS + 1, device=spread.device, dtype=torch.float64)) - 1
-    rounding = (spread.double().unsqueeze(-1) / levels).square() / 12
-    gain = -torch.cat([reach.double().unsqueeze(-1).square() / 3, rounding], -1).diff(dim=-1)
-    first = torch.maximum(gain[..., 0], gain[..., :2].mean(-1))
-    gain = torch.stack([first, torch.minimum(first, gain[..., 1])], -1), gain[..., 2:]
-    rank = torch.cat(gain, -1).flatten(-2).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    steps = torch.arange(MAX_BITS, device=spread.device)
+    priority = spread.log2().unsqueeze(-1) - steps
+    first = torch.maximum(spread, reach).log2().unsqueeze(-1)
+    priority = torch.cat([first, priority[..., 1:]], -1).flatten(-2)
+    rank = priority.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return (rank < bits * spread.shape[-1]).unflatten(-1, (-1, MAX_BITS)).sum(-1)
 
 
