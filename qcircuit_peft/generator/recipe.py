@@ -13,6 +13,7 @@ from qcircuit_peft.backends import backend_module
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.backends.shots import check_shots
 from qcircuit_peft.gates import did_you_mean
+from qcircuit_peft.tuner.config import whole
 
 # f(p) for the probabilities p of 2^n basis states; "paper" is the rescaling of the authors' code.
 FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -69,13 +70,13 @@ class Recipe:
     noise: Noise | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        _whole("chunk_size", self.chunk_size, 1)
-        _whole("layers", self.layers, 1, MAX_LAYERS)
-        _whole("seed", self.seed, 0, (1 << 63) - 1)
+        whole("chunk_size", self.chunk_size, 1)
+        whole("layers", self.layers, 1, MAX_LAYERS)
+        whole("seed", self.seed, 0, (1 << 63) - 1)
         if not isinstance(self.widths, list | tuple):
             raise ValueError(f"widths is a list of whole numbers, got {self.widths!r}")
         for width in self.widths:
-            _whole("a width", width, 1)
+            whole("a width", width, 1)
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "ansatz", load(self.ansatz))
         tables = {"features": FEATURES, "activation": ACTIVATIONS, "control": CONTROLS, "init": INITS}
@@ -113,12 +114,6 @@ class Recipe:
         ansatz, noise = load(self.ansatz).to_dict(), None if self.noise is None else asdict(self.noise)  # type: ignore[call-overload]
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**plain, "ansatz": ansatz, "widths": list(self.widths), "noise": noise}
-
-
-def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f"{low} to {high}" if high is not None else f">= {low}"
-        raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
 
 
 def one_of(name: str, value: object, allowed: Any) -> None:

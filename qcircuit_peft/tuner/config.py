@@ -108,8 +108,8 @@ class QCircuitConfig(PeftConfig):
             self.circuit = None
         self.ansatz = load(self.ansatz)
         check_real(self.ansatz)
-        _whole("layers", self.layers, 0, MAX_LAYERS)
-        _whole("r", self.r, 1)
+        whole("layers", self.layers, 0, MAX_LAYERS)
+        whole("r", self.r, 1)
         _number("alpha", self.alpha)
         if not 0 <= _number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
@@ -132,7 +132,7 @@ class QCircuitConfig(PeftConfig):
         _one_of("init", self.init, INITS)
         _one_of("bias", self.bias, _BIAS)
         if self.seed is not None:
-            _whole("seed", self.seed, 0)
+            whole("seed", self.seed, 0)
         if not isinstance(self.train_angles, bool):
             raise ValueError(f"train_angles is true or false, got {self.train_angles!r}")
         if self.quantization is not None:
@@ -143,7 +143,7 @@ class QCircuitConfig(PeftConfig):
                 raise ValueError(f"{name} maps names or patterns of modules to numbers, got {pattern!r}")
             for key, value in pattern.items():
                 _pattern(name, key)
-                _number(f"{name}[{key!r}]", value) if name == "alpha_pattern" else _whole(f"{name}[{key!r}]", value, 1)
+                _number(f"{name}[{key!r}]", value) if name == "alpha_pattern" else whole(f"{name}[{key!r}]", value, 1)
             setattr(self, name, pattern)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -159,7 +159,7 @@ class QCircuitConfig(PeftConfig):
                 self.layers_to_transform if isinstance(self.layers_to_transform, list) else [self.layers_to_transform]
             )
             for index in several:
-                _whole("an entry of layers_to_transform", index, 0)
+                whole("an entry of layers_to_transform", index, 0)
         for name in ("layers_pattern", "modules_to_save"):
             _texts(name, getattr(self, name), single=name == "layers_pattern")
         for value in [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ():
@@ -255,7 +255,8 @@ class QCircuitConfig(PeftConfig):
         return kwargs
 
 
-def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise ValueError unless a value is a whole number in a range."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         allowed = f"{low} to {high}" if high is not None else f">= {low}"
         raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
