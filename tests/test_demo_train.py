@@ -76,8 +76,8 @@ def test_a_method_starts_from_the_pretrained_model(task):
 
 
 def test_shared_circuits_are_counted_once_and_trained_at_their_own_rate(task):
-    for shared, vectors in ((False, 8), (True, 4)):  # (query, value) x (U, V), in each of two blocks
-        method = methods.circuit("", 8, shared=shared, rate=0.1, angle_rate=0.3)
+    for share, vectors in ((None, 8), ("kind", 4)):  # (query, value) x (U, V), in each of two blocks
+        method = methods.circuit("", 8, share=share, rate=0.1, angle_rate=0.3)
         trained = [name for name, p in method.attach(task).named_parameters() if p.requires_grad]
         assert sorted(map(method.rate_of, trained)) == [0.1] * 4 + [0.3] * vectors
 

@@ -351,7 +351,7 @@ def test_axes_are_balanced_and_nearest() -> None:
         ("std", {"axes": [[24]]}, "axes are a pair of lists"),
         ("std", {"axes": "32x24"}, "axes are a pair of lists"),
         ("std", {"axes": [24, 40]}, "the axes of a width are a list of whole numbers, got 24"),
-        ("tensor_ring", {"axes": [[6, 4.0], [8, 5]]}, "an axis is a whole number, 1 or more, got 4.0"),
+        ("tensor_ring", {"axes": [[6, 4.0], [8, 5]]}, "an axis is a whole number, 1 to 2147483648, got 4.0"),
         ("tensor_ring", {"order": 0}, "order is a whole number, 1 to 12, got 0"),
         ("cp", {"axes": [[12, 2], [8, 5]]}, r"r is at most the smallest axis, 2 of \(12, 2\) and \(8, 5\), got 4"),
         ("quanta", {"axes": [5, 5]}, "5 x 5 is 25 and the width 40; nearest is 8 x 5"),
