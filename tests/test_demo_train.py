@@ -86,6 +86,12 @@ def test_fourierft_has_the_parameters_asked_for(task):
     for all_layers, layers in ((False, 4), (True, 12)):
         model = methods.fourier("", 250, all_layers=all_layers).attach(task)
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == -(-250 // layers) * layers
+    like = methods.circuit("", 8)
+    counts = [
+        sum(p.numel() for p in method.attach(task).parameters() if p.requires_grad)
+        for method in (like, methods.fourier("", like))
+    ]
+    assert 0 <= counts[1] - counts[0] < 4
 
 
 def test_the_table_shows_counts_and_intervals():

@@ -8,7 +8,7 @@ from peft import FourierFTConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from qcircuit_peft import QCircuitConfig
+from qcircuit_peft import QCircuitConfig, parameter_count
 from qcircuit_peft.demo.task import Task, pretrained
 
 HEAD_RATE = 2e-3  # AdamW learning rate of the linear head, for every method
@@ -51,14 +51,17 @@ def circuit(
     return Method(name, config, rate, angle_rate)
 
 
-def fourier(name: str, parameters: int, *, all_layers: bool = False, rate: float = 5e-2) -> Method:
-    """FourierFT with this many parameters, or up to one a layer more."""
+def fourier(name: str, parameters: int | Method, *, all_layers: bool = False, rate: float = 5e-2) -> Method:
+    """FourierFT with this many parameters, or as many as a method has on the task, or up to one a layer more."""
 
     def config(task: Task) -> PeftConfig:
+        wanted = parameters
+        if isinstance(wanted, Method):
+            wanted = parameter_count(wanted.config(task), pretrained(task)) if wanted.config else 0
         targets = task.targets if all_layers else task.lora_targets
         ends = tuple(f".{target}" for target in targets)
         layers = sum(name.endswith(ends) for name, _ in pretrained(task).named_modules())
-        return FourierFTConfig(target_modules=list(targets), n_frequency=-(-parameters // layers), scaling=150.0)
+        return FourierFTConfig(target_modules=list(targets), n_frequency=-(-wanted // layers), scaling=150.0)
 
     return Method(name, config, rate)
 
@@ -67,11 +70,13 @@ def _lora(task: Task) -> PeftConfig:
     return LoraConfig(target_modules=list(task.lora_targets), r=1, lora_alpha=8)
 
 
+_SHARED = circuit("circuits shared by all blocks, r = 64", 64, share="kind")
+
 # Query and value are adapted where nothing else is said. The cheap ones come first: the demo starts with the last.
 METHODS: dict[str, Method] = {
     "probe": Method("linear probe", None, 0.0),
     "frozen": circuit("circuits frozen at random angles, r = 73", 73, train_angles=False),
     "lora": Method("LoRA, r = 1", _lora, 4e-3),
-    "fourier": fourier("FourierFT", 872),
-    "circuit": circuit("circuits shared by all blocks, r = 64", 64, share="kind"),
+    "fourier": fourier("FourierFT", _SHARED),
+    "circuit": _SHARED,
 }
