@@ -303,3 +303,11 @@ def test_bad_options_are_refused_before_the_model_changes(name: str, options: di
     with pytest.raises(ValueError, match=says):
         get_peft_model(model, config(name, options=options))
     assert not layers(model)
+
+
+def test_a_merged_rotation_comes_out_in_the_dtype_that_its_layer_has_by_then() -> None:
+    net = get_peft_model(two_blocks("llama"), config("rotation"))
+    net.merge_adapter()
+    net.to(torch.bfloat16)
+    net.unmerge_adapter()
+    assert layers(net)[0].base_layer.weight.dtype == torch.bfloat16
