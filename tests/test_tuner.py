@@ -172,8 +172,10 @@ def test_the_fast_path_of_torchs_own_encoder_does_not_pass_the_adapter_by() -> N
             slow = net(x, src_key_padding_mask=mask)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
+        trained = net(x, src_key_padding_mask=mask)
         kept = ~padding if mask is not None else torch.ones(3, 5, dtype=torch.bool)
         assert torch.allclose(fast[kept], slow[kept], atol=1e-5)
+        assert torch.allclose(trained[kept], slow[kept], atol=1e-5) and trained.requires_grad
 
 
 @both

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
@@ -96,6 +97,20 @@ def _inside_attention(module: nn.Module) -> bool:
 
 def _called(module: nn.Module, args: Any) -> None:
     """A hook that keeps nn.TransformerEncoderLayer from its fast path, which reads weights and passes adapters by."""
+
+
+def _nests(encoder: Any, args: Any) -> None:
+    """A hook that keeps nn.TransformerEncoder from nested tensors where only the fast path would take them."""
+    encoder.use_nested_tensor = not torch.is_grad_enabled()
+
+
+def _keep_off_fast_path(model: nn.Module, parent: nn.TransformerEncoderLayer, adapted: nn.Module) -> None:
+    adapted.register_forward_pre_hook(_called)
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(layer is parent for layer in encoder.layers):
+            known = _nests in encoder._forward_pre_hooks.values()
+            if encoder.use_nested_tensor and not known:
+                encoder.register_forward_pre_hook(_nests)
 
 
 def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
@@ -198,7 +213,7 @@ class QCircuitModel(BaseTuner):
         if adapted is target:
             return
         if isinstance(parent, nn.TransformerEncoderLayer):
-            adapted.register_forward_pre_hook(_called)
+            _keep_off_fast_path(self.model, parent, adapted)
         if adapter_name not in self.active_adapters:
             adapted.requires_grad_(False)
         self._replace_module(parent, target_name, adapted, target)
