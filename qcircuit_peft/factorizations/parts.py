@@ -94,16 +94,26 @@ def sizes(factors: Factorization) -> dict[str, int]:
 
 
 def initial(
-    factors: Factorization, init: str = "uniform", generators: Mapping[str, torch.Generator] | None = None
+    factors: Factorization,
+    init: str = "uniform",
+    generators: Mapping[str, torch.Generator] | None = None,
+    zero: bool = True,
 ) -> dict[str, Tensor]:
     """Fresh parameters of every part; ``init`` says how frames start (``INITS``). The update is zero.
+
+    Without ``zero`` it is not: standard normal numbers, divided by the scaling, are added to the vectors.
 
     Frames do not start at zero angles: +-unit columns would let the first step move a corner of the weight only.
     ``generators`` may give a random generator for each part; without it the global one is used.
     """
     given = generators or {}
     frames = {part: frame.initial(init, given.get(part)) for part, frame in factors.frames.items()}
-    return frames | {part: factors.start(part, given.get(part)) for part in factors.numbers}
+    vectors = {part: factors.start(part, given.get(part)) for part in factors.numbers}
+    if not zero:
+        for part, start in vectors.items():
+            noise = torch.randn(len(start), generator=given.get(part)) / (factors.scaling or 1.0)
+            vectors[part] = start + noise
+    return frames | vectors
 
 
 def weighted(frame: Float[Tensor, "*batch n k"], numbers: Float[Tensor, "*batch k"], scaling: float) -> Tensor:

@@ -56,6 +56,7 @@ class QCircuitConfig(PeftConfig):
     backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
+    init_weights: False has lambda, and what else makes the update zero, start at random: for tests, as PEFT's own.
     seed: fixes the initial angles of every module whatever the global random state; None draws from that state.
     train_angles: False freezes the angles, so that only lambda is trained (the control experiment).
     quantization: a ``Quantization`` or its fields: parameters are used with few bits, in training too, and saved
@@ -86,6 +87,7 @@ class QCircuitConfig(PeftConfig):
     width: str = "auto"
     backend: str = "native"
     init: str = "uniform"
+    init_weights: bool = True
     seed: int | None = None
     train_angles: bool = True
     quantization: Quantization | dict[str, Any] | None = None
@@ -133,8 +135,9 @@ class QCircuitConfig(PeftConfig):
         _one_of("bias", self.bias, _BIAS)
         if self.seed is not None:
             whole("seed", self.seed, 0)
-        if not isinstance(self.train_angles, bool):
-            raise ValueError(f"train_angles is true or false, got {self.train_angles!r}")
+        for name in ("train_angles", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false, got {getattr(self, name)!r}")
         if self.quantization is not None:
             self.quantization = Quantization.from_dict(self.quantization)
         for name in ("rank_pattern", "intrinsic_rank_pattern", "alpha_pattern"):

@@ -86,7 +86,8 @@ class QCircuitLayer(BaseTunerLayer):
             self.frozen_peft_weight_names[adapter_name] = tuple(
                 PREFIX + part for part in (*factors.frames, *factors.acting)
             )
-        for part, value in initial(factors, config.init, generators(config.seed, name, sizes(factors))).items():
+        random = generators(config.seed, name, sizes(factors))
+        for part, value in initial(factors, config.init, random, zero=config.init_weights).items():
             if part not in lenders:
                 if (attribute := PREFIX + part) not in self.adapter_layer_names:
                     setattr(self, attribute, nn.ParameterDict({}))
@@ -134,15 +135,22 @@ class QCircuitLayer(BaseTunerLayer):
         self.bank.clear()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """To the device of the base layer, but in float32, or float64 for such a base: circuits need the digits."""
+        self.cast(adapter_name, device=device)
+
+    def cast(self, adapter: str, wide: bool = True, device: torch.device | None = None) -> None:
+        """Bring an adapter to the device of the base layer, in float32, or float64 for such a base.
+
+        Circuits need the digits; but unless ``wide``, parameters are in half precision if the base is.
+        """
         found, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        kept = (torch.float64,) if wide else (torch.float64, torch.float16, torch.bfloat16)
+        dtype = dtype if dtype in kept else torch.float32
         for name in self.adapter_layer_names:
             parameters = getattr(self, name)
-            if adapter_name in parameters and not (old := parameters[adapter_name]).is_meta:
-                moved = old.detach().to(device=device or found, dtype=wanted)
+            if adapter in parameters and not (old := parameters[adapter]).is_meta:
+                moved = old.detach().to(device=device or found, dtype=dtype)
                 if (moved.device, moved.dtype) != (old.device, old.dtype):
-                    parameters[adapter_name] = nn.Parameter(moved, requires_grad=old.requires_grad)
+                    parameters[adapter] = nn.Parameter(moved, requires_grad=old.requires_grad)
 
     def check_parameters(self, adapter: str) -> None:
         """Raise ValueError if a parameter of an adapter is NaN or infinite."""

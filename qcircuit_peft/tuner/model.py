@@ -183,6 +183,14 @@ class QCircuitModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
         _remember(model, adapter_name, self._packed)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's option ``autocast_adapter_dtype``: without it, parameters are in the half precision of the base."""
+        if not autocast_adapter_dtype:
+            for module in self.model.modules():
+                if isinstance(module, QCircuitLayer):
+                    module.cast(adapter_name, wide=False)
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+
     def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> Factorization:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
@@ -269,14 +277,16 @@ class QCircuitModel(BaseTuner):
         self._check_merge_allowed()
         for name, module in self.model.named_modules():
             if isinstance(module, QCircuitLinear):
+                adapters = [a for a in adapter_names or module.active_adapters if a in module.factors]
                 try:
-                    adapters = [a for a in adapter_names or module.active_adapters if a in module.factors]
                     for adapter in adapters:
                         module.check_parameters(adapter)
                     if safe:
                         module.merged_weight([a for a in adapters if a not in module.merged_adapters], check=True)
                 except ValueError as error:
-                    raise ValueError(f"module {name!r}: {error}") from None
+                    broken = f"The adapter {', '.join(adapters)} seems to be broken"  # PEFT's words for it
+                    told = f"NaNs detected in the merged weights. {broken}: " if safe else ""
+                    raise ValueError(f"{told}module {name!r}: {error}") from None
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Add delta W to the base weights.
