@@ -44,10 +44,10 @@ class Frame(nn.Module):
         self.theta = nn.Parameter(spec.initial(init, generator))
 
     def forward(self) -> Float[Tensor, "n k"]:
-        """The frame, in the dtype and on the device of ``theta``, also under autocast."""
-        kind = self.theta.device.type
+        """The frame, in the dtype and on the device of ``theta``, also under autocast; no less than float32 inside."""
+        theta, kind = self.theta, self.theta.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            return self.spec.columns(self.theta)
+            return self.spec.columns(theta.to(torch.promote_types(theta.dtype, torch.float32))).to(theta.dtype)
 
     def extra_repr(self) -> str:
         """The map and its options, as print(frame) shows them."""

@@ -1,7 +1,6 @@
 """Frames whose parameters are the first K' columns of a strictly lower-triangular matrix B: the classical maps."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, sqrt
@@ -11,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from qcircuit_peft.backends.native.differentiation import full_precision
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames.givens import givens
 from qcircuit_peft.frames.householder import householder
 from qcircuit_peft.frames.kind import check_count, check_sizes, draw, draw_angles
 from qcircuit_peft.frames.lie import TOLERANCE, cayley, exponential, neumann, taylor, truncation_error
+from qcircuit_peft.precision import wide
 
 MAX_ORDER = 256
 
@@ -146,10 +145,8 @@ class LowerFrame:
     def apply(self, parameters: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``: O(n K' m)."""
         check_count(parameters, self.n_parameters)
-        act = MAPS[self.map].act
-        with nullcontext() if torch.compiler.is_compiling() else full_precision():
-            b = self.lower(parameters)
-            return act(b, x) if self.order is None else act(b, x, self.order)
+        act, b = MAPS[self.map].act, wide(self.lower(parameters))
+        return (act(b, wide(x)) if self.order is None else act(b, wide(x), self.order)).to(x.dtype)
 
     def lower(self, parameters: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n r"]:
         """The K' columns of B."""
