@@ -194,9 +194,9 @@ def test_frames_are_hashable_values_and_know_their_circuits() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"k": 0}, "k is a whole number, 1 to 16, got 0"),
+        ({"k": 0}, "k is a whole number 1 to 16, got 0"),
         ({"k": 17}, "got 17"),
-        ({"n": 0}, "n is a whole number, 1 or more, got 0"),
+        ({"n": 0}, "n is a whole number >= 1, got 0"),
         ({"layers": -1}, "layers is"),
         ({"layers": 1 << 20}, "layers is"),
         ({"width": "cropped"}, "width is one of auto, qudit, shannon"),

@@ -201,10 +201,10 @@ def test_frames_stay_exact_whatever_precision_torch_multiplies_in(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("taylor", {"intrinsic_rank": 9}, "taylor: intrinsic_rank is a whole number, 1 to 8, got 9"),
-        ("cayley", {"intrinsic_rank": 0}, "cayley: intrinsic_rank is a whole number, 1 to 8, got 0"),
-        ("givens", {"intrinsic_rank": True}, "givens: intrinsic_rank is a whole number, 1 to 8, got True"),
-        ("taylor", {"order": 0}, "taylor: order is a whole number, 1 to 256, got 0"),
+        ("taylor", {"intrinsic_rank": 9}, "taylor: intrinsic_rank is a whole number 1 to 8, got 9"),
+        ("cayley", {"intrinsic_rank": 0}, "cayley: intrinsic_rank is a whole number 1 to 8, got 0"),
+        ("givens", {"intrinsic_rank": True}, "givens: intrinsic_rank is a whole number 1 to 8, got True"),
+        ("taylor", {"order": 0}, "taylor: order is a whole number 1 to 256, got 0"),
         ("taylor", {"order": 6}, r"taylor: a series of order 6 leaves .* above 1e-06 .* the least order is 1\d"),
         ("neumann", {"order": 5}, r"neumann: a series of order 5 .*, where A starts; the least order is 3\d"),
         ("cayley", {"order": 5}, "unknown option 'order'"),

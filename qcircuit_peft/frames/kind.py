@@ -113,12 +113,3 @@ def check_count(parameters: Tensor, count: int) -> None:
     """Raise ValueError if the last axis is not ``count`` long."""
     if parameters.dim() == 0 or parameters.shape[-1] != count:
         raise ValueError(f"parameters have shape (*batch, {count}) for this frame, got {tuple(parameters.shape)}")
-
-
-def check_sizes(what: str, spec: Any, **bounds: tuple[int, int | None]) -> None:
-    """Raise ValueError if a field of ``spec`` is not a whole number from the first bound to the second (None: any)."""
-    for name, (low, high) in bounds.items():
-        value = getattr(spec, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            above = " or more" if high is None else f" to {high}"
-            raise ValueError(f"{what}: {name} is a whole number, {low}{above}, got {value!r}")

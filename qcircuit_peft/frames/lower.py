@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames.givens import givens
 from qcircuit_peft.frames.householder import householder
-from qcircuit_peft.frames.kind import check_count, check_sizes, draw, draw_angles
+from qcircuit_peft.frames.kind import check_count, draw, draw_angles
 from qcircuit_peft.frames.lie import TOLERANCE, cayley, exponential, neumann, taylor, truncation_error
 from qcircuit_peft.precision import wide
 
@@ -74,16 +75,17 @@ class LowerFrame:
     def __post_init__(self) -> None:
         if self.map not in MAPS:
             raise ValueError(f"frame: map is one of {', '.join(MAPS)}, got {self.map!r}")
-        check_sizes(self.map, self, n=(1, None), k=(1, self.n))
+        whole(f"{self.map}: n", self.n, 1)
+        whole(f"{self.map}: k", self.k, 1, self.n)
         if self.intrinsic_rank is None:
             object.__setattr__(self, "intrinsic_rank", self.k)
-        check_sizes(self.map, self, intrinsic_rank=(1, self.k))
+        whole(f"{self.map}: intrinsic_rank", self.intrinsic_rank, 1, self.k)
         if self.order is None:
             object.__setattr__(self, "order", MAPS[self.map].order or None)
         elif MAPS[self.map].order is None:
             raise ValueError(f"{self.map}: order is for the truncated series taylor and neumann, got {self.order!r}")
         if self.order is not None:
-            check_sizes(self.map, self, order=(1, MAX_ORDER))
+            whole(f"{self.map}: order", self.order, 1, MAX_ORDER)
             self._check_order()
 
     @property

@@ -13,6 +13,7 @@ from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, load
+from qcircuit_peft.checks import whole
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
@@ -253,13 +254,6 @@ class QCircuitConfig(PeftConfig):
         if "circuit" not in kwargs:
             raise ValueError("adapter configuration: the key 'circuit' is missing")
         return kwargs
-
-
-def whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise ValueError unless a value is a whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f"{low} to {high}" if high is not None else f">= {low}"
-        raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
 
 
 def _options(name: str, of: str, given: object, allowed: set[str]) -> None:
