@@ -76,7 +76,7 @@ def test_what_is_applied_is_what_is_merged(name: str, n_out: int, n_in: int, fra
     weight, base = weight_and_base(factors)
     made = make(factors, trained(factors))
     delta = factors.delta(made, weight)
-    assert delta.shape == (n_out, n_in) and delta.abs().max() > 1e-2
+    assert delta.shape == (n_out, n_in) and delta.abs().max() > 1e-3
     x = torch.randn(2, 3, n_in)
     wanted = x @ delta.mT
     assert (factors.forward(x, made, base) - wanted).abs().max() < 1e-5 * max(1.0, wanted.abs().max())
