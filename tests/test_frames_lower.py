@@ -104,6 +104,14 @@ def test_a_series_is_as_orthogonal_as_its_radius_says(name: str, order: int) -> 
     assert (u.mT @ u - torch.eye(6)).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize(("n", "rank"), [(9, 9), (9, 3), (5, 4), (3, 1)])
+def test_the_norm_of_a(n: int, rank: int) -> None:
+    frame = FRAMES["neumann"].spec(n, n, intrinsic_rank=rank)
+    values = torch.randn(frame.n_parameters, dtype=torch.float64)
+    b = lower(values, n, rank)
+    assert frame.norm(values) == pytest.approx(np.linalg.norm(b - b.T, 2))
+
+
 @pytest.mark.parametrize(("order", "norm"), [(4, 1.0), (5, 1.0), (8, 1.6), (9, 1.6)])
 def test_the_error_of_neumann_has_a_closed_form(order: int, norm: float) -> None:
     z = norm / 2

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,23 @@ def test_bad_options_are_refused_before_the_model_changes(name: str, options: di
     with pytest.raises(ValueError, match=says):
         get_peft_model(model, config(name, options=options))
     assert not layers(model)
+
+
+@pytest.mark.parametrize(("frame", "order"), [("neumann", None), ("taylor", 20), ("taylor", None)])
+def test_a_series_that_has_left_its_radius_says_so(frame: str, order: int | None, tmp_path: Path) -> None:
+    net = get_peft_model(base("llama"), config("svd", frame=frame, frame_options={"order": order} if order else {}))
+    net.save_pretrained(tmp_path)  # silent at the start
+    for layer in layers(net):
+        layer.qcircuit_u["default"].data *= 10
+    for use in (lambda: net.save_pretrained(tmp_path), net.merge_adapter, lambda: convert_to_lora(net, rank=4)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            use()
+        told = {
+            str(warning.message) for warning in caught if "orthonormal to 1e-6 up to a norm" in str(warning.message)
+        }
+        assert bool(told) == (frame == "neumann" or order is not None), caught
+        assert all(text.startswith(f"qcircuit_u of adapter 'default': a {frame} series of order") for text in told)
 
 
 def test_a_merged_rotation_comes_out_in_the_dtype_that_its_layer_has_by_then() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit
@@ -109,6 +110,14 @@ class LowerFrame:
             inside = truncation_error(self.map, self.order, middle) <= TOLERANCE
             low, high = (middle, high) if inside else (low, middle)
         return low
+
+    def norm(self, parameters: Float[Tensor, "P"]) -> float:
+        """The spectral norm of A, for comparison with ``radius``; from a (2K', 2K') matrix that A is on its range."""
+        lower, c = wide(self.lower(parameters.detach())).split([self.intrinsic_rank, self.n - self.intrinsic_rank])
+        upper = torch.linalg.qr(c, mode="r").R
+        half = torch.cat([lower, upper])
+        square = pad(half, (0, len(half) - self.intrinsic_rank))
+        return torch.linalg.matrix_norm(square - square.mT, 2).item()
 
     def _spread(self) -> float | None:
         kind = MAPS[self.map]
