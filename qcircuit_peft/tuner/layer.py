@@ -159,8 +159,7 @@ class QCircuitLayer(BaseTunerLayer):
             if radius < inf and values[part].isfinite().all() and (norm := frame.norm(values[part])) > radius:
                 warnings.warn(
                     f"{PREFIX}{part} of adapter {adapter!r}: a {frame.map} series of order {frame.order} is "
-                    f"orthonormal to 1e-6 up to a norm of {radius:.3g}, but A has {norm:.3g}; cayley always is, and so is "
-                    "taylor without an order",
+                    f"orthonormal to 1e-6 up to a norm of {radius:.3g}, but A has {norm:.3g}; others always are",
                     stacklevel=2,
                 )
 
