@@ -25,10 +25,12 @@ def signs(w: Tensor) -> Tensor:
 
 
 def orthonormal(z: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch n k"]:
-    """The columns of ``z`` after Gram and Schmidt, by the Cholesky factor of Z^T Z in float64."""
+    """The columns of ``z`` after Gram and Schmidt, by the Cholesky factor of Z^T Z in float64, twice."""
     high = wide(z)
-    factor = torch.linalg.cholesky(high.mT @ high)
-    return torch.linalg.solve_triangular(factor.mT, high, upper=True, left=False).to(z.dtype)
+    for _ in range(2):  # the second takes away what the first leaves of a large condition number
+        factor = torch.linalg.cholesky(high.mT @ high)
+        high = torch.linalg.solve_triangular(factor.mT, high, upper=True, left=False)
+    return high.to(z.dtype)
 
 
 @dataclass(frozen=True)
