@@ -54,7 +54,8 @@ class QCircuitConfig(PeftConfig):
     intrinsic_rank_pattern: the frame's option ``intrinsic_rank`` by module name, for frames that have it.
     share: None, each module has circuits of its own; "kind", modules whose names differ only in the numbers of blocks,
         such as all query projections, share theirs, and each keeps its own lambda; "shape", all modules of equal width
-        do. Shared parameters are stored, generated and saved once. The factorization has to have frames.
+        do. Shared parameters are stored, generated and saved once. The factorization has to have frames. "shared_core"
+        is for sharing: left out, it has "kind".
     backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
@@ -108,6 +109,8 @@ class QCircuitConfig(PeftConfig):
         if self.circuit is not None:
             self._restore(self.circuit)
             self.circuit = None
+        elif self.share is None and self.factorization == "shared_core":
+            self.share = "kind"
         for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
             _one_of(name, getattr(self, name), table)
         self._take_circuit_options()
