@@ -12,6 +12,7 @@ from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
+from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.gates import GATES, did_you_mean
 
@@ -159,8 +160,7 @@ def wire_dims(dim: int) -> tuple[int, ...]:
     >>> wire_dims(768)
     (3, 2, 2, 2, 2, 2, 2, 2, 2)
     """
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
-        raise ValueError(f"a circuit's dimension is a whole number >= 2, got {dim!r}")
+    whole("a circuit's dimension", dim, 2)
     if dim > _MAX_DIM:
         raise ValueError(f"a circuit's dimension is at most 2**40, got {dim}")
     primes, rest, p = [], dim, 2
@@ -222,12 +222,9 @@ class Ansatz:
         """
         if sum(width is not None for width in (dim, qubits, dims)) != 1:
             raise ValueError(f"give exactly one of dim, qubits and dims, got dim={dim}, qubits={qubits}, dims={dims}")
-        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
-            raise ValueError(f"layers is a whole number >= 0, got {layers!r}")
+        whole("layers", layers, 0)
         if qubits is not None:
-            if isinstance(qubits, bool) or not isinstance(qubits, int) or qubits < 1:
-                raise ValueError(f"qubits is a whole number >= 1, got {qubits!r}")
-            dims = (2,) * min(qubits, _MAX_WIRES + 1)
+            dims = (2,) * min(whole("qubits", qubits, 1), _MAX_WIRES + 1)
         elif dim is not None:
             dims = wire_dims(dim)
         assert dims is not None

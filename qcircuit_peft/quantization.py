@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from qcircuit_peft.checks import whole
+
 MAX_BITS = 16
 _MAX_GROUP = 1 << 20
 _KEPT = "lambda"  # full precision where nothing is said
@@ -51,8 +53,8 @@ class Quantization:
     packed: bool = True
 
     def __post_init__(self) -> None:
-        _whole("bits", self.bits, 0, MAX_BITS)
-        _whole("group", self.group, 1, _MAX_GROUP)
+        whole("quantization: bits", self.bits, 0, MAX_BITS)
+        whole("quantization: group", self.group, 1, _MAX_GROUP)
         for name in ("adaptive", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"quantization: {name} is true or false, got {getattr(self, name)!r}")
@@ -60,7 +62,7 @@ class Quantization:
             raise ValueError(f"quantization: parts maps names of parts to bits, got {self.parts!r}")
         for part, bits in self.parts.items():
             if bits is not None:
-                _whole(f"parts[{part!r}]", bits, 0, MAX_BITS)
+                whole(f"quantization: parts[{part!r}]", bits, 0, MAX_BITS)
         object.__setattr__(self, "parts", dict(self.parts))
 
     def of(self, part: str) -> "Quantization | None":
@@ -256,8 +258,3 @@ def _length(raw: Any, wanted: int, n: int, least: bool = False) -> None:
         raise ValueError(
             f"packed parameters: {n} values need {'at least ' if least else ''}{wanted} bytes here, got {len(raw)}"
         )
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"quantization: {name} is a whole number {low} to {high}, got {value!r}")

@@ -22,7 +22,7 @@ from qcircuit_peft.frames.circuit import CircuitFrame
 
 NETWORKS = {"cp", "tucker", "tensor_train", "tensor_ring", "std", "shared_core"}
 COMPLEX = {name for name in names() if not load(name).circuit(qubits=3, layers=1).is_real}
-SHAPES = [(24, 40), (7, 24), (16, 6)]
+SHAPES = [(24, 40), (7, 24), (16, 6), (33, 17)]
 each = pytest.mark.parametrize("name", FACTORIZATIONS)
 each_network = pytest.mark.parametrize("name", sorted(NETWORKS))
 
@@ -76,7 +76,7 @@ def test_what_is_applied_is_what_is_merged(name: str, n_out: int, n_in: int, fra
     weight, base = weight_and_base(factors)
     made = make(factors, trained(factors))
     delta = factors.delta(made, weight)
-    assert delta.shape == (n_out, n_in) and delta.abs().max() > 1e-2
+    assert delta.shape == (n_out, n_in) and delta.abs().max() > 1e-3
     x = torch.randn(2, 3, n_in)
     wanted = x @ delta.mT
     assert (factors.forward(x, made, base) - wanted).abs().max() < 1e-5 * max(1.0, wanted.abs().max())
@@ -247,6 +247,14 @@ def test_quanta_is_a_product_of_gates_less_the_frozen_one(n_out: int, n_in: int,
     assert not found[rows:].any() and not found[:, columns:].any()
 
 
+@pytest.mark.parametrize(
+    ("width", "wanted"), [(768, (8, 6, 4, 4)), (24, (3, 2, 2, 2)), (97, (4, 3, 3, 3)), (50257, (15, 15, 15, 15))]
+)
+def test_quanta_pads_a_width_with_a_large_prime(width: int, wanted: tuple[int, ...]) -> None:
+    for shape in ((width, width // 2), (width // 2, width)):
+        assert factorization("quanta", *shape).axes == wanted
+
+
 def test_quanta_keeps_the_digits_of_a_small_change() -> None:
     """For gates of 1e-6 the update is linear in them; a difference of two products in float32 would be noise."""
     factors = factorization("quanta", 64, 64)
@@ -351,14 +359,14 @@ def test_axes_are_balanced_and_nearest() -> None:
         ("std", {"axes": [[24]]}, "axes are a pair of lists"),
         ("std", {"axes": "32x24"}, "axes are a pair of lists"),
         ("std", {"axes": [24, 40]}, "the axes of a width are a list of whole numbers, got 24"),
-        ("tensor_ring", {"axes": [[6, 4.0], [8, 5]]}, "an axis is a whole number, 1 to 2147483648, got 4.0"),
-        ("tensor_ring", {"order": 0}, "order is a whole number, 1 to 12, got 0"),
+        ("tensor_ring", {"axes": [[6, 4.0], [8, 5]]}, "an axis is a whole number 1 to 2147483648, got 4.0"),
+        ("tensor_ring", {"order": 0}, "order is a whole number 1 to 12, got 0"),
         ("cp", {"axes": [[12, 2], [8, 5]]}, r"r is at most the smallest axis, 2 of \(12, 2\) and \(8, 5\), got 4"),
         ("quanta", {"axes": [5, 5]}, "5 x 5 is 25 and the width 40; nearest is 8 x 5"),
         ("quanta", {"axes": [40]}, "gates act on pairs of axes"),
         ("quanta", {"axes": [20, 2]}, r"1600 entries, more than the 960 of the weight"),
-        ("quanta", {"seed": -1}, "seed is a whole number, 0 to 4294967295, got -1"),
-        ("quanta", {"order": 1}, "order is a whole number, 2 to 12, got 1"),
+        ("quanta", {"seed": -1}, "seed is a whole number 0 to 4294967295, got -1"),
+        ("quanta", {"order": 1}, "order is a whole number 2 to 12, got 1"),
         ("rotation", {"side": "left"}, "side is one of out, in, got 'left'"),
     ],
 )
@@ -370,7 +378,7 @@ def test_bad_options_are_refused(name: str, options: dict[str, Any], says: str) 
 @each_network
 def test_a_rank_above_a_width_is_refused(name: str) -> None:
     for r in (0, 25, True):
-        with pytest.raises(ValueError, match="r is a whole number, 1 to 24"):
+        with pytest.raises(ValueError, match="r is a whole number 1 to 24"):
             factorization(name, 24, 40, r)
 
 

@@ -351,3 +351,12 @@ def test_a_training_step_dispatches_at_most_600_operations_more_than_lora() -> N
 def test_reading_an_ansatz_from_plain_data_gives_the_same_adapter() -> None:
     stored = load("simplified_two_design").to_dict()
     assert config("llama", ansatz=stored) == config("llama")
+
+
+@pytest.mark.parametrize("frame", ["circuit", "shannon", "diagonal"])
+def test_options_of_circuits_may_be_among_those_of_the_frame(frame: str) -> None:
+    options = {"ansatz": "ring_ry_cz", "layers": 2, "backend": "native"}
+    given = config("llama", frame=frame, frame_options=options)
+    assert given.to_dict() == config("llama", frame=frame, **options).to_dict()
+    assert given.frame_options == {} and given.layers == 2
+    assert config("llama", frame=frame, layers=2, frame_options=options).to_dict() == given.to_dict()

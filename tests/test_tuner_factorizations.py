@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,7 @@ def test_saved_and_loaded_in_a_fresh_process_all_give_the_same_bits(tmp_path: Pa
 
 def test_layers_share_the_frames_of_a_core_form_and_keep_their_cores() -> None:
     """LoTR: 2 blocks, 3 kinds of modules; frames once a kind, r^2 numbers a layer."""
-    alone, shared = (config("shared_core", share=share) for share in (None, "kind"))
+    shared, alone = config("shared_core"), config("tucker", options={"order": 1})  # the same form, not shared
     net = get_peft_model(two_blocks("llama"), shared)
     frames = sum(frame.n_parameters for layer in layers(net)[:3] for frame in layer.factors["default"].frames.values())
     assert parameter_count(shared, two_blocks("llama")) == frames + 6 * 4**2
@@ -303,6 +304,23 @@ def test_bad_options_are_refused_before_the_model_changes(name: str, options: di
     with pytest.raises(ValueError, match=says):
         get_peft_model(model, config(name, options=options))
     assert not layers(model)
+
+
+@pytest.mark.parametrize(("frame", "order"), [("neumann", None), ("taylor", 20), ("taylor", None)])
+def test_a_series_that_has_left_its_radius_says_so(frame: str, order: int | None, tmp_path: Path) -> None:
+    net = get_peft_model(base("llama"), config("svd", frame=frame, frame_options={"order": order} if order else {}))
+    net.save_pretrained(tmp_path)  # silent at the start
+    for layer in layers(net):
+        layer.qcircuit_u["default"].data *= 10
+    for use in (lambda: net.save_pretrained(tmp_path), net.merge_adapter, lambda: convert_to_lora(net, rank=4)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            use()
+        told = {
+            str(warning.message) for warning in caught if "orthonormal to 1e-6 up to a norm" in str(warning.message)
+        }
+        assert bool(told) == (frame == "neumann" or order is not None), caught
+        assert all(text.startswith(f"qcircuit_u of adapter 'default': a {frame} series of order") for text in told)
 
 
 def test_a_merged_rotation_comes_out_in_the_dtype_that_its_layer_has_by_then() -> None:

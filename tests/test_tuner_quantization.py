@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,12 @@ def test_full_precision_is_kept_where_asked_for(tmp_path: Path) -> None:
     for old, new in zip(layers(net), layers(loaded), strict=True):
         for part, p in old.intrinsic_parameters("default").items():
             assert torch.equal(p, new.intrinsic_parameters("default")[part])
+    settings = QCircuitConfig.from_pretrained(tmp_path)  # packed at last, as docs/quantization.md has it
+    settings.quantization = replace(settings.quantization, packed=True)
+    PeftModel.from_pretrained(base("llama"), tmp_path, config=settings).save_pretrained(tmp_path / "small")
+    assert {data.dtype for key, data in bits_of(tmp_path / "small").items() if "lambda" not in key} == {torch.uint8}
+    small = PeftModel.from_pretrained(base("llama"), tmp_path / "small")
+    assert torch.equal(logits(small, "llama"), logits(net, "llama"))
 
 
 def test_state_dicts_in_memory_and_lora(tmp_path: Path) -> None:

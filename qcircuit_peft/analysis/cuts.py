@@ -11,12 +11,6 @@ from qcircuit_peft.ansatz import wire_dims
 _TOLERANCE = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float64: 1e-8, torch.complex128: 1e-8}
 
 
-def check_count(name: str, value: object, low: int) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} is a whole number >= {low}, got {value!r}")
-
-
 def check_dims(n: int, dims: Sequence[int] | None, least: int = 2) -> tuple[int, ...]:
     """The wire dimensions of a register of dimension ``n``; left out, those of ``wire_dims``: odd primes, then qubits.
 

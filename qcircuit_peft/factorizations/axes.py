@@ -5,13 +5,7 @@ from functools import lru_cache
 from math import isqrt, log, prod
 from typing import Any
 
-
-def whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """``value``; raises ValueError unless it is a whole number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise ValueError(f"{name} is a whole number, {allowed}, got {value!r}")
-    return value
+from qcircuit_peft.checks import whole
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from qcircuit_peft.factorizations.axes import balanced, given, whole
+from qcircuit_peft.checks import whole
+from qcircuit_peft.factorizations.axes import balanced, given
 from qcircuit_peft.factorizations.parts import Base
 
 
@@ -21,6 +22,21 @@ def _pairs(axes: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Every pair of axes in the order in which its gates act, the last axis first, and the size of the gate."""
     order = range(len(axes) - 1, -1, -1)
     return [(i, j, axes[i] * axes[j]) for i, j in combinations(order, 2)]
+
+
+def _entries(axes: tuple[int, ...]) -> int:
+    return sum(size * size for _, _, size in _pairs(axes))
+
+
+def _nearly_equal(width: int, order: int) -> tuple[int, ...]:
+    """The smallest product of ``order`` axes b or b + 1 that is not below ``width``.
+
+    >>> _nearly_equal(50257, 4), _nearly_equal(97, 2)
+    ((15, 15, 15, 15), (10, 10))
+    """
+    b = next(b for b in range(1, width + 1) if (b + 1) ** order >= width)
+    longer = next(j for j in range(order + 1) if (b + 1) ** j * b ** (order - j) >= width)
+    return (b + 1,) * longer + (b,) * (order - longer)
 
 
 @lru_cache(maxsize=64)
@@ -73,7 +89,7 @@ class Quanta:
     @property
     def numbers(self) -> dict[str, int]:
         """The trained part of all gates: the sum over pairs of axes of (d_i d_j)^2."""
-        return {"gates": sum(size * size for _, _, size in _pairs(self.axes))}
+        return {"gates": _entries(self.axes)}
 
     @property
     def weights(self) -> dict[str, str]:
@@ -129,27 +145,32 @@ def quanta(
     """QuanTA for a weight (n_out, n_in); it has no rank and no frames, so ``r`` and ``frame`` are not looked at.
 
     ``axes`` multiply to one of both widths; a table from widths to axes is asked for the larger width. Left out, the
-    larger width has ``order`` balanced axes. Parameters: the sum over pairs of axes of (d_i d_j)^2.
+    larger width has ``order`` balanced axes, or the next product of ``order`` nearly equal ones where this halves the
+    gates, since the width has a large prime. Parameters: the sum over pairs of axes of (d_i d_j)^2.
     Raises ValueError for other axes, for one axis alone, for gates that have more entries than the weight, or a seed
     outside 0..2^32 - 1.
 
     >>> quanta(4096, 4096, 1, None, axes=[16, 8, 8, 4]).numbers, quanta(3072, 768, 1, None).axes
     ({'gates': 43008}, (8, 8, 8, 6))
+    >>> quanta(97, 97, 1, None).axes  # of 108
+    (4, 3, 3, 3)
     """
     whole("quanta: seed", seed, 0, 2**32 - 1)
     whole("quanta: order", order, 2, 12)
     width = max(n_out, n_in)
     if isinstance(axes, dict):
         axes = {str(key): value for key, value in axes.items()}.get(str(width))
-    chosen = balanced(width, order) if axes is None else given("quanta", (width, min(n_out, n_in)), axes)
+    if axes is None:
+        chosen, padded = balanced(width, order), _nearly_equal(width, order)
+        if len(chosen) < 2 or _entries(chosen) > 2 * _entries(padded):
+            chosen = padded
+    else:
+        chosen = given("quanta", (width, min(n_out, n_in)), axes)
     if len(chosen) < 2:
+        raise ValueError(f"quanta: gates act on pairs of axes, but {chosen} is only one")
+    if _entries(chosen) > n_out * n_in:
         raise ValueError(
-            f"quanta: gates act on pairs of axes, but width {width} has {len(chosen)}, {chosen}; name axes"
-        )
-    made = Quanta(n_out, n_in, chosen, seed, scaling)
-    if made.numbers["gates"] > n_out * n_in:
-        raise ValueError(
-            f"quanta: gates on the axes {chosen} have {made.numbers['gates']} entries, more than the {n_out * n_in} of "
+            f"quanta: gates on the axes {chosen} have {_entries(chosen)} entries, more than the {n_out * n_in} of "
             f"the weight; name smaller axes or leave the module out"
         )
-    return made
+    return Quanta(n_out, n_in, chosen, seed, scaling)

@@ -12,9 +12,10 @@ from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, load, wire_dims
 from qcircuit_peft.backends import native
 from qcircuit_peft.backends.simulator import check_qubits
+from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
-from qcircuit_peft.frames.kind import check_count, check_sizes, draw_angles
+from qcircuit_peft.frames.kind import check_count, draw_angles
 from qcircuit_peft.gates import GATES
 
 WIDTHS = ("auto", "qudit", "shannon")
@@ -117,7 +118,9 @@ class CircuitFrame:
     splits: Any = ()
 
     def __post_init__(self) -> None:
-        check_sizes("frame", self, n=(1, None), k=(1, self.n), layers=(0, MAX_LAYERS))
+        whole("frame: n", self.n, 1)
+        whole("frame: k", self.k, 1, self.n)
+        whole("frame: layers", self.layers, 0, MAX_LAYERS)
         object.__setattr__(self, "ansatz", load(self.ansatz))
         if self.width not in WIDTHS:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")

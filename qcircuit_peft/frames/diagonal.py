@@ -13,6 +13,7 @@ from qcircuit_peft.ansatz import Ansatz, Step
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames.circuit import CircuitFrame
 from qcircuit_peft.frames.kind import check_count, draw
+from qcircuit_peft.precision import wide
 
 NODES = ("signs", "real")
 _ROTATIONS = Ansatz("rotations", first=(Step("RY", "each"),))
@@ -24,11 +25,12 @@ def signs(w: Tensor) -> Tensor:
 
 
 def orthonormal(z: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch n k"]:
-    """The columns of ``z`` after Gram and Schmidt, by the Cholesky factor of Z^T Z in float64."""
-    wide = torch.float32 if z.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    high = z.to(wide)
-    factor = torch.linalg.cholesky(high.mT @ high)
-    return torch.linalg.solve_triangular(factor.mT, high, upper=True, left=False).to(z.dtype)
+    """The columns of ``z`` after Gram and Schmidt, by the Cholesky factor of Z^T Z in float64, twice."""
+    high = wide(z)
+    for _ in range(2):  # the second takes away what the first leaves of a large condition number
+        factor = torch.linalg.cholesky(high.mT @ high)
+        high = torch.linalg.solve_triangular(factor.mT, high, upper=True, left=False)
+    return high.to(z.dtype)
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ class Frame(nn.Module):
         self.theta = nn.Parameter(spec.initial(init, generator))
 
     def forward(self) -> Float[Tensor, "n k"]:
-        """The frame, in the dtype and on the device of ``theta``, also under autocast."""
-        kind = self.theta.device.type
+        """The frame, in the dtype and on the device of ``theta``, also under autocast; no less than float32 inside."""
+        theta, kind = self.theta, self.theta.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            return self.spec.columns(self.theta)
+            return self.spec.columns(theta.to(torch.promote_types(theta.dtype, torch.float32))).to(theta.dtype)
 
     def extra_repr(self) -> str:
         """The map and its options, as print(frame) shows them."""
@@ -113,12 +113,3 @@ def check_count(parameters: Tensor, count: int) -> None:
     """Raise ValueError if the last axis is not ``count`` long."""
     if parameters.dim() == 0 or parameters.shape[-1] != count:
         raise ValueError(f"parameters have shape (*batch, {count}) for this frame, got {tuple(parameters.shape)}")
-
-
-def check_sizes(what: str, spec: Any, **bounds: tuple[int, int | None]) -> None:
-    """Raise ValueError if a field of ``spec`` is not a whole number from the first bound to the second (None: any)."""
-    for name, (low, high) in bounds.items():
-        value = getattr(spec, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            above = " or more" if high is None else f" to {high}"
-            raise ValueError(f"{what}: {name} is a whole number, {low}{above}, got {value!r}")

@@ -1,16 +1,18 @@
 """Orthogonal matrices f(A) of a skew-symmetric A = B - B^T of low rank, on a few columns.
 
-B (N, N) is strictly lower-triangular with K' columns that are not zero, B = [L; C] with L (K', K'). A maps the span of
-W = [E, P / s], with E = [1; 0], P = [0; C] and any s > 0, into itself: A W = W M, where
+B (N, N) is strictly lower-triangular with K' columns that are not zero, B = [L; C] with L (K', K'). For any invertible
+T (K', K') and Q = C T^-1, A maps the span of W = [E, P], E = [1; 0] and P = [0; Q], into itself: A W = W M, where
 
-    M = [[S, -C^T C / s], [s 1, 0]],   S = L - L^T,
+    M = [[S, -C^T Q], [T, 0]],   S = L - L^T,
 
-and A X = W Y for every X, Y = [S X' - C^T X''; s X'] with X = [X'; X'']. So, for every power series f = 1 + z phi(z),
+and A X = W Y for every X, Y = [S X' - C^T X''; T X'] with X = [X'; X'']. So, for every power series f = 1 + z phi(z),
 
     f(A) X = X + W phi(M) Y,
 
-which needs the small M (2K', 2K') only: O(N K' m) for m columns, and A is never built. M, Y and phi are computed in
-float64, so the result is as orthonormal as its own dtype can tell, whatever the norm of A. The derivation is ours.
+which needs the small M (2K', 2K') only: O(N K' m) for m columns, and A is never built. The result does not depend on T,
+nor does a derivative, so T is a constant: the Cholesky factor of C^T C + d, which makes the columns of Q orthonormal
+and M skew but for d, so that f(M) is as well-conditioned as f(A) however large or near to each other the columns of C
+are. The derivation is ours.
 """
 
 from collections.abc import Callable
@@ -27,17 +29,17 @@ TOLERANCE = 1e-6  # of |U^T U - 1|, for the truncated series
 def _on_subspace(b: Tensor, x: Tensor, phi: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """x + W phi(M) Y; b (*batch, N, K'), x (*batch, N, m)."""
     rank = b.shape[-1]
-    wide = torch.float32 if b.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    lower, c = b[..., :rank, :].to(wide), b[..., rank:, :]
+    lower, c = b[..., :rank, :], b[..., rank:, :]
     top, bottom = x[..., :rank, :], x[..., rank:, :]
-    skew, gram = lower - lower.mT, c.mT.to(wide) @ c.to(wide)
-    mean = gram.detach().diagonal(dim1=-2, dim2=-1).mean(-1)
-    s = mean.clamp_min(1).sqrt()[..., None, None]  # the result does not depend on it, nor does a gradient
-    eye = torch.eye(rank, dtype=wide, device=b.device).expand_as(skew)
-    m = torch.cat([torch.cat([skew, -gram / s], -1), torch.cat([s * eye, torch.zeros_like(skew)], -1)], -2)
-    y = torch.cat([skew @ top.to(wide) - (c.mT @ bottom).to(wide), s * top.to(wide)], -2)
-    first, second = phi(m, y).split(rank, -2)
-    return torch.cat([top + first.to(x.dtype), bottom + c @ (second / s).to(x.dtype)], -2)
+    skew, one = lower - lower.mT, torch.eye(rank, dtype=b.dtype, device=b.device)
+    gram = (c.mT @ c).detach()
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    d = 1 + 4096 * torch.finfo(b.dtype).eps * trace  # above the rounding of C^T C
+    t = torch.linalg.cholesky_ex(gram + d * one).L.mT
+    q = torch.linalg.solve_triangular(t, c, upper=True, left=False)
+    m = torch.cat([torch.cat([skew, -c.mT @ q], -1), torch.cat([t, torch.zeros_like(t)], -1)], -2)
+    first, second = phi(m, torch.cat([skew @ top - c.mT @ bottom, t @ top], -2)).split(rank, -2)
+    return torch.cat([top + first, bottom + q @ second], -2)
 
 
 def _phi_exponential(m: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Frames whose parameters are the first K' columns of a strictly lower-triangular matrix B: the classical maps."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, sqrt
@@ -10,13 +9,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
-from qcircuit_peft.backends.native.differentiation import full_precision
+from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames.givens import givens
 from qcircuit_peft.frames.householder import householder
-from qcircuit_peft.frames.kind import check_count, check_sizes, draw, draw_angles
+from qcircuit_peft.frames.kind import check_count, draw, draw_angles
 from qcircuit_peft.frames.lie import TOLERANCE, cayley, exponential, neumann, taylor, truncation_error
+from qcircuit_peft.precision import wide
 
 MAX_ORDER = 256
 
@@ -75,16 +76,17 @@ class LowerFrame:
     def __post_init__(self) -> None:
         if self.map not in MAPS:
             raise ValueError(f"frame: map is one of {', '.join(MAPS)}, got {self.map!r}")
-        check_sizes(self.map, self, n=(1, None), k=(1, self.n))
+        whole(f"{self.map}: n", self.n, 1)
+        whole(f"{self.map}: k", self.k, 1, self.n)
         if self.intrinsic_rank is None:
             object.__setattr__(self, "intrinsic_rank", self.k)
-        check_sizes(self.map, self, intrinsic_rank=(1, self.k))
+        whole(f"{self.map}: intrinsic_rank", self.intrinsic_rank, 1, self.k)
         if self.order is None:
             object.__setattr__(self, "order", MAPS[self.map].order or None)
         elif MAPS[self.map].order is None:
             raise ValueError(f"{self.map}: order is for the truncated series taylor and neumann, got {self.order!r}")
         if self.order is not None:
-            check_sizes(self.map, self, order=(1, MAX_ORDER))
+            whole(f"{self.map}: order", self.order, 1, MAX_ORDER)
             self._check_order()
 
     @property
@@ -108,6 +110,14 @@ class LowerFrame:
             inside = truncation_error(self.map, self.order, middle) <= TOLERANCE
             low, high = (middle, high) if inside else (low, middle)
         return low
+
+    def norm(self, parameters: Float[Tensor, "P"]) -> float:
+        """The spectral norm of A, for comparison with ``radius``; from a (2K', 2K') matrix that A is on its range."""
+        lower, c = wide(self.lower(parameters.detach())).split([self.intrinsic_rank, self.n - self.intrinsic_rank])
+        upper = torch.linalg.qr(c, mode="r").R
+        half = torch.cat([lower, upper])
+        square = pad(half, (0, len(half) - self.intrinsic_rank))
+        return torch.linalg.matrix_norm(square - square.mT, 2).item()
 
     def _spread(self) -> float | None:
         kind = MAPS[self.map]
@@ -146,10 +156,8 @@ class LowerFrame:
     def apply(self, parameters: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``: O(n K' m)."""
         check_count(parameters, self.n_parameters)
-        act = MAPS[self.map].act
-        with nullcontext() if torch.compiler.is_compiling() else full_precision():
-            b = self.lower(parameters)
-            return act(b, x) if self.order is None else act(b, x, self.order)
+        act, b = MAPS[self.map].act, wide(self.lower(parameters))
+        return (act(b, wide(x)) if self.order is None else act(b, wide(x), self.order)).to(x.dtype)
 
     def lower(self, parameters: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n r"]:
         """The K' columns of B."""

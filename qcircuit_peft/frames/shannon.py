@@ -24,7 +24,7 @@ from qcircuit_peft.circuit import Circuit
 
 Splits = tuple[tuple[int, int], ...]  # widths N and the N1 that each is split into, in place of the usual one
 
-MAX_LEAVES = 4096
+MAX_LEAVES = 1 << 16  # about 1.5 N where all binary digits of N are one
 
 
 @lru_cache(maxsize=4096)

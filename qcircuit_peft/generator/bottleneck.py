@@ -11,6 +11,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from qcircuit_peft.checks import whole
 from qcircuit_peft.generator.recipe import one_of
 from qcircuit_peft.tuner.layer import features
 
@@ -45,8 +46,7 @@ class BottleneckConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"r is a whole number >= 1, got {self.r!r}")
+        whole("r", self.r, 1)
         one_of("activation", self.activation, ACTIVATIONS)
 
 

@@ -12,8 +12,8 @@ from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.backends import backend_module
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.backends.shots import check_shots
+from qcircuit_peft.checks import whole
 from qcircuit_peft.gates import did_you_mean
-from qcircuit_peft.tuner.config import whole
 
 # f(p) for the probabilities p of 2^n basis states; "paper" is the rescaling of the authors' code.
 FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {

@@ -13,6 +13,7 @@ from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, load
+from qcircuit_peft.checks import whole
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
@@ -48,11 +49,13 @@ class QCircuitConfig(PeftConfig):
         there, r costs one number per adapted module.
     dropout: probability of zeroing an input of the update while training.
     frame, factorization: names in ``FRAMES`` and ``FACTORIZATIONS``; ``frame_options`` and ``factorization_options``
-        hold the options of each. ansatz, layers, width and backend are for the frame "circuit".
+        hold the options of each. ansatz, layers, width and backend are for frames of circuits, and may be among their
+        ``frame_options`` too.
     intrinsic_rank_pattern: the frame's option ``intrinsic_rank`` by module name, for frames that have it.
     share: None, each module has circuits of its own; "kind", modules whose names differ only in the numbers of blocks,
         such as all query projections, share theirs, and each keeps its own lambda; "shape", all modules of equal width
-        do. Shared parameters are stored, generated and saved once. The factorization has to have frames.
+        do. Shared parameters are stored, generated and saved once. The factorization has to have frames. "shared_core"
+        is for sharing: left out, it has "kind".
     backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
@@ -108,6 +111,11 @@ class QCircuitConfig(PeftConfig):
         if self.circuit is not None:
             self._restore(self.circuit)
             self.circuit = None
+        elif self.share is None and self.factorization == "shared_core":
+            self.share = "kind"
+        for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
+            _one_of(name, getattr(self, name), table)
+        self._take_circuit_options()
         self.ansatz = load(self.ansatz)
         check_real(self.ansatz)
         whole("layers", self.layers, 0, MAX_LAYERS)
@@ -115,8 +123,6 @@ class QCircuitConfig(PeftConfig):
         _number("alpha", self.alpha)
         if not 0 <= _number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
-        for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
-            _one_of(name, getattr(self, name), table)
         frame_options = set(FRAMES[self.frame].options) - set(_CIRCUIT_FIELDS)
         _options("frame_options", self.frame, self.frame_options, frame_options)
         factorization_options = set(inspect.signature(FACTORIZATIONS[self.factorization]).parameters)
@@ -174,6 +180,19 @@ class QCircuitConfig(PeftConfig):
         for name in ("layers_to_transform", "layers_pattern"):
             if getattr(self, name) is not None and isinstance(self.target_modules, str):
                 raise ValueError(f"{name} works with a list of target_modules, got the pattern {self.target_modules!r}")
+
+    def _take_circuit_options(self) -> None:
+        """Move ansatz, layers, width and backend from ``frame_options``, where they may be too, to their fields."""
+        given = self.frame_options
+        if not isinstance(given, dict):
+            return  # refused below
+        moved = [name for name in _CIRCUIT_FIELDS if name in given and name in FRAMES[self.frame].options]
+        for name in moved:
+            old, new = getattr(self, name), given[name]
+            if old not in (type(self).__dataclass_fields__[name].default, new):
+                raise ValueError(f"{name} is given as {old!r}, and as {new!r} in frame_options; give it once")
+            setattr(self, name, new)
+        self.frame_options = {key: value for key, value in given.items() if key not in moved}
 
     def _restore(self, stored: object) -> None:
         if not isinstance(stored, dict):
@@ -256,13 +275,6 @@ class QCircuitConfig(PeftConfig):
         if "circuit" not in kwargs:
             raise ValueError("adapter configuration: the key 'circuit' is missing")
         return kwargs
-
-
-def whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise ValueError unless a value is a whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f"{low} to {high}" if high is not None else f">= {low}"
-        raise ValueError(f"{name} is a whole number {allowed}, got {value!r}")
 
 
 def _options(name: str, of: str, given: object, allowed: set[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -153,9 +154,22 @@ class QCircuitLayer(BaseTunerLayer):
                     parameters[adapter] = nn.Parameter(moved, requires_grad=old.requires_grad)
 
     def check_parameters(self, adapter: str) -> None:
-        """Raise ValueError if a parameter of an adapter is NaN or infinite."""
+        """Raise ValueError if a parameter of an adapter is NaN or infinite; else ``warn_of_norms``."""
         for part, value in self.intrinsic_parameters(adapter).items():
             check_finite(f"{PREFIX}{part} of adapter {adapter!r}", value)
+        self.warn_of_norms(adapter)
+
+    def warn_of_norms(self, adapter: str) -> None:
+        """Warn of frames that are not orthonormal any more: truncated series whose A has grown beyond their radius."""
+        values = self.values(adapter)
+        for part, frame in self.factors[adapter].frames.items():
+            radius = getattr(frame, "radius", inf)
+            if radius < inf and values[part].isfinite().all() and (norm := frame.norm(values[part])) > radius:
+                warnings.warn(
+                    f"{PREFIX}{part} of adapter {adapter!r}: a {frame.map} series of order {frame.order} is "
+                    f"orthonormal to 1e-6 up to a norm of {radius:.3g}, but A has {norm:.3g}; others always are",
+                    stacklevel=2,
+                )
 
     def made_now(self, adapter: str) -> dict[str, Tensor]:
         """What the factorization of an adapter works on, generated for it by itself; differentiable."""

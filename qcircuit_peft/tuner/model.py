@@ -347,6 +347,7 @@ class QCircuitModel(BaseTuner):
         )
         for name, module in model.named_modules():
             if isinstance(module, QCircuitLayer) and adapter_name in module.factors:
+                module.warn_of_norms(adapter_name)
                 for part, (_, scheme, loaded) in module.held(adapter_name).items():
                     key = f"{name}.{PREFIX}{part}.{adapter_name}"
                     if scheme is not None and scheme.packed and key in found and not found[key].is_meta:

@@ -1,7 +1,5 @@
 """The backward pass of the engine, which recomputes or undoes what it needs, so that little is kept."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,23 +8,7 @@ from torch.autograd import forward_ad
 
 from qcircuit_peft.backends.native.prefix import Prefix
 from qcircuit_peft.backends.native.whole import Whole
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 products in float32, whatever torch is set to: TF32 or bfloat16 would not leave a frame orthonormal."""
-    units: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [unit.fp32_precision for unit in units]
-    if not {*before} - {"none", "ieee"}:
-        yield
-        return
-    for unit in units:
-        unit.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for unit, precision in zip(units, before, strict=True):
-            unit.fp32_precision = precision
+from qcircuit_peft.precision import full_precision
 
 
 class _Recompute(torch.autograd.Function):

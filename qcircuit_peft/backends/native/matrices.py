@@ -15,6 +15,7 @@ from torch import Tensor
 from qcircuit_peft.backends.native import plan
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.gates import GATES
+from qcircuit_peft.precision import wide
 
 Job = tuple[int, tuple[int, ...]]  # a level, and neighbouring wires: the Kronecker product of their matrices is wanted
 ToTensor = Callable[[NDArray], Tensor]
@@ -49,7 +50,7 @@ class Matrices:
         else:
             t = t.unflatten(1, (-1, d * (d - 1) // 2))
             skew = torch.cat((t, -t, torch.zeros_like(t[..., :1])), -1).index_select(-1, self.basis)
-            rows = torch.linalg.matrix_exp(skew.unflatten(-1, (d, d)))
+            rows = torch.linalg.matrix_exp(wide(skew).unflatten(-1, (d, d))).to(t.dtype)
         first, *others = rows.view(f, self.length, self.count, d, d).unbind(1)
         return reduce(lambda product, factor: factor @ product, others, first)
 

@@ -1,0 +1,30 @@
+"""In which precision orthogonal matrices are computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float64; in float32 on Apple's GPUs, which have no float64."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products in float32, whatever torch is set to: TF32 or bfloat16 would not leave a frame orthonormal."""
+    units: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [unit.fp32_precision for unit in units]
+    if not {*before} - {"none", "ieee"}:
+        yield
+        return
+    for unit in units:
+        unit.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for unit, precision in zip(units, before, strict=True):
+            unit.fp32_precision = precision
