@@ -378,19 +378,20 @@ def test_in_a_fresh_process_the_plain_adapter_without_this_library(tmp_path: Pat
     assert "all agree" in done.stdout, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "bf16": True, "use_cpu": True}])
-def test_trainer_saves_and_resumes(options: dict[str, Any], tmp_path: Path) -> None:
-    def trainer(folder: str, last: int) -> Trainer:
+@pytest.mark.parametrize(
+    ("options", "shots"), [({}, None), ({}, 50), ({"gradient_checkpointing": True, "bf16": True, "use_cpu": True}, None)]
+)
+def test_trainer_saves_and_resumes(options: dict[str, Any], shots: int | None, tmp_path: Path) -> None:
+    def trained(folder: str, last: int, resume: bool = False) -> nn.Module:
         torch.manual_seed(0)
         quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "seed": 1, "learning_rate": 0.03}
         plan = {"max_steps": last, "save_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         arguments = TrainingArguments(str(tmp_path / folder), **plan, **quiet, lr_scheduler_type="constant", **options)
-        return Trainer(get_peft_model(base("llama"), config()), arguments, train_dataset=Rows())
+        trainer = Trainer(get_peft_model(base("llama"), config(shots=shots)), arguments, train_dataset=Rows())
+        trainer.train(resume_from_checkpoint=resume or None)
+        return trainer.model
 
-    straight, first, resumed = trainer("straight", 4), trainer("broken", 2), trainer("broken", 4)
-    straight.train()
-    first.train()
-    resumed.train(resume_from_checkpoint=True)
-    for (name, p), q in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
+    straight, _, resumed = trained("straight", 4), trained("broken", 2), trained("broken", 4, resume=True)
+    for (name, p), q in zip(straight.named_parameters(), resumed.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6), name
     assert (tmp_path / "broken/checkpoint-4/adapter_config.json").exists()

@@ -48,7 +48,8 @@ class Recipe:
         ``ACTIVATIONS`` or, as published, None.
     control: a name in ``CONTROLS``: what takes the place of the circuit's feature; None leaves it.
     init: "zero" starts the network's last layer at 0, "paper" at nn.Linear's random values.
-    seed: fixes all random values. shots, noise: how probabilities are estimated; None is exactly.
+    seed: fixes all random values. shots, noise: how probabilities are estimated; None is exactly. Shots are drawn from
+        torch's global random state, as dropout is, so that what restores it resumes a training exactly.
 
     Raises ValueError, in one sentence, for anything else.
 
