@@ -194,7 +194,7 @@ def test_the_affine_map_has_rank_n_plus_two() -> None:
         ({"features": "sqrt"}, "features is one of paper, log, identity, got 'sqrt'"),
         ({"features": None}, "features is one of"),
         ({"activation": "sigmoid"}, "activation is one of tanh, relu, gelu"),
-        ({"control": "zeros"}, "control is one of .* did you mean one of zero"),
+        ({"control": "zeros"}, "control is one of .*zero.*, got 'zeros'$"),
         ({"init": "ones"}, "init is one of zero, paper"),
         ({"ansatz": "nothing"}, "there is no circuit named 'nothing'"),
         ({"backend": "abacus"}, "unknown backend 'abacus'"),

@@ -258,7 +258,7 @@ def test_gradients_are_those_of_plain_autograd() -> None:
     net = adapted(init="paper")
     found = grads(net)
     generator = tuner(net).qpa_generators["default"]
-    with tuner(net).settled("default") as wrapped:
+    with tuner(net).settled() as wrapped:
         wrapped.zero_grad()
         wrapped(**inputs("llama")).loss.backward()
         cotangents = [
@@ -267,6 +267,18 @@ def test_gradients_are_those_of_plain_autograd() -> None:
     flat = torch.cat(generator())
     expected = torch.autograd.grad(flat, list(generator.parameters()), torch.cat([g.flatten() for g in cotangents]))
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_task_type_may_be_given_outside(tmp_path: Path) -> None:
+    prefix = peft.PrefixTuningConfig(num_virtual_tokens=4)
+    net = get_peft_model(base("llama"), QPAConfig(base=prefix, task_type="CAUSAL_LM", chunk_size=64, widths=[8]))
+    assert prefix.task_type is None  # the user's own
+    steps(net, 1)
+    net.save_pretrained(tmp_path / "generator")
+    save_base_adapter(net, tmp_path / "plain")
+    for folder in ("generator", "plain"):
+        loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
+        assert torch.allclose(logits(loaded, "llama"), logits(net.eval(), "llama"), atol=1e-6)
 
 
 def test_paper_init_generates_everything_and_is_not_the_identity(tmp_path: Path) -> None:
@@ -379,7 +391,8 @@ def test_in_a_fresh_process_the_plain_adapter_without_this_library(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("options", "shots"), [({}, None), ({}, 50), ({"gradient_checkpointing": True, "bf16": True, "use_cpu": True}, None)]
+    ("options", "shots"),
+    [({}, None), ({}, 50), ({"gradient_checkpointing": True, "bf16": True, "use_cpu": True}, None)],
 )
 def test_trainer_saves_and_resumes(options: dict[str, Any], shots: int | None, tmp_path: Path) -> None:
     def trained(folder: str, last: int, resume: bool = False) -> nn.Module:

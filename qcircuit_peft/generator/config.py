@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import CONFIG_NAME, PeftType
@@ -21,6 +21,7 @@ from qcircuit_peft.generator.targets import MARKS
 VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
 _LAYOUT = ("parameters", "digest", "start")
+_INITS = (True, False, "gaussian", "orthogonal", "mica")  # of LoRA; all others change the model or read data
 
 
 @dataclass
@@ -72,6 +73,8 @@ class QPAConfig(PeftConfig):
             self.base = PeftConfig.from_peft_type(**self.base)
         _check_base(self.base)
         self.task_type = self.task_type or self.base.task_type
+        if self.base.is_prompt_learning:
+            one_of("the task_type of a prompt method", self.task_type, MODEL_TYPE_TO_PEFT_MODEL_MAPPING)
         one_of("scope", self.scope, SCOPES)
         recipe = self.recipe()
         self.ansatz, self.noise, self.widths = recipe.ansatz, recipe.noise, recipe.widths  # type: ignore[assignment]
@@ -124,7 +127,7 @@ class QPAConfig(PeftConfig):
     def base_config(self) -> PeftConfig:
         """A copy of the base method's configuration that PEFT may change, with everything trainable."""
         config = copy.deepcopy(self.base)
-        config.inference_mode = False
+        config.inference_mode, config.task_type = False, self.task_type
         return config
 
 
@@ -153,5 +156,13 @@ def _check_base(base: Any) -> None:
         raise ValueError("base is a method whose parameters are generated, but QPA's are those of a generator itself")
     if not base.is_prompt_learning and not issubclass(PEFT_TYPE_TO_TUNER_MAPPING[kind], BaseTuner):
         raise ValueError(f"base is a method on PEFT's BaseTuner or a prompt method, got {kind.value}")
+    if getattr(base, "kasa_config", None) is not None:
+        raise ValueError("base has a kasa_config, which would change the model's own weights for good")
+    init = getattr(base, "init_lora_weights", True)
+    if init not in _INITS:
+        raise ValueError(
+            f"base has init_lora_weights={init!r}, which changes the model's own weights for good or needs data; "
+            f"it is one of {', '.join(map(repr, _INITS))}"
+        )
     if getattr(base, "bias", "none") != "none":
         raise ValueError(f"base has bias={base.bias!r}, but biases of the model itself are not generated; use 'none'")

@@ -16,7 +16,7 @@ from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import check_layout, find_targets, layout_of
 from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, state_loading
-from qcircuit_peft.tuner.model import check_untied
+from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 
 HOLDER = "qpa_generators"
 
@@ -27,6 +27,24 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _whole(model: nn.Module) -> Iterator[None]:
+    """The model is as it was, its modules in their places and as trainable, if what is done within fails."""
+    attributes = dict(vars(model))
+    places = [(module, dict(module._modules)) for module in model.modules()]
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    except Exception:
+        vars(model).clear()
+        vars(model).update(attributes)
+        for module, children in places:
+            module._modules.update(children)
+        for parameter, wanted in trainable.items():
+            parameter.requires_grad_(wanted)
+        raise
 
 
 class _Prompt(nn.Module, BaseTunerLayer):
@@ -81,29 +99,18 @@ class QPAModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter: the base method's by PEFT, then a generator for its trainable parameters."""
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
-        trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        known = {id(parameter) for parameter in trainable}
+        known = {id(parameter) for parameter in model.parameters()}
         first, active = self.wrapped is None, self.active_adapter
-        with _seeded(config.seed):
+        with _whole(model):
             if first:
-                wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
+                with _seeded(config.seed):
+                    wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
                 object.__setattr__(self, "wrapped", wrapped)
                 self.model = wrapped if config.base.is_prompt_learning else wrapped.get_base_model()
+                self._generate(adapter_name, config, known)
             else:
                 self._same_method(config)
-                self._still(self.wrapped.add_adapter, adapter_name, config.base_config(), autocast_adapter_dtype=False)
-                self._still(self.wrapped.set_adapter, adapter_name)
-        try:
-            self._generate(adapter_name, config, known)
-        except Exception:
-            if not first:
-                self.set_adapter(active)
-                self._still(self.wrapped.delete_adapter, adapter_name)
-            elif self.prompt is None:
-                self.wrapped.unload()
-            for parameter, wanted in trainable.items():
-                parameter.requires_grad_(wanted)
-            raise
+                self._add(adapter_name, config, known)
         if first:
             self._hooks = (
                 self.model.register_forward_pre_hook(self._begin),
@@ -114,6 +121,21 @@ class QPAModel(BaseTuner):
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         """PEFT's place for making a layer: the base method makes its own, in ``inject_adapter``."""
         raise NotImplementedError
+
+    def _add(self, name: str, config: QPAConfig, known: set[int]) -> None:
+        """Add a further adapter, or leave those that there are alone."""
+        active = self.active_adapter
+        try:
+            with _seeded(config.seed):
+                self._still(self.wrapped.add_adapter, name, config.base_config(), autocast_adapter_dtype=False)
+            self._still(self.wrapped.set_adapter, name)
+            self._generate(name, config, known)
+        except Exception:
+            self.set_adapter(active)
+            if self.prompt is None:
+                self.wrapped.peft_config[name] = config.base  # PEFT drops it if it fails itself
+            self._still(self.wrapped.delete_adapter, name)
+            raise
 
     def _generate(self, name: str, config: QPAConfig, known: set[int]) -> None:
         targets, sizes = find_targets(self.wrapped, known)
@@ -227,23 +249,41 @@ class QPAModel(BaseTuner):
             source.forget()
 
     @contextmanager
-    def settled(self, adapter_name: str) -> Iterator[PeftModel]:
+    def settled(self, for_good: bool = False) -> Iterator[PeftModel]:
         """The model as PEFT adapts it by the base method, with the generated tensors as parameters of its own."""
-        self.sources[adapter_name].settle()
+        for source in self.sources.values():
+            source.settle()
+        stays = False
         try:
             yield self.wrapped
+            stays = for_good
         finally:
-            self.sources[adapter_name].put()
+            for source in () if stays else self.sources.values():
+                source.put()
 
-    def _refuse_prompt(self) -> None:
+    def _check_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
+        """Raise ValueError if a merge is impossible; a safe one is tried on a copy of every layer first."""
         if self.prompt is not None:
             kind = next(iter(self.peft_config.values())).base.peft_type.value
             raise ValueError(f"{kind} adds virtual tokens, which cannot be merged into weights")
+        check_untied(self.model, BaseTunerLayer)
+        if not safe or isinstance(self.wrapped.base_model, QCircuitModel):  # which tries by itself
+            return
+        with self.settled():
+            for name, module in self.model.named_modules():
+                if isinstance(module, BaseTunerLayer):
+                    try:
+                        copy.deepcopy(module).merge(safe_merge=True, adapter_names=adapter_names)
+                    except ValueError as error:
+                        raise ValueError(f"module {name!r}: {error}; nothing was merged") from None
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge as the base method does; raises ValueError if it cannot be, or if another module shares a weight."""
-        self._refuse_prompt()
-        check_untied(self.model, BaseTunerLayer)
+        """Merge as the base method does.
+
+        Raises ValueError if it cannot be, if another module shares a weight, or with ``safe_merge`` if a merged weight
+        is NaN or infinite; nothing is merged then.
+        """
+        self._check_merge(adapter_names, safe_merge)
         for name in self.active_adapters if adapter_names is None else adapter_names:
             if self.sources[name].generator.recipe.is_random:
                 raise ValueError(
@@ -256,20 +296,20 @@ class QPAModel(BaseTuner):
         """Undo ``merge_adapter``."""
         self._still(self.wrapped.base_model.unmerge_adapter)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
         if merge:
-            self._refuse_prompt()
-            check_untied(self.model, BaseTunerLayer)
-        for source in self.sources.values():
-            source.settle()
-        try:
+            self._check_merge(adapter_names, safe_merge)
+        with self.settled(for_good=True):
             model = self.wrapped.get_base_model()
             if self.prompt is None:
-                model = self.wrapped.base_model._unload_and_optionally_merge(merge, *args, **kwargs)
-        except BaseException:
-            for source in self.sources.values():
-                source.put()
-            raise
+                unload = self.wrapped.base_model._unload_and_optionally_merge
+                model = unload(merge, progressbar, safe_merge, adapter_names)
         for hook in self._hooks:
             hook.remove()
         return model

@@ -120,4 +120,4 @@ class Recipe:
 def one_of(name: str, value: object, allowed: Any) -> None:
     """Raise ValueError unless a value is one of these names."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}; {did_you_mean(str(value), allowed)}")
+        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")

@@ -40,7 +40,7 @@ def save_base_adapter(
     ...     sorted(path.name for path in Path(folder).iterdir())
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
-    with _tuner(model, adapter).settled(adapter) as wrapped:
+    with _tuner(model, adapter).settled() as wrapped:
         wrapped.save_pretrained(str(folder), selected_adapters=[adapter], **options)
 
 
