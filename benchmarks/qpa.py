@@ -31,7 +31,7 @@ from qcircuit_peft.analysis.gradients import COSTS, decay, gradient_variance
 from qcircuit_peft.demo.models import minilm, package_file
 from qcircuit_peft.demo.report import quiet
 from qcircuit_peft.demo.text import TEXTS, words
-from qcircuit_peft.generator import measured_with
+from qcircuit_peft.generator import QPAModel, measured_with
 from qcircuit_peft.generator.network import features
 from qcircuit_peft.generator.recipe import CONTROLS
 
@@ -63,10 +63,18 @@ def prefix(seed: int = 0) -> PrefixTuningConfig:
 
 @torch.no_grad()
 def from_text(adapted: Any, rows: Tensor) -> None:
-    """Let a prefix start at the keys and values of the first tokens of the text to train on."""
-    with adapted.disable_adapter():
-        cache = adapted(input_ids=rows[:1, :8], use_cache=True).past_key_values
-    initialize_kv_prefix_from_past_key_values(adapted, past_key_values=cache)
+    """Let a prefix start at the keys and values of the first tokens of the text to train on.
+
+    A generated one is added to them for as long as the model lives: a checkpoint does not keep this start.
+    """
+    tuner = adapted.base_model if isinstance(adapted.base_model, QPAModel) else None
+    prefixed = adapted if tuner is None else tuner.wrapped
+    with prefixed.disable_adapter():
+        cache = prefixed(input_ids=rows[:1, :8], use_cache=True).past_key_values
+    start = initialize_kv_prefix_from_past_key_values(prefixed, past_key_values=cache)
+    if tuner is not None:
+        tuner.sources["default"].generator.start.copy_(start.flatten())
+        tuner.sources["default"].forget()
 
 
 def ffa(seed: int = 0) -> BottleneckConfig:
@@ -94,7 +102,8 @@ for name, (base, plain, rate) in BASES.items():
     for control in CONTROLS:
         METHODS[f"QPA-{name}, {control}"] = Method(partial(generated, base, control=control), rate)
 METHODS["QPA-LoRA, tanh"] = Method(partial(generated, lora, activation="tanh"), BASES["LoRA"][2])
-METHODS["prefix, from text"] = Method(METHODS["prefix"].config, 1e-3, from_text)
+for name, rate in (("prefix", 2e-2), ("QPA-prefix", 5e-3)):
+    METHODS[f"{name}, from text"] = Method(METHODS[name].config, rate, from_text)
 
 
 def pretrained() -> tuple[Any, Any]:

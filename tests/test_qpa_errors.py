@@ -32,6 +32,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         ({"base": "lora"}, "base is the configuration of a PEFT method"),
         ({"base": peft.PeftConfig()}, "base is the configuration of a PEFT method"),
         ({"base": {"peft_type": "LORAX"}}, "the peft_type of base is one of .*LORA, .* got 'LORAX'"),
+        ({"base": {"peft_type": "LORA", "eva_config": 1}}, "base is not a configuration of LORA: `EvaConfig` must be"),
         ({"base": peft.AdaptionPromptConfig()}, "on PEFT's BaseTuner or a prompt method, got ADAPTION_PROMPT"),
         ({"base": peft.LoraConfig(bias="all")}, "base has bias='all'"),
         ({"base": peft.LoraConfig(init_lora_weights="pissa")}, "base has init_lora_weights='pissa', which changes"),

@@ -70,7 +70,10 @@ class QPAConfig(PeftConfig):
         if isinstance(self.base, Mapping):
             kind = self.base.get("peft_type")
             one_of("the peft_type of base", kind, [str(known.value) for known in PEFT_TYPE_TO_CONFIG_MAPPING])
-            self.base = PeftConfig.from_peft_type(**self.base)
+            try:
+                self.base = PeftConfig.from_peft_type(**self.base)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"base is not a configuration of {kind}: {error}") from None
         _check_base(self.base)
         self.task_type = self.task_type or self.base.task_type
         if self.base.is_prompt_learning:
