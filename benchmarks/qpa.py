@@ -70,7 +70,7 @@ def from_text(adapted: Any, rows: Tensor) -> None:
     tuner = adapted.base_model if isinstance(adapted.base_model, QPAModel) else None
     prefixed = adapted if tuner is None else tuner.wrapped
     with prefixed.disable_adapter():
-        cache = prefixed(input_ids=rows[:1, :8], use_cache=True).past_key_values
+        cache = prefixed(input_ids=rows[:1], use_cache=True).past_key_values
     start = initialize_kv_prefix_from_past_key_values(prefixed, past_key_values=cache)
     if tuner is not None:
         tuner.sources["default"].generator.start.copy_(start.flatten())
@@ -83,10 +83,10 @@ def ffa(seed: int = 0) -> BottleneckConfig:
 
 
 BASES: dict[str, tuple[Callable[[], PeftConfig], float, float]] = {  # rates of the method, and of its generator
-    "LoRA": (lora, 4e-3, 5e-3),
-    "DoRA": (partial(lora, use_dora=True), 4e-3, 5e-3),
-    "prefix": (prefix, 1e-2, 5e-3),
-    "FFA": (ffa, 4e-3, 5e-3),
+    "LoRA": (lora, 1e-2, 2e-3),
+    "DoRA": (partial(lora, use_dora=True), 1e-2, 5e-3),
+    "prefix": (prefix, 2e-2, 2e-3),
+    "FFA": (ffa, 1e-2, 5e-3),
 }
 
 
@@ -328,4 +328,7 @@ def trainability(samples: int = 60) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None

@@ -12,6 +12,7 @@ from peft.utils.integrations import skip_init_on_device
 from torch import Tensor, nn
 
 from qcircuit_peft.generator.config import QPAConfig
+from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import check_layout, find_targets, layout_of
@@ -19,32 +20,6 @@ from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, 
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 
 HOLDER = "qpa_generators"
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """torch's global random state from a seed, and as it was afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _whole(model: nn.Module) -> Iterator[None]:
-    """The model is as it was, its modules in their places and as trainable, if what is done within fails."""
-    attributes = dict(vars(model))
-    places = [(module, dict(module._modules)) for module in model.modules()]
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        yield
-    except Exception:
-        vars(model).clear()
-        vars(model).update(attributes)
-        for module, children in places:
-            module._modules.update(children)
-        for parameter, wanted in trainable.items():
-            parameter.requires_grad_(wanted)
-        raise
 
 
 class _Prompt(nn.Module, BaseTunerLayer):
@@ -101,9 +76,9 @@ class QPAModel(BaseTuner):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
         known = {id(parameter) for parameter in model.parameters()}
         first, active = self.wrapped is None, self.active_adapter
-        with _whole(model):
+        with whole_or_nothing(model):
             if first:
-                with _seeded(config.seed):
+                with seeded(config.seed):
                     wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
                 object.__setattr__(self, "wrapped", wrapped)
                 self.model = wrapped if config.base.is_prompt_learning else wrapped.get_base_model()
@@ -126,7 +101,7 @@ class QPAModel(BaseTuner):
         """Add a further adapter, or leave those that there are alone."""
         active = self.active_adapter
         try:
-            with _seeded(config.seed):
+            with seeded(config.seed):
                 self._still(self.wrapped.add_adapter, name, config.base_config(), autocast_adapter_dtype=False)
             self._still(self.wrapped.set_adapter, name)
             self._generate(name, config, known)
