@@ -11,6 +11,7 @@ import csv
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from qcircuit_peft.analysis.gradients import COSTS, decay, gradient_variance
 from qcircuit_peft.demo.models import minilm, package_file
 from qcircuit_peft.demo.report import quiet
 from qcircuit_peft.demo.text import TEXTS, words
-from qcircuit_peft.generator import QPAModel, measured_with
+from qcircuit_peft.generator import QPAModel, measured_with, started_from
 from qcircuit_peft.generator.network import features
 from qcircuit_peft.generator.recipe import CONTROLS
 
@@ -63,18 +64,12 @@ def prefix(seed: int = 0) -> PrefixTuningConfig:
 
 @torch.no_grad()
 def from_text(adapted: Any, rows: Tensor) -> None:
-    """Let a prefix start at the keys and values of the first tokens of the text to train on.
-
-    A generated one is added to them for as long as the model lives: a checkpoint does not keep this start.
-    """
-    tuner = adapted.base_model if isinstance(adapted.base_model, QPAModel) else None
-    prefixed = adapted if tuner is None else tuner.wrapped
-    with prefixed.disable_adapter():
-        cache = prefixed(input_ids=rows[:1], use_cache=True).past_key_values
-    start = initialize_kv_prefix_from_past_key_values(prefixed, past_key_values=cache)
-    if tuner is not None:
-        tuner.sources["default"].generator.start.copy_(start.flatten())
-        tuner.sources["default"].forget()
+    """Let a prefix start at the keys and values of the first tokens of the text to train on."""
+    generated = isinstance(adapted.base_model, QPAModel)
+    with started_from(adapted) if generated else nullcontext(adapted) as prefixed:
+        with prefixed.disable_adapter():
+            cache = prefixed(input_ids=rows[:1], use_cache=True).past_key_values
+        initialize_kv_prefix_from_past_key_values(prefixed, past_key_values=cache)
 
 
 def ffa(seed: int = 0) -> BottleneckConfig:

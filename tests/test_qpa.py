@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from safetensors.torch import load_file
 from test_tuner_io import Rows
 from tiny import base, inputs, logits
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig, save_base_adapter
-from qcircuit_peft.generator import QPAModel, measured_with
+from qcircuit_peft.generator import QPAModel, measured_with, started_from
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
@@ -279,6 +280,37 @@ def test_a_task_type_may_be_given_outside(tmp_path: Path) -> None:
     for folder in ("generator", "plain"):
         loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
         assert torch.allclose(logits(loaded, "llama"), logits(net.eval(), "llama"), atol=1e-6)
+
+
+def test_a_prefix_may_start_at_the_keys_and_values_of_a_text(tmp_path: Path) -> None:
+    net, ids = adapted("prefix"), inputs("llama")["input_ids"]
+    text = torch.tensor([[5, 9, 2, 7]])
+    with started_from(net) as plain:
+        cache = base("llama")(input_ids=text, use_cache=True).past_key_values
+        initialize_kv_prefix_from_past_key_values(plain, past_key_values=cache)
+    with torch.no_grad():
+        behind = base("llama")(torch.cat([text.expand(len(ids), -1), ids], 1)).logits[:, 4:]
+        assert torch.allclose(net(input_ids=ids).logits, behind, atol=1e-5)
+    losses = steps(net)
+    assert losses[-1] < losses[0]
+    expected = logits(net, "llama")
+    net.save_pretrained(tmp_path / "generator")
+    save_base_adapter(net, tmp_path / "plain")
+    for folder in ("generator", "plain"):
+        loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
+        assert torch.allclose(logits(loaded, "llama"), expected, atol=1e-6), folder
+    steps(again := PeftModel.from_pretrained(base("llama"), tmp_path / "generator", is_trainable=True))
+    expected = logits(again.eval(), "llama")
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path / "again").eval(), "llama"), expected)
+    with started_from(again) as plain:  # as it is now, trained: nothing changes
+        pass
+    assert torch.allclose(logits(again, "llama"), expected, atol=1e-6)
+    with (
+        pytest.raises(ValueError, match="starts from other values, got init='paper'"),
+        started_from(adapted(init="paper")),
+    ):
+        pass
 
 
 def test_paper_init_generates_everything_and_is_not_the_identity(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.gates import did_you_mean
 from qcircuit_peft.generator.recipe import SCOPES, Recipe, one_of
-from qcircuit_peft.generator.targets import MARKS
+from qcircuit_peft.generator.targets import MARKS, SAVED
 
 VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
@@ -135,12 +135,12 @@ class QPAConfig(PeftConfig):
 
 
 def _is_layout(stored: object) -> bool:
-    """Whether it is a count, a digest, and some initial values or None."""
+    """Whether it is a count, a digest, and some initial values, or None or the word that all of them are saved."""
     if not isinstance(stored, dict) or set(stored) != set(_LAYOUT):
         return False
     parameters, digest, start = (stored[key] for key in _LAYOUT)
     marks = isinstance(start, list) and len(start) <= MARKS and all(type(mark) is float for mark in start)
-    return type(parameters) is int and isinstance(digest, str) and (start is None or marks)
+    return type(parameters) is int and isinstance(digest, str) and (start in (None, SAVED) or marks)
 
 
 def _plain(value: Any) -> Any:

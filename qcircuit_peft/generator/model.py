@@ -15,7 +15,7 @@ from qcircuit_peft.generator.config import QPAConfig
 from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
-from qcircuit_peft.generator.targets import check_layout, find_targets, layout_of
+from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, state_loading
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 
@@ -118,18 +118,21 @@ class QPAModel(BaseTuner):
             raise ValueError(
                 f"the base method has no trainable parameters in this model, so none can be generated: {config.base}"
             )
-        layout = layout_of(targets)
+        layout, saved = layout_of(targets), False
         if config.layout is not None:
             check_layout(layout, config.layout, config.init == "zero")
+            saved = config.layout["start"] == SAVED
         if config.scope == "model":
             sizes = [sum(sizes)]
         generator = Generator(sizes, config.recipe())
         shapes = {f"base_model.{HOLDER}.{key}": tuple(value.shape) for key, value in generator.state_dict().items()}
+        if saved:
+            layout["start"], shapes[f"base_model.{HOLDER}.start"] = SAVED, (layout["parameters"],)
         if (found := state_loading("QPA")) is not None:
             check_shapes({key: tuple(value.shape) for key, value in found.items() if is_ours(key)}, shapes)
         config.layout = layout
         getattr(self, HOLDER)[name] = generator.to(targets[0].start.device)
-        self.sources[name] = Source(generator, targets)
+        self.sources[name] = Source(generator, targets, saved)
 
     def _same_method(self, config: QPAConfig) -> None:
         kinds = {other.base.peft_type for other in self.peft_config.values()}
