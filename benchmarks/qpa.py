@@ -78,10 +78,10 @@ def ffa(seed: int = 0) -> BottleneckConfig:
 
 
 BASES: dict[str, tuple[Callable[[], PeftConfig], float, float]] = {  # rates of the method, and of its generator
-    "LoRA": (lora, 1e-2, 2e-3),
+    "LoRA": (lora, 1e-2, 5e-3),
     "DoRA": (partial(lora, use_dora=True), 1e-2, 5e-3),
     "prefix": (prefix, 2e-2, 2e-3),
-    "FFA": (ffa, 1e-2, 5e-3),
+    "FFA": (ffa, 5e-3, 5e-3),
 }
 
 
@@ -99,6 +99,13 @@ for name, (base, plain, rate) in BASES.items():
 METHODS["QPA-LoRA, tanh"] = Method(partial(generated, lora, activation="tanh"), BASES["LoRA"][2])
 for name, rate in (("prefix", 2e-2), ("QPA-prefix", 5e-3)):
     METHODS[f"{name}, from text"] = Method(METHODS[name].config, rate, from_text)
+
+
+def method_named(name: str) -> Method:
+    """A row of METHODS; raises ValueError if there is none of this name."""
+    if name not in METHODS:
+        raise ValueError(f"a method is one of {'; '.join(METHODS)}, got {name!r}")
+    return METHODS[name]
 
 
 def pretrained() -> tuple[Any, Any]:
@@ -181,7 +188,7 @@ def _study(
     per_word = measured.numel() / words(tokenizer.decode(measured.flatten(), clean_up_tokenization_spaces=False))
     before = perplexity(model, measured)
     for name, seed, rate in wanted:
-        method = replace(METHODS[name], rate=rate)
+        method = replace(method_named(name), rate=rate)
         adapted, seconds = train(model, method, rows, seed, steps)
         count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         after = perplexity(adapted, measured)
@@ -203,7 +210,7 @@ def run(
     out: Path = Path("docs/qpa.csv"),
 ) -> None:
     """Train each method with each seed, and print what its perplexity on test text is, averaged over seeds."""
-    runs = [(name, int(seed), METHODS[name].rate) for seed in seeds.split(",") for name in methods]
+    runs = [(name, int(seed), method_named(name).rate) for seed in seeds.split(",") for name in methods]
     _study(runs, text, folder, "test", steps, out)
     table(out, steps, text)
 
@@ -211,15 +218,17 @@ def run(
 @app.command()
 def search(
     methods: Names,
-    rates: str = "0.0005,0.001,0.002,0.005,0.01,0.02,0.05",
-    seed: int = 0,
+    rates: str = "0.001,0.002,0.005,0.01,0.02,0.05",
+    seeds: str = "0",
     steps: int = 15,
     text: TextName = "dialogue",
     folder: Folder = None,
     out: Path = Path("docs/qpa_search.csv"),
 ) -> None:
     """Train each method at each learning rate, and print its perplexity on validation text."""
-    runs = [(name, seed, float(rate)) for name in methods for rate in rates.split(",")]
+    runs = [
+        (name, int(seed), float(rate)) for seed in seeds.split(",") for name in methods for rate in rates.split(",")
+    ]
     _study(runs, text, folder, "validation", steps, out)
     table(out, steps, text)
 
