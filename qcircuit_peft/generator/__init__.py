@@ -8,7 +8,7 @@ from qcircuit_peft.generator.config import QPAConfig
 from qcircuit_peft.generator.model import QPAModel
 from qcircuit_peft.generator.network import Count, Generator, generator_count
 from qcircuit_peft.generator.recipe import Recipe
-from qcircuit_peft.generator.use import measured_with, save_base_adapter
+from qcircuit_peft.generator.use import measured_with, save_base_adapter, started_from
 from qcircuit_peft.tuner.register import register
 
 register("bottleneck", BottleneckConfig, BottleneckModel)
@@ -24,4 +24,5 @@ __all__ = [
     "generator_count",
     "measured_with",
     "save_base_adapter",
+    "started_from",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import CONFIG_NAME, PeftType
@@ -16,11 +16,12 @@ from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.gates import did_you_mean
 from qcircuit_peft.generator.recipe import SCOPES, Recipe, one_of
-from qcircuit_peft.generator.targets import MARKS
+from qcircuit_peft.generator.targets import MARKS, SAVED
 
 VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
 _LAYOUT = ("parameters", "digest", "start")
+_INITS = (True, False, "gaussian", "orthogonal", "mica")  # of LoRA; all others change the model or read data
 
 
 @dataclass
@@ -69,9 +70,14 @@ class QPAConfig(PeftConfig):
         if isinstance(self.base, Mapping):
             kind = self.base.get("peft_type")
             one_of("the peft_type of base", kind, [str(known.value) for known in PEFT_TYPE_TO_CONFIG_MAPPING])
-            self.base = PeftConfig.from_peft_type(**self.base)
+            try:
+                self.base = PeftConfig.from_peft_type(**self.base)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"base is not a configuration of {kind}: {error}") from None
         _check_base(self.base)
         self.task_type = self.task_type or self.base.task_type
+        if self.base.is_prompt_learning:
+            one_of("the task_type of a prompt method", self.task_type, MODEL_TYPE_TO_PEFT_MODEL_MAPPING)
         one_of("scope", self.scope, SCOPES)
         recipe = self.recipe()
         self.ansatz, self.noise, self.widths = recipe.ansatz, recipe.noise, recipe.widths  # type: ignore[assignment]
@@ -124,17 +130,17 @@ class QPAConfig(PeftConfig):
     def base_config(self) -> PeftConfig:
         """A copy of the base method's configuration that PEFT may change, with everything trainable."""
         config = copy.deepcopy(self.base)
-        config.inference_mode = False
+        config.inference_mode, config.task_type = False, self.task_type
         return config
 
 
 def _is_layout(stored: object) -> bool:
-    """Whether it is a count, a digest, and some initial values or None."""
+    """Whether it is a count, a digest, and some initial values, or None or the word that all of them are saved."""
     if not isinstance(stored, dict) or set(stored) != set(_LAYOUT):
         return False
     parameters, digest, start = (stored[key] for key in _LAYOUT)
     marks = isinstance(start, list) and len(start) <= MARKS and all(type(mark) is float for mark in start)
-    return type(parameters) is int and isinstance(digest, str) and (start is None or marks)
+    return type(parameters) is int and isinstance(digest, str) and (start in (None, SAVED) or marks)
 
 
 def _plain(value: Any) -> Any:
@@ -153,5 +159,13 @@ def _check_base(base: Any) -> None:
         raise ValueError("base is a method whose parameters are generated, but QPA's are those of a generator itself")
     if not base.is_prompt_learning and not issubclass(PEFT_TYPE_TO_TUNER_MAPPING[kind], BaseTuner):
         raise ValueError(f"base is a method on PEFT's BaseTuner or a prompt method, got {kind.value}")
+    if getattr(base, "kasa_config", None) is not None:
+        raise ValueError("base has a kasa_config, which would change the model's own weights for good")
+    init = getattr(base, "init_lora_weights", True)
+    if init not in _INITS:
+        raise ValueError(
+            f"base has init_lora_weights={init!r}, which changes the model's own weights for good or needs data; "
+            f"it is one of {', '.join(map(repr, _INITS))}"
+        )
     if getattr(base, "bias", "none") != "none":
         raise ValueError(f"base has bias={base.bias!r}, but biases of the model itself are not generated; use 'none'")

@@ -12,21 +12,14 @@ from peft.utils.integrations import skip_init_on_device
 from torch import Tensor, nn
 
 from qcircuit_peft.generator.config import QPAConfig
+from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
-from qcircuit_peft.generator.targets import check_layout, find_targets, layout_of
+from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, state_loading
-from qcircuit_peft.tuner.model import check_untied
+from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 
 HOLDER = "qpa_generators"
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """torch's global random state from a seed, and as it was afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 class _Prompt(nn.Module, BaseTunerLayer):
@@ -81,29 +74,18 @@ class QPAModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter: the base method's by PEFT, then a generator for its trainable parameters."""
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
-        trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        known = {id(parameter) for parameter in trainable}
+        known = {id(parameter) for parameter in model.parameters()}
         first, active = self.wrapped is None, self.active_adapter
-        with _seeded(config.seed):
+        with whole_or_nothing(model):
             if first:
-                wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
+                with seeded(config.seed):
+                    wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
                 object.__setattr__(self, "wrapped", wrapped)
                 self.model = wrapped if config.base.is_prompt_learning else wrapped.get_base_model()
+                self._generate(adapter_name, config, known)
             else:
                 self._same_method(config)
-                self._still(self.wrapped.add_adapter, adapter_name, config.base_config(), autocast_adapter_dtype=False)
-                self._still(self.wrapped.set_adapter, adapter_name)
-        try:
-            self._generate(adapter_name, config, known)
-        except Exception:
-            if not first:
-                self.set_adapter(active)
-                self._still(self.wrapped.delete_adapter, adapter_name)
-            elif self.prompt is None:
-                self.wrapped.unload()
-            for parameter, wanted in trainable.items():
-                parameter.requires_grad_(wanted)
-            raise
+                self._add(adapter_name, config, known)
         if first:
             self._hooks = (
                 self.model.register_forward_pre_hook(self._begin),
@@ -115,24 +97,42 @@ class QPAModel(BaseTuner):
         """PEFT's place for making a layer: the base method makes its own, in ``inject_adapter``."""
         raise NotImplementedError
 
+    def _add(self, name: str, config: QPAConfig, known: set[int]) -> None:
+        """Add a further adapter, or leave those that there are alone."""
+        active = self.active_adapter
+        try:
+            with seeded(config.seed):
+                self._still(self.wrapped.add_adapter, name, config.base_config(), autocast_adapter_dtype=False)
+            self._still(self.wrapped.set_adapter, name)
+            self._generate(name, config, known)
+        except Exception:
+            self.set_adapter(active)
+            if self.prompt is None:
+                self.wrapped.peft_config[name] = config.base  # PEFT drops it if it fails itself
+            self._still(self.wrapped.delete_adapter, name)
+            raise
+
     def _generate(self, name: str, config: QPAConfig, known: set[int]) -> None:
         targets, sizes = find_targets(self.wrapped, known)
         if not targets:
             raise ValueError(
                 f"the base method has no trainable parameters in this model, so none can be generated: {config.base}"
             )
-        layout = layout_of(targets)
+        layout, saved = layout_of(targets), False
         if config.layout is not None:
             check_layout(layout, config.layout, config.init == "zero")
+            saved = config.layout["start"] == SAVED
         if config.scope == "model":
             sizes = [sum(sizes)]
         generator = Generator(sizes, config.recipe())
         shapes = {f"base_model.{HOLDER}.{key}": tuple(value.shape) for key, value in generator.state_dict().items()}
+        if saved:
+            layout["start"], shapes[f"base_model.{HOLDER}.start"] = SAVED, (layout["parameters"],)
         if (found := state_loading("QPA")) is not None:
             check_shapes({key: tuple(value.shape) for key, value in found.items() if is_ours(key)}, shapes)
         config.layout = layout
         getattr(self, HOLDER)[name] = generator.to(targets[0].start.device)
-        self.sources[name] = Source(generator, targets)
+        self.sources[name] = Source(generator, targets, saved)
 
     def _same_method(self, config: QPAConfig) -> None:
         kinds = {other.base.peft_type for other in self.peft_config.values()}
@@ -227,23 +227,41 @@ class QPAModel(BaseTuner):
             source.forget()
 
     @contextmanager
-    def settled(self, adapter_name: str) -> Iterator[PeftModel]:
+    def settled(self, for_good: bool = False) -> Iterator[PeftModel]:
         """The model as PEFT adapts it by the base method, with the generated tensors as parameters of its own."""
-        self.sources[adapter_name].settle()
+        for source in self.sources.values():
+            source.settle()
+        stays = False
         try:
             yield self.wrapped
+            stays = for_good
         finally:
-            self.sources[adapter_name].put()
+            for source in () if stays else self.sources.values():
+                source.put()
 
-    def _refuse_prompt(self) -> None:
+    def _check_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
+        """Raise ValueError if a merge is impossible; a safe one is tried on a copy of every layer first."""
         if self.prompt is not None:
             kind = next(iter(self.peft_config.values())).base.peft_type.value
             raise ValueError(f"{kind} adds virtual tokens, which cannot be merged into weights")
+        check_untied(self.model, BaseTunerLayer)
+        if not safe or isinstance(self.wrapped.base_model, QCircuitModel):  # which tries by itself
+            return
+        with self.settled():
+            for name, module in self.model.named_modules():
+                if isinstance(module, BaseTunerLayer):
+                    try:
+                        copy.deepcopy(module).merge(safe_merge=True, adapter_names=adapter_names)
+                    except ValueError as error:
+                        raise ValueError(f"module {name!r}: {error}; nothing was merged") from None
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge as the base method does; raises ValueError if it cannot be, or if another module shares a weight."""
-        self._refuse_prompt()
-        check_untied(self.model, BaseTunerLayer)
+        """Merge as the base method does.
+
+        Raises ValueError if it cannot be, if another module shares a weight, or with ``safe_merge`` if a merged weight
+        is NaN or infinite; nothing is merged then.
+        """
+        self._check_merge(adapter_names, safe_merge)
         for name in self.active_adapters if adapter_names is None else adapter_names:
             if self.sources[name].generator.recipe.is_random:
                 raise ValueError(
@@ -256,20 +274,20 @@ class QPAModel(BaseTuner):
         """Undo ``merge_adapter``."""
         self._still(self.wrapped.base_model.unmerge_adapter)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
         if merge:
-            self._refuse_prompt()
-            check_untied(self.model, BaseTunerLayer)
-        for source in self.sources.values():
-            source.settle()
-        try:
+            self._check_merge(adapter_names, safe_merge)
+        with self.settled(for_good=True):
             model = self.wrapped.get_base_model()
             if self.prompt is None:
-                model = self.wrapped.base_model._unload_and_optionally_merge(merge, *args, **kwargs)
-        except BaseException:
-            for source in self.sources.values():
-                source.put()
-            raise
+                unload = self.wrapped.base_model._unload_and_optionally_merge
+                model = unload(merge, progressbar, safe_merge, adapter_names)
         for hook in self._hooks:
             hook.remove()
         return model

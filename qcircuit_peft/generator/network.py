@@ -104,7 +104,6 @@ class Generator(nn.Module):
             raise ValueError(f"a generator makes groups of one or more parameters, got sizes {list(sizes)}")
         check_memory(sizes, recipe)
         self.sizes, self.recipe = tuple(sizes), recipe
-        self.draws = 0  # generations so far that drew shots
         self.families: dict[int, list[int]] = defaultdict(list)
         for group, m in enumerate(sizes):
             self.families[recipe.qubits(m)].append(group)
@@ -146,10 +145,8 @@ class Generator(nn.Module):
             weights = nn.functional.pad(angles, (0, -angles.shape[-1] % n)).unflatten(-1, (-1, n))
             f = torch.cos(weights @ bits(n, device).to(angles.dtype).mT).mean(-2)
             return f - f.mean(-1, keepdim=True)
-        draw = torch.Generator().manual_seed(hash((recipe.seed, n, self.draws)) % (1 << 63)) if recipe.shots else None
         how: dict[str, Any] = {"shots": recipe.shots, "noise": recipe.noise, "backend": recipe.backend}
-        p = probabilities(self.circuit(n), angles, generator=draw, **how)
-        return features(p, recipe.features)
+        return features(probabilities(self.circuit(n), angles, **how), recipe.features)
 
     def forward(self) -> list[Tensor]:
         """The parameters of every group, (m,), with mean 0."""
@@ -167,5 +164,4 @@ class Generator(nn.Module):
             for row, group in zip(x.flatten(1), groups, strict=True):
                 vector = row[: self.sizes[group]]
                 made[group] = vector - vector.mean()
-        self.draws += self.recipe.is_random
         return [made[group] for group in range(len(self.sizes))]

@@ -36,6 +36,7 @@ INITS = ("zero", "paper")
 SCOPES = ("layer", "model")
 WIDTHS = (32, 64, 128, 128, 64, 32, 32)  # of the authors' code; their Table 1 has one 32 less
 MAX_LAYERS = 1000
+MAX_WIDTHS = 100
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Recipe:
         ``ACTIVATIONS`` or, as published, None.
     control: a name in ``CONTROLS``: what takes the place of the circuit's feature; None leaves it.
     init: "zero" starts the network's last layer at 0, "paper" at nn.Linear's random values.
-    seed: fixes all random values. shots, noise: how probabilities are estimated; None is exactly.
+    seed: fixes all random values. shots, noise: how probabilities are estimated; None is exactly. Shots are drawn from
+        torch's global random state, as dropout is, so that what restores it resumes a training exactly.
 
     Raises ValueError, in one sentence, for anything else.
 
@@ -73,8 +75,9 @@ class Recipe:
         whole("chunk_size", self.chunk_size, 1)
         whole("layers", self.layers, 1, MAX_LAYERS)
         whole("seed", self.seed, 0, (1 << 63) - 1)
-        if not isinstance(self.widths, list | tuple):
-            raise ValueError(f"widths is a list of whole numbers, got {self.widths!r}")
+        if not isinstance(self.widths, list | tuple) or len(self.widths) > MAX_WIDTHS:
+            found = f"{len(self.widths):,} entries" if isinstance(self.widths, list | tuple) else repr(self.widths)
+            raise ValueError(f"widths is a list of at most {MAX_WIDTHS} whole numbers, got {found}")
         for width in self.widths:
             whole("a width", width, 1)
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -119,4 +122,4 @@ class Recipe:
 def one_of(name: str, value: object, allowed: Any) -> None:
     """Raise ValueError unless a value is one of these names."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}; {did_you_mean(str(value), allowed)}")
+        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")

@@ -68,14 +68,13 @@ class Source:
     at its beginning, and outside of it, they are made anew if a parameter of the generator has changed.
     """
 
-    def __init__(self, generator: Generator, targets: list[Target]) -> None:
+    def __init__(self, generator: Generator, targets: list[Target], saved: bool = False) -> None:
         self.generator, self.targets = generator, targets
         self.dtypes = [target.start.dtype for target in targets]
         self.generations = 0  # how many there have been, for tests and curiosity
         self.passing = False
-        self.forget()
         start = torch.cat([target.start.detach().flatten().float() for target in targets])
-        generator.register_buffer("start", start, persistent=False)
+        self.restart(start, saved)
         for target in targets:
             target.start = nn.Parameter(target.start.detach().to("meta"), requires_grad=False)  # its shape stays
         self.put()
@@ -103,6 +102,16 @@ class Source:
                 with suppress(KeyError):  # a module whose adapter was deleted
                     del module._parameters[name]
                     module._parameters[name] = value
+
+    def restart(self, start: Tensor, saved: bool) -> None:
+        """Add what is generated to these initial values, (m,), which are ``saved`` in checkpoints or drawn again."""
+        self.generator.register_buffer("start", start, persistent=saved)
+        self.forget()
+
+    def values(self) -> Tensor:
+        """What the modules have in the places of the targets, (m,)."""
+        places = [target.places[0] for target in self.targets]
+        return torch.cat([getattr(module, name).detach().flatten().float() for module, name in places])
 
     def forget(self) -> None:
         """Drop the tensors that are held."""

@@ -1,4 +1,4 @@
-"""A model whose adapters are generated: writing the plain adapter, and measuring as hardware would."""
+"""A model whose adapters are generated: where it starts, the plain adapter, and measuring as hardware would."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 from qcircuit_peft.generator.model import QPAModel
+from qcircuit_peft.generator.targets import SAVED
 
 
 def _tuner(model: nn.Module, adapter: str) -> QPAModel:
@@ -40,8 +42,37 @@ def save_base_adapter(
     ...     sorted(path.name for path in Path(folder).iterdir())
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
-    with _tuner(model, adapter).settled(adapter) as wrapped:
+    with _tuner(model, adapter).settled() as wrapped:
         wrapped.save_pretrained(str(folder), selected_adapters=[adapter], **options)
+
+
+@contextmanager
+def started_from(model: nn.Module, adapter: str = "default") -> Iterator[PeftModel]:
+    """Within it, the model as PEFT adapts it by the base method: values written to its parameters are a new start.
+
+    For initial values that come from data, such as a prefix that is the keys and values of a text. They are no longer
+    drawn from the seed but saved with the adapter. Raises ValueError if the model has no such generated adapter, or one
+    with init="paper", which starts from nothing.
+
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from qcircuit_peft import QPAConfig
+    >>> net = nn.Sequential(nn.Linear(16, 8))
+    >>> model = get_peft_model(net, QPAConfig(base=LoraConfig(r=2, target_modules=["0"]), chunk_size=16))
+    >>> with started_from(model) as plain:
+    ...     _ = nn.init.ones_(plain.base_model.model[0].lora_B["default"].weight)
+    >>> model.base_model.model[0].lora_B["default"].weight[0].tolist()
+    [1.0, 1.0]
+    """
+    tuner = _tuner(model, adapter)
+    source, config = tuner.sources[adapter], tuner.peft_config[adapter]
+    if config.init != "zero":
+        raise ValueError(f"an adapter with init='zero' starts from other values, got init={config.init!r}")
+    with tuner.settled() as wrapped:
+        made = source.values() - source.generator.get_buffer("start")
+        yield wrapped
+        start = source.values() - made
+    source.restart(start, saved=True)
+    config.layout["start"] = SAVED
 
 
 @contextmanager
