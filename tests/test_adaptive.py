@@ -163,7 +163,7 @@ def test_the_budget_is_kept_and_used(case: str) -> None:
 def test_a_pruned_group_comes_back() -> None:
     net = net_of("svd of taylor")
     allocator = Allocator(net, AdaptiveRank(30, 0.0, 0.3, 2), 80)
-    first, second = layers(net)
+    first, _ = layers(net)
     u, v = first.qcircuit_u["default"], first.qcircuit_v["default"]
     for step in range(1, 57):
         for p in trained(net):
@@ -199,8 +199,8 @@ def test_a_layer_without_gradients_scores_zero() -> None:
     assert allocator.steps == 0
     layers(net)[1].qcircuit_u["default"].grad = torch.ones_like(layers(net)[1].qcircuit_u["default"])
     allocator.step()
-    scores = dict(zip(sum(([part] * len(kept) for part, kept in allocator.kept().items()), []), allocator.scores()))
-    assert {part for part, score in scores.items() if score > 0} == {"1.a.u"}
+    parts = [part for part, kept in allocator.kept().items() for _ in kept]
+    assert {part for part, score in zip(parts, allocator.scores(), strict=True) if score > 0} == {"1.a.u"}
 
 
 def test_the_report_counts_what_is_there() -> None:
@@ -237,17 +237,10 @@ class StopAt(TrainerCallback):
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
     torch.manual_seed(0)
     settings = {"max_steps": 8, "save_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    quiet = {
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        "seed": 1,
-        "dataloader_pin_memory": False,
-    }
+    settings |= {"seed": 1, "learning_rate": 0.03, "lr_scheduler_type": "constant"}
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "dataloader_pin_memory": False}
     net = get_peft_model(base("llama"), config("llama", seed=2, layers=2))
-    arguments = TrainingArguments(
-        str(folder), **settings | options, **quiet, learning_rate=0.03, lr_scheduler_type="constant"
-    )
+    arguments = TrainingArguments(str(folder), **settings | options, **quiet)
     return Trainer(net, arguments, train_dataset=Rows(), callbacks=list(callbacks))
 
 
@@ -354,7 +347,7 @@ def test_models_without_a_trained_adapter_are_refused() -> None:
     net = net_of()
     net.add_adapter("other", QCircuitConfig(r=2, target_modules=["a"]))
     net.base_model.set_adapter(["default", "other"])
-    with pytest.raises(ValueError, match="of which .* are active"):
+    with pytest.raises(ValueError, match=r"of which .* are active"):
         Allocator(net, AdaptiveRank(60), 5)
     Allocator(net, AdaptiveRank(60), 5, adapter="default")
 

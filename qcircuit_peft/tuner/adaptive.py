@@ -15,7 +15,7 @@ Source: AdaLoRA (arXiv 2303.10512), Eqs. (8) to (10) and (12); the groups and th
 
 from dataclasses import dataclass
 from math import floor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def choose(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """A trained parameter: its layer, the group of every entry among all groups (-1: none), and the range of these."""
+    """A trained parameter: its layer, the group of every entry (-1: none), and where these are among all groups."""
 
     name: str
     layer: QCircuitLayer
@@ -113,13 +113,12 @@ def _trained_parts(model: nn.Module, adapter: str) -> list[_Part]:
             if scheme is not None:
                 raise ValueError(
                     f"adaptive rank sets parameters to exactly 0, which a quantized one cannot be in general, "
-                    f"but {name} of adapter {adapter!r} is quantized; quantize after training, or leave one of both out"
+                    f"but {name} of adapter {adapter!r} is quantized; leave one of both out"
                 )
             if parameter.requires_grad:
                 owner = owners[part]
                 size = max(owner.tolist(), default=-1) + 1
-                shifted = torch.where(owner < 0, owner, owner + count)
-                parts.append(_Part(name, layer, PREFIX + part, shifted, slice(count, count + size)))
+                parts.append(_Part(name, layer, PREFIX + part, owner, slice(count, count + size)))
                 count += size
     return parts
 
@@ -169,7 +168,7 @@ class Allocator:
         self._parts = _trained_parts(model, self.adapter)
         if not self._parts:
             raise ValueError(f"adapter {self.adapter!r} has nothing that trains, so there is nothing to allocate")
-        self._owner = torch.cat([part.owner for part in self._parts])
+        self._owner = torch.cat([(part.owner + part.groups.start).where(part.owner >= 0, -1) for part in self._parts])
         self._never, *sizes = torch.bincount(self._owner + 1, minlength=self._parts[-1].groups.stop + 1).tolist()
         self._sizes = torch.tensor(sizes)
         self.full = len(self._owner)
@@ -179,7 +178,7 @@ class Allocator:
                 f"got {settings.budget}"
             )
         self.steps = 0
-        self._mean = self._uncertainty = torch.zeros(self.full)
+        self._mean, self._uncertainty = torch.zeros(self.full), torch.zeros(self.full)
         self._kept = torch.ones(len(sizes), dtype=torch.bool)
         for part in self._parts:
             part.layer.sparse[self.adapter] = True
@@ -213,7 +212,7 @@ class Allocator:
                     parameter.masked_fill_(self._pruned(part).to(parameter.device), 0)
 
     def _pruned(self, part: _Part) -> Tensor:
-        return ~torch.cat([self._kept, torch.tensor([True])])[part.owner]  # -1 is the last
+        return ~torch.cat([self._kept[part.groups], torch.tensor([True])])[part.owner]  # -1 is the last
 
     def _score(self) -> None:
         parameters = self._parameters()
