@@ -463,7 +463,7 @@ LIES = {
     "shorter": lambda data: data[:-1],
     "longer": lambda data: torch.cat([data, data]),
     "empty": lambda data: data[:0],
-    "folded": lambda data: data[None],
+    "folded": lambda data: data[:, None],
     "another dtype": lambda data: torch.cat([data.new_tensor([9]), data[1:]]),
     "more groups": lambda data: torch.cat([data[:1], data[1:2] | 1, data[2:]]),
     "another group": lambda data: torch.cat([data[:1], data[1:2] ^ 128, data[2:]]),

@@ -198,11 +198,11 @@ class Allocator:
     @torch.no_grad()
     def step(self) -> None:
         """Score, allocate and prune as the schedule has it; raises ValueError if no parameter has a gradient."""
-        start, end = self.settings.phases(self.total_steps)
+        _, end = self.settings.phases(self.total_steps)
         if self.steps < end:
             self._score()
         self.steps = step = self.steps + 1
-        allocates = step == end or (start < step < end and step % self.settings.every == 0)
+        allocates = step == end or (step < end and step % self.settings.every == 0)
         if allocates:
             budget = self.settings.at(step, self.total_steps, self.full)
             self._kept = choose(self.scores(), self._sizes, budget - self._never)
