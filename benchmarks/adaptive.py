@@ -16,8 +16,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from peft import AdaLoraConfig, PeftConfig
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from qcircuit_peft import AdaptiveRank, Allocator
@@ -145,7 +143,7 @@ def main(
     seeds: Annotated[str, typer.Option(help="each seeds the adapter, the head and the order of the data")] = "0,1,2",
     out: Path = Path("docs/adaptive.csv"),
 ) -> None:
-    """Do the runs that the CSV lacks, and print mean and standard deviation over seeds."""
+    """Do the runs that the CSV lacks, and print mean and standard deviation over seeds, as Markdown."""
     torch.set_num_threads(1)
     quiet()
     for seed in seeds.split(","):
@@ -155,15 +153,18 @@ def main(
                 new = not out.exists()
                 with out.open("a", newline="") as file:
                     csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
-    table = Table("run", "at first", "left", "seeds", "validation, %", "sd", "test, %", "sd")
+    print("| run | at first | left | validation, % | test, % | test of each seed |\n|---|---|---|---|---|---|")
     for name in runs or RUNS:
-        if found := [row for row in _rows(out) if row["run"] == name]:
-            cells = []
+        found = [row for row in _rows(out) if row["run"] == name]
+        if len(found) > 1:
+            cells = [
+                f"{int(found[0]['start']):,}",
+                " to ".join(f"{n:,}" for n in sorted({int(r["left"]) for r in found})),
+            ]
             for split in ("validation", "test"):
                 values = [100 * float(row[split]) for row in found]
-                cells += [f"{mean(values):.1f}", f"{stdev(values):.1f}" if len(values) > 1 else "-"]
-            table.add_row(name, found[0]["start"], found[0]["left"], str(len(found)), *cells)
-    Console().print(table)
+                cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}")
+            print("|", " | ".join([name, *cells, ", ".join(f"{100 * float(row['test']):.1f}" for row in found)]), "|")
 
 
 if __name__ == "__main__":

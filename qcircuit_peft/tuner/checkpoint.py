@@ -102,10 +102,11 @@ def open_packed(
     for key, value in state.items():
         name = bare(key)
         if value.dtype == torch.uint8 and name in wanted:
-            told = "" if name in schemes else " holds bytes, but the configuration does not quantize it"
+            scheme = schemes.get(name)
             try:
-                found = unpack(value, wanted[name][0], schemes[name]) if not told else filled(value, owner(name))
+                found = filled(value, owner(name)) if scheme is None else unpack(value, wanted[name][0], scheme)
             except ValueError as error:
+                told = " holds bytes, but the configuration does not quantize it" if scheme is None else ""
                 raise ValueError(f"the checkpoint's {name}{told}: {error}") from None
             opened[name] = key, Packed(value, found)
     values = state | {key: packed.values for key, packed in opened.values()}
