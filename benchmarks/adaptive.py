@@ -157,10 +157,8 @@ def main(
     for name in runs or RUNS:
         found = [row for row in _rows(out) if row["run"] == name]
         if len(found) > 1:
-            cells = [
-                f"{int(found[0]['start']):,}",
-                " to ".join(f"{n:,}" for n in sorted({int(r["left"]) for r in found})),
-            ]
+            left = sorted({int(row["left"]) for row in found})
+            cells = [f"{int(found[0]['start']):,}", ", ".join(f"{n:,}" for n in left)]
             for split in ("validation", "test"):
                 values = [100 * float(row[split]) for row in found]
                 cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}")
