@@ -10,7 +10,7 @@ and the score of a group is the mean of I U over its entries: what each of its p
 falling score (of equals the first) as long as they fit into what is left of the budget; one that does not fit is passed
 over, so that no pruned group would fit into what remains. Pruned groups are set to 0 and go on learning: before the
 next allocation they may come back. Through the final phase the last choice stays, and its zeros are renewed every step.
-Source: AdaLoRA (arXiv 2303.10512), Eqs. (8) to (10) and (12); the groups and the budget of parameters are ours.
+Source: AdaLoRA (arXiv 2303.10512), secs. 3.2 and 3.3; the groups and the budget of parameters are ours.
 """
 
 from dataclasses import dataclass
