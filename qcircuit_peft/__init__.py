@@ -5,10 +5,21 @@ from qcircuit_peft.backends import apply, columns, density, estimated_columns, m
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.generator import BottleneckConfig, QPAConfig, QPAModel, save_base_adapter
-from qcircuit_peft.tuner import QCircuitConfig, QCircuitModel, circuits, parameter_count
+from qcircuit_peft.tuner import (
+    AdaptiveRank,
+    AdaptiveRankCallback,
+    Allocator,
+    QCircuitConfig,
+    QCircuitModel,
+    circuits,
+    parameter_count,
+)
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "AdaptiveRank",
+    "AdaptiveRankCallback",
+    "Allocator",
     "Ansatz",
     "BottleneckConfig",
     "Circuit",

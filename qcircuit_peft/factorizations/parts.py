@@ -93,6 +93,24 @@ def sizes(factors: Factorization) -> dict[str, int]:
     return {part: frame.n_parameters for part, frame in factors.frames.items()} | dict(factors.numbers)
 
 
+def groups(factors: Factorization) -> dict[str, Tensor]:
+    """The group, counted from 0, of every entry of every part that adaptive rank prunes together; -1 if it never does.
+
+    Those of a frame are its ``groups``; of a plain vector each entry is one.
+
+    >>> from qcircuit_peft.factorizations import FACTORIZATIONS
+    >>> from qcircuit_peft.frames import FRAMES
+    >>> groups(FACTORIZATIONS["svd"](4, 4, 2, FRAMES["circuit"].spec))
+    {'u': tensor([-1, -1,  0,  0]), 'v': tensor([-1, -1,  0,  0]), 'lambda': tensor([0, 1])}
+    """
+    found = {part: torch.arange(size, device="cpu") for part, size in factors.numbers.items()}
+    for part, frame in {**factors.frames, **factors.acting}.items():
+        found[part] = torch.full((frame.n_parameters,), -1, device="cpu")
+        for index, where in enumerate(frame.groups):
+            found[part][where] = index
+    return {part: found[part] for part in sizes(factors)}
+
+
 def initial(
     factors: Factorization,
     init: str = "uniform",

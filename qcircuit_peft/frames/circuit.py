@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from qcircuit_peft import backends
-from qcircuit_peft.ansatz import Ansatz, load, wire_dims
+from qcircuit_peft.ansatz import Ansatz, Step, load, wire_dims
 from qcircuit_peft.backends import native
 from qcircuit_peft.backends.simulator import check_qubits
 from qcircuit_peft.checks import whole
@@ -174,6 +174,19 @@ class CircuitFrame:
             return self._recursion.n_parameters(self.n)
         return self._circuit.n_angles
 
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """The repeated layers of every circuit, in time order; first and last gates and Shannon's angles are in none.
+
+        At zero angles the rotations of a layer are identities, its other gates stay.
+        """
+        found = []
+        for _, circuit, where in self.circuits():
+            start = where.start + _angles(self.ansatz.first, circuit)
+            if size := _angles(self.ansatz.layer, circuit):
+                found += [slice(start + index * size, start + (index + 1) * size) for index in range(self.layers)]
+        return tuple(found)
+
     @cached_property
     def family(self) -> "CircuitFrame":
         """The same for all frames that can be generated in one call: those that differ in ``k`` only."""
@@ -203,6 +216,12 @@ class CircuitFrame:
             yield from self._recursion.leaves(self.n)
         else:
             yield "", self._circuit, slice(0, self._circuit.n_angles)
+
+
+def _angles(steps: tuple[Step, ...], circuit: Circuit) -> int:
+    """How many angles steps take on the wires of a circuit."""
+    ops = (op for step in steps for op in step.ops(len(circuit.dims)))
+    return sum(GATES[op.gate].n_angles(tuple(circuit.dims[w] for w in op.wires)) for op in ops)
 
 
 @lru_cache(maxsize=4096)

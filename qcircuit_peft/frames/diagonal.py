@@ -80,6 +80,11 @@ class DiagonalFrame:
         return self.inner.n_parameters + self.n + self.outer.n_parameters
 
     @property
+    def groups(self) -> tuple[slice, ...]:
+        """The entangling layers of Q; the numbers and R are in none."""
+        return self.inner.groups
+
+    @property
     def family(self) -> "DiagonalFrame":
         """The same for all frames that can be generated in one call: those that differ in ``k`` only."""
         return replace(self, k=1)

@@ -15,7 +15,10 @@ INITS = ("uniform", "normal", "zeros")
 
 
 class Spec(Protocol):
-    """A frame without its parameters: a frozen, hashable dataclass with ``n``, ``k`` and the options of its kind."""
+    """A frame without its parameters: a frozen, hashable dataclass with ``n``, ``k`` and the options of its kind.
+
+    ``groups`` are the ranges of parameters that can be zero together and leave a smaller frame of the same kind.
+    """
 
     @property
     def n(self) -> int: ...
@@ -23,6 +26,8 @@ class Spec(Protocol):
     def k(self) -> int: ...
     @property
     def n_parameters(self) -> int: ...
+    @property
+    def groups(self) -> tuple[slice, ...]: ...
     def initial(self, init: str, generator: Generator | None) -> Tensor: ...
     def columns(self, parameters: Tensor, /) -> Tensor: ...
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from math import inf, sqrt
 from typing import Any
 
@@ -93,6 +94,12 @@ class LowerFrame:
     def n_parameters(self) -> int:
         """The number of parameters, n K' - K' (K' + 1) / 2: all that a frame has if K' = k, up to signs."""
         return self.n * self.intrinsic_rank - self.intrinsic_rank * (self.intrinsic_rank + 1) // 2
+
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """The columns of B: without one of them the frame is that of a smaller K'."""
+        ends = [(j + 1) * self.n - (j + 1) * (j + 2) // 2 for j in range(self.intrinsic_rank)]
+        return tuple(slice(start, end) for start, end in pairwise([0, *ends]))
 
     @property
     def family(self) -> "LowerFrame":

@@ -1,5 +1,7 @@
 """Circuit adapters for any PyTorch model, through Hugging Face PEFT. Importing this registers them with PEFT."""
 
+from qcircuit_peft.tuner.adaptive import AdaptiveRank, Allocator
+from qcircuit_peft.tuner.callback import AdaptiveRankCallback
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
@@ -8,4 +10,14 @@ from qcircuit_peft.tuner.register import register
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
 
-__all__ = ["QCircuitConfig", "QCircuitLayer", "QCircuitLinear", "QCircuitModel", "circuits", "parameter_count"]
+__all__ = [
+    "AdaptiveRank",
+    "AdaptiveRankCallback",
+    "Allocator",
+    "QCircuitConfig",
+    "QCircuitLayer",
+    "QCircuitLinear",
+    "QCircuitModel",
+    "circuits",
+    "parameter_count",
+]

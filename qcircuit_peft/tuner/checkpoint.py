@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from qcircuit_peft.quantization import Quantization, pack, unpack
+from qcircuit_peft.tuner.sparse import filled
 
 PREFIX = "qcircuit_"
 PREFIXES = (PREFIX, "qpa_")
@@ -30,7 +31,7 @@ _loading: ContextVar[tuple[str, dict[str, Tensor]] | None] = ContextVar("loading
 
 
 class Packed(NamedTuple):
-    """A quantized parameter as a file holds it, and the values that this stands for."""
+    """A quantized or pruned parameter as a file holds it, and the values that this stands for."""
 
     data: Tensor
     values: Tensor
@@ -86,25 +87,28 @@ def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int
 
 
 def open_packed(
-    state: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Quantization]
+    state: dict[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    schemes: Mapping[str, Quantization],
+    owner: Callable[[str], Tensor],
 ) -> dict[str, Packed]:
     """Replace packed parameters by their values in a state dict, and return them by the names of ``wanted``.
 
-    ``schemes`` are those of the parameters that are quantized. Raises ValueError, naming a key and changing nothing,
-    for bits that are not as promised, or unless the parameters and shapes are exactly those wanted.
+    ``schemes`` are those of the parameters that are quantized; others are packed if they are pruned, by the groups that
+    ``owner`` gives. Raises ValueError, naming a key and changing nothing, for bits that are not as promised, or unless
+    the parameters and shapes are exactly those wanted.
     """
     opened: dict[str, tuple[str, Packed]] = {}
     for key, value in state.items():
         name = bare(key)
         if value.dtype == torch.uint8 and name in wanted:
-            if name not in schemes:
-                raise ValueError(
-                    f"the checkpoint's {name} holds packed bits, but the configuration does not quantize it"
-                )
+            scheme = schemes.get(name)
             try:
-                opened[name] = key, Packed(value, unpack(value, wanted[name][0], schemes[name]))
+                found = filled(value, owner(name)) if scheme is None else unpack(value, wanted[name][0], scheme)
             except ValueError as error:
-                raise ValueError(f"the checkpoint's {name}: {error}") from None
+                told = " holds bytes, but the configuration does not quantize it" if scheme is None else ""
+                raise ValueError(f"the checkpoint's {name}{told}: {error}") from None
+            opened[name] = key, Packed(value, found)
     values = state | {key: packed.values for key, packed in opened.values()}
     check_shapes({bare(key): tuple(value.shape) for key, value in values.items() if is_ours(key)}, wanted)
     state.update(values)

@@ -52,7 +52,7 @@ class QCircuitLayer(BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
-    other_param_names = ("factors", "rates", "lenders", "schemes", "packed")
+    other_param_names = ("factors", "rates", "lenders", "schemes", "packed", "sparse")
 
     def __init__(self, base_layer: nn.Module, bank: FrameBank, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -64,6 +64,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
         self.schemes: dict[str, dict[str, Quantization]] = {}  # of the parts that are quantized
         self.packed: dict[str, dict[str, Packed]] = {}  # what was loaded, by part
+        self.sparse: dict[str, bool] = {}  # whether files leave out what is pruned
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.in_features, self.out_features = features(self.get_base_layer())
         self._disable_adapters = False
@@ -82,6 +83,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.factors[adapter_name] = factors
         self.rates[adapter_name] = float(config.dropout)
         self.lenders[adapter_name] = dict(lenders)
+        self.sparse[adapter_name] = False
         self.schemes[adapter_name], self.packed[adapter_name] = schemes(config.quantization, sizes(factors)), {}
         if not config.train_angles:
             self.frozen_peft_weight_names[adapter_name] = tuple(

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.ansatz import load
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.parts import Factorization, sizes
+from qcircuit_peft.factorizations.parts import Factorization, groups, sizes
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank
@@ -33,6 +33,7 @@ from qcircuit_peft.tuner.checkpoint import (
 )
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
+from qcircuit_peft.tuner.sparse import thinned
 
 
 def _of_module(pattern: dict[str, Any], name: str, otherwise: Any) -> Any:
@@ -156,6 +157,7 @@ class QCircuitModel(BaseTuner):
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
         found: dict[str, Quantization] = {}
+        owners: dict[str, tuple[Factorization, str]] = {}
         sharing, self._sharing = _Sharing(peft_config.share), _Sharing(peft_config.share)
         devices: dict[str, Any] = {}
         for name, module in model.named_modules():
@@ -165,6 +167,7 @@ class QCircuitModel(BaseTuner):
             lenders = sharing.lenders(name, factors, name)
             held = {part: size for part, size in sizes(factors).items() if part not in lenders}
             wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in held.items()}
+            owners |= {f"{name}.{PREFIX}{part}": (factors, part) for part in held}
             quantized = schemes(peft_config.quantization, sizes(factors)).items()
             found |= {f"{name}.{PREFIX}{part}": scheme for part, scheme in quantized if part in held}
             devices[name] = next((p.device for p in module.parameters()), None)
@@ -176,7 +179,7 @@ class QCircuitModel(BaseTuner):
                     )
         if state is not None:
             try:
-                self._packed = open_packed(state, wanted, found)
+                self._packed = open_packed(state, wanted, found, lambda key: _owner(*owners[key]))
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
 
@@ -324,7 +327,7 @@ class QCircuitModel(BaseTuner):
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
         held = {
-            f"{bare(name)}.{PREFIX}{part}": (parameter, scheme)
+            f"{bare(name)}.{PREFIX}{part}": (parameter, scheme, (module.factors[adapter_name], part))
             for name, module in model.named_modules()
             if isinstance(module, QCircuitLayer) and adapter_name in module.factors
             for part, (parameter, scheme, _) in module.held(adapter_name).items()
@@ -332,8 +335,9 @@ class QCircuitModel(BaseTuner):
         end = f".{adapter_name}"
         ours = {key.removesuffix(end): value for key, value in renamed.items() if is_ours(key)}
         check_values("the checkpoint", ours)
-        wanted = {key: tuple(parameter.shape) for key, (parameter, _) in held.items()}
-        packed = open_packed(ours, wanted, {key: scheme for key, (_, scheme) in held.items() if scheme is not None})
+        wanted = {key: tuple(parameter.shape) for key, (parameter, _, _) in held.items()}
+        found = {key: scheme for key, (_, scheme, _) in held.items() if scheme is not None}
+        packed = open_packed(ours, wanted, found, lambda key: _owner(*held[key][2]))
         _remember(model, adapter_name, packed)
         return {key: ours[key.removesuffix(end)] if is_ours(key) else value for key, value in renamed.items()}
 
@@ -341,7 +345,7 @@ class QCircuitModel(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
     ) -> dict[str, Tensor]:
-        """PEFT's choice of entries, with the quantized ones packed."""
+        """PEFT's choice of entries, with those packed that are quantized or pruned."""
         found = super()._get_adapter_state_dict(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict, **kwargs
         )
@@ -350,17 +354,27 @@ class QCircuitModel(BaseTuner):
                 module.warn_of_norms(adapter_name)
                 for part, (_, scheme, loaded) in module.held(adapter_name).items():
                     key = f"{name}.{PREFIX}{part}.{adapter_name}"
-                    if scheme is not None and scheme.packed and key in found and not found[key].is_meta:
+                    if key not in found or found[key].is_meta:
+                        continue
+                    if scheme is not None and scheme.packed:
                         found[key] = packed_form(key, found[key], scheme, loaded)
+                    elif module.sparse[adapter_name]:
+                        found[key] = thinned(found[key], _owner(module.factors[adapter_name], part))
         return found
 
 
+def _owner(factors: Factorization, part: str) -> Tensor:
+    return groups(factors)[part]
+
+
 def _remember(model: nn.Module, adapter: str, packed: dict[str, Packed]) -> None:
-    """Tell layers with which packed values an adapter is being loaded."""
+    """Tell layers with which packed values an adapter is being loaded, and whether it is pruned."""
     for name, module in model.named_modules():
         if isinstance(module, QCircuitLayer) and adapter in module.factors:
             keys = {part: f"{bare(name)}.{PREFIX}{part}" for part in module.held(adapter)}
-            module.packed[adapter] = {part: packed[key] for part, key in keys.items() if key in packed}
+            found = {part: packed[key] for part, key in keys.items() if key in packed}
+            module.packed[adapter] = {part: found[part] for part in found if part in module.schemes[adapter]}
+            module.sparse[adapter] |= len(module.packed[adapter]) < len(found)
             module.bank.clear()
 
 
