@@ -80,7 +80,7 @@ def ffa(seed: int = 0) -> BottleneckConfig:
 BASES: dict[str, tuple[Callable[[], PeftConfig], float, float]] = {  # rates of the method, and of its generator
     "LoRA": (lora, 1e-2, 5e-3),
     "DoRA": (partial(lora, use_dora=True), 1e-2, 5e-3),
-    "prefix": (prefix, 2e-2, 2e-3),
+    "prefix": (prefix, 5e-2, 2e-3),
     "FFA": (ffa, 5e-3, 5e-3),
 }
 
@@ -97,7 +97,7 @@ for name, (base, plain, rate) in BASES.items():
     for control in CONTROLS:
         METHODS[f"QPA-{name}, {control}"] = Method(partial(generated, base, control=control), rate)
 METHODS["QPA-LoRA, tanh"] = Method(partial(generated, lora, activation="tanh"), BASES["LoRA"][2])
-for name, rate in (("prefix", 2e-2), ("QPA-prefix", 5e-3)):
+for name, rate in (("prefix", 1e-2), ("QPA-prefix", 5e-3)):
     METHODS[f"{name}, from text"] = Method(METHODS[name].config, rate, from_text)
 
 
