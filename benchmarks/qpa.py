@@ -250,13 +250,13 @@ def table(out: Path = Path("docs/qpa.csv"), steps: int = 15, text: TextName = "d
 
 @app.command()
 def figure(out: Path = Path("docs/qpa.csv"), to: Path = Path("docs/figures/qpa.png"), steps: int = 15) -> None:
-    """Plot perplexity against trained parameters, one mark a run."""
+    """Plot perplexity against trained parameters, one mark a run; controls would lie on what they control."""
     from matplotlib.figure import Figure
 
     rows = [row for row in _rows(out) if int(row["steps"]) == steps and row["text"] == "dialogue"]
     drawn = Figure(figsize=(7, 4), layout="constrained")
     axes = drawn.subplots()
-    for name in dict.fromkeys(row["method"] for row in rows):
+    for name in dict.fromkeys(row["method"] for row in rows if row["method"].split(", ")[-1] not in CONTROLS):
         own = [row for row in rows if row["method"] == name]
         x, y = ([float(row[key]) for row in own] for key in ("parameters", "perplexity"))
         axes.plot(x, y, "o" if "QPA" in name else "s", label=name, alpha=0.7)
