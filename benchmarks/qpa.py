@@ -80,7 +80,7 @@ def ffa(seed: int = 0) -> BottleneckConfig:
 BASES: dict[str, tuple[Callable[[], PeftConfig], float, float]] = {  # rates of the method, and of its generator
     "LoRA": (lora, 1e-2, 5e-3),
     "DoRA": (partial(lora, use_dora=True), 1e-2, 5e-3),
-    "prefix": (prefix, 2e-2, 2e-3),
+    "prefix": (prefix, 5e-2, 2e-3),
     "FFA": (ffa, 5e-3, 5e-3),
 }
 
@@ -97,7 +97,7 @@ for name, (base, plain, rate) in BASES.items():
     for control in CONTROLS:
         METHODS[f"QPA-{name}, {control}"] = Method(partial(generated, base, control=control), rate)
 METHODS["QPA-LoRA, tanh"] = Method(partial(generated, lora, activation="tanh"), BASES["LoRA"][2])
-for name, rate in (("prefix", 2e-2), ("QPA-prefix", 5e-3)):
+for name, rate in (("prefix", 1e-2), ("QPA-prefix", 5e-3)):
     METHODS[f"{name}, from text"] = Method(METHODS[name].config, rate, from_text)
 
 
@@ -250,13 +250,13 @@ def table(out: Path = Path("docs/qpa.csv"), steps: int = 15, text: TextName = "d
 
 @app.command()
 def figure(out: Path = Path("docs/qpa.csv"), to: Path = Path("docs/figures/qpa.png"), steps: int = 15) -> None:
-    """Plot perplexity against trained parameters, one mark a run."""
+    """Plot perplexity against trained parameters, one mark a run; controls would lie on what they control."""
     from matplotlib.figure import Figure
 
     rows = [row for row in _rows(out) if int(row["steps"]) == steps and row["text"] == "dialogue"]
     drawn = Figure(figsize=(7, 4), layout="constrained")
     axes = drawn.subplots()
-    for name in dict.fromkeys(row["method"] for row in rows):
+    for name in dict.fromkeys(row["method"] for row in rows if row["method"].split(", ")[-1] not in CONTROLS):
         own = [row for row in rows if row["method"] == name]
         x, y = ([float(row[key]) for row in own] for key in ("parameters", "perplexity"))
         axes.plot(x, y, "o" if "QPA" in name else "s", label=name, alpha=0.7)
