@@ -138,6 +138,14 @@ def test_recurrent_prompt_encoders_are_refused() -> None:
     assert state(model) == before
 
 
+def test_generated_adapters_are_not_added_up() -> None:
+    net = adapted()
+    net.add_adapter("second", config())
+    with pytest.raises(ValueError, match="cannot be combined by add_weighted_adapter, since a sum of theirs has no"):
+        net.add_weighted_adapter(["default", "second"], [0.5, 0.5], "both")
+    assert list(net.peft_config) == ["default", "second"]
+
+
 def test_a_tied_head_is_refused_on_merge() -> None:
     lora = peft.LoraConfig(r=2, target_modules=["lm_head"])
     net = get_peft_model(base("llama", tie_word_embeddings=True), QPAConfig(base=lora, chunk_size=32, widths=[8]))

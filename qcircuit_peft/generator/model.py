@@ -274,6 +274,13 @@ class QPAModel(BaseTuner):
         """Undo ``merge_adapter``."""
         self._still(self.wrapped.base_model.unmerge_adapter)
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: what is generated cannot be combined into something that a generator generates."""
+        raise ValueError(
+            "generated adapters cannot be combined by add_weighted_adapter, since a sum of theirs has no generator; "
+            "save each with save_base_adapter and combine those, or activate several at once"
+        )
+
     def _unload_and_optionally_merge(
         self,
         merge: bool = True,
