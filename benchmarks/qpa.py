@@ -97,8 +97,9 @@ for name, (base, plain, rate) in BASES.items():
     for control in CONTROLS:
         METHODS[f"QPA-{name}, {control}"] = Method(partial(generated, base, control=control), rate)
 METHODS["QPA-LoRA, tanh"] = Method(partial(generated, lora, activation="tanh"), BASES["LoRA"][2])
-for name, rate in (("prefix", 1e-2), ("QPA-prefix", 5e-3)):
-    METHODS[f"{name}, from text"] = Method(METHODS[name].config, rate, from_text)
+METHODS["prefix, from text"] = Method(METHODS["prefix"].config, 1e-2, from_text)
+for name in ("QPA-prefix", *(f"QPA-prefix, {control}" for control in CONTROLS)):
+    METHODS[f"{name}, from text"] = Method(METHODS[name].config, 5e-3, from_text)
 
 
 def method_named(name: str) -> Method:
@@ -256,7 +257,7 @@ def figure(out: Path = Path("docs/qpa.csv"), to: Path = Path("docs/figures/qpa.p
     rows = [row for row in _rows(out) if int(row["steps"]) == steps and row["text"] == "dialogue"]
     drawn = Figure(figsize=(7, 4), layout="constrained")
     axes = drawn.subplots()
-    for name in dict.fromkeys(row["method"] for row in rows if row["method"].split(", ")[-1] not in CONTROLS):
+    for name in dict.fromkeys(row["method"] for row in rows if not {*row["method"].split(", ")} & {*CONTROLS}):
         own = [row for row in rows if row["method"] == name]
         x, y = ([float(row[key]) for row in own] for key in ("parameters", "perplexity"))
         axes.plot(x, y, "o" if "QPA" in name else "s", label=name, alpha=0.7)

@@ -60,7 +60,7 @@ RUNS |= {f"INT{bits} adaptive": taylor(bits=bits, adaptive=True) for bits in BIT
 RUNS |= {f"base {bits}, head": Run(None, base=bits) for bits in (32, 3, 2)}
 RUNS |= {
     f"base {bits}, L = {layers}": Run({"r": 16, "layers": layers}, base=bits)
-    for bits in (3, 2)
+    for bits in (32, 3, 2)
     for layers in (1, 2, 3, 4, 8)
 }
 
