@@ -4,7 +4,6 @@ A run is trained as ``make demo`` trains it, in one thread, and is one row of a 
 again, so that a study can be interrupted and go on. docs/adaptive.md says what came out.
 """
 
-import csv
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from _rows import add_row, read_rows
 from peft import AdaLoraConfig, PeftConfig
 from torch import Tensor, nn
 
@@ -134,10 +134,6 @@ def measured(name: str, seed: int) -> tuple[Any, ...]:
     return name, seed, result.parameters, left, f"{validation:.3f}", f"{result.accuracy:.3f}", f"{minutes:.1f}", ranks
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-
-
 def main(
     runs: Annotated[list[str] | None, typer.Argument(help=f"some of {', '.join(RUNS)}; left out, all")] = None,
     seeds: Annotated[str, typer.Option(help="each seeds the adapter, the head and the order of the data")] = "0,1,2",
@@ -148,14 +144,12 @@ def main(
     quiet()
     for seed in seeds.split(","):
         for name in runs or RUNS:
-            if not any((row["run"], row["seed"]) == (name, seed) for row in _rows(out)):
+            if not any((row["run"], row["seed"]) == (name, seed) for row in read_rows(out)):
                 row = measured(name, int(seed))
-                new = not out.exists()
-                with out.open("a", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
+                add_row(out, COLUMNS, row)
     print("| run | at first | left | validation, % | test, % | test of each seed |\n|---|---|---|---|---|---|")
     for name in runs or RUNS:
-        found = [row for row in _rows(out) if row["run"] == name]
+        found = [row for row in read_rows(out) if row["run"] == name]
         if len(found) > 1:
             left = sorted({int(row["left"]) for row in found})
             cells = [f"{int(found[0]['start']):,}", ", ".join(f"{n:,}" for n in left)]

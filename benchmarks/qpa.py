@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from _rows import add_row, read_rows
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, get_peft_model
 from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from rich.console import Console
@@ -162,10 +163,6 @@ def _removed(adapted: Any, method: Method) -> Any:
     return adapted.get_base_model() if prompt and not hasattr(adapted.base_model, "unload") else adapted.unload()
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-
-
 Names = Annotated[list[str], typer.Argument(help=f"some of: {'; '.join(METHODS)}")]
 TextName = Annotated[str, typer.Option(help=f"one of: {', '.join(TEXTS)}")]
 Folder = Annotated[Path | None, typer.Option(help="that holds the files of WikiText-2 or Penn Treebank")]
@@ -175,7 +172,7 @@ def _study(
     runs: list[tuple[str, int, float]], text: str, folder: Path | None, part: str, steps: int, out: Path
 ) -> None:
     """Train methods with seeds and rates, unless the CSV has them, and append what is measured on a part of a text."""
-    done = {tuple(row[key] for key in COLUMNS[:5]) for row in _rows(out)}
+    done = {tuple(row[key] for key in COLUMNS[:5]) for row in read_rows(out)}
     wanted = [run for run in runs if tuple(map(str, (text, *run[:2], steps, run[2]))) not in done]
     if not wanted:
         return
@@ -196,9 +193,7 @@ def _study(
         model = _removed(adapted, method)
         found = f"{before:.3f}", f"{after:.3f}", f"{after**per_word:.2f}", f"{median(seconds):.3f}"
         row = (text, name, seed, steps, rate, count, *found)
-        new = not out.exists()
-        with out.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
+        add_row(out, COLUMNS, row)
 
 
 @app.command()
@@ -237,7 +232,7 @@ def search(
 @app.command()
 def table(out: Path = Path("docs/qpa.csv"), steps: int = 15, text: TextName = "dialogue") -> None:
     """Print the rows of the CSV, averaged over seeds."""
-    rows = [row for row in _rows(out) if int(row["steps"]) == steps and row["text"] == text]
+    rows = [row for row in read_rows(out) if int(row["steps"]) == steps and row["text"] == text]
     shown = Table("method", "rate", "parameters", "seeds", "perplexity", "sd", "a word", "CPU-s a step")
     for name, rate in dict.fromkeys((row["method"], row["rate"]) for row in rows):
         own = [row for row in rows if (row["method"], row["rate"]) == (name, rate)]
@@ -254,7 +249,7 @@ def figure(out: Path = Path("docs/qpa.csv"), to: Path = Path("docs/figures/qpa.p
     """Plot perplexity against trained parameters, one mark a run; controls would lie on what they control."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in _rows(out) if int(row["steps"]) == steps and row["text"] == "dialogue"]
+    rows = [row for row in read_rows(out) if int(row["steps"]) == steps and row["text"] == "dialogue"]
     drawn = Figure(figsize=(7, 4), layout="constrained")
     axes = drawn.subplots()
     for name in dict.fromkeys(row["method"] for row in rows if not {*row["method"].split(", ")} & {*CONTROLS}):

@@ -6,7 +6,6 @@ again, so that a study can be interrupted. docs/quantization.md says what came o
 """
 
 import copy
-import csv
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 import matplotlib.pyplot as plt
 import torch
 import typer
+from _rows import add_row, read_rows
 from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
@@ -135,10 +135,6 @@ def measured(name: str, seed: int) -> tuple[Any, ...]:
     return name, seed, sum(p.numel() for p in adapter.values()), bits, f"{right / len(test[1]):.3f}"
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-
-
 def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Accuracy against bits, ours (each seed a dot) beside the published."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
@@ -169,20 +165,18 @@ def main(
     quiet()
     for seed in seeds.split(","):
         for name in runs or RUNS:
-            if not any((row["run"], row["seed"]) == (name, seed) for row in _rows(out)):
+            if not any((row["run"], row["seed"]) == (name, seed) for row in read_rows(out)):
                 row = measured(name, int(seed))
-                new = not out.exists()
-                with out.open("a", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
+                add_row(out, COLUMNS, row)
     table = Table("run", "parameters", "bits each", "seeds", "test, %", "sd")
     for name in runs or RUNS:
-        if found := [row for row in _rows(out) if row["run"] == name]:
+        if found := [row for row in read_rows(out) if row["run"] == name]:
             test = [100 * float(row["test"]) for row in found]
             sd = f"{stdev(test):.1f}" if len(test) > 1 else "-"
             table.add_row(name, found[0]["parameters"], found[0]["bits"], str(len(test)), f"{mean(test):.1f}", sd)
     Console().print(table)
     if plot is not None:
-        draw(_rows(out), plot)
+        draw(read_rows(out), plot)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ A run is trained as ``make demo`` trains it, in one thread. Rows that the CSV al
 study can be interrupted and go on. docs/training.md says what came out.
 """
 
-import csv
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,6 +11,7 @@ from typing import Annotated
 
 import torch
 import typer
+from _rows import add_row, read_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -32,10 +32,6 @@ GRID: dict[str, Method] = METHODS | {
 }
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-
-
 def main(
     adapters: Annotated[list[str], typer.Argument(help=f"some of {', '.join(GRID)}")],
     task: str = "trec",
@@ -48,18 +44,16 @@ def main(
     for seed in seeds.split(","):
         for name in adapters:
             key = (task, name, seed)
-            if any(tuple(row[column] for column in COLUMNS[:3]) == key for row in _rows(out)):
+            if any(tuple(row[column] for column in COLUMNS[:3]) == key for row in read_rows(out)):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 result = train(TASKS[task], GRID[name], Path(folder), seed=int(seed))
                 validation = accuracy(*trained(TASKS[task], Path(folder)), TASKS[task].splits().validation)
             row = (*key, result.parameters, f"{validation:.3f}", f"{result.accuracy:.3f}")
-            new = not out.exists()
-            with out.open("a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
+            add_row(out, COLUMNS, row)
     table = Table("adapter", "parameters", "seeds", "validation, %", "sd", "test, %", "sd")
     for name in adapters:
-        runs = [row for row in _rows(out) if (row["task"], row["adapter"]) == (task, name)]
+        runs = [row for row in read_rows(out) if (row["task"], row["adapter"]) == (task, name)]
         cells = []
         for split in ("validation", "test"):
             found = [100 * float(row[split]) for row in runs]

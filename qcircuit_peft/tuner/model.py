@@ -6,13 +6,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.ansatz import load
@@ -32,6 +30,7 @@ from qcircuit_peft.tuner.checkpoint import (
     state_loading,
 )
 from qcircuit_peft.tuner.config import QCircuitConfig
+from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
 from qcircuit_peft.tuner.sparse import thinned
 
@@ -91,29 +90,6 @@ class _Sharing:
         return {part: other for part, other in found.items() if other is not holder}
 
 
-def _inside_attention(module: nn.Module) -> bool:
-    """Whether a module is the projection of nn.MultiheadAttention, which reads its weight and never calls it."""
-    return isinstance(module, NonDynamicallyQuantizableLinear)
-
-
-def _called(module: nn.Module, args: Any) -> None:
-    """A hook that keeps nn.TransformerEncoderLayer from its fast path, which reads weights and passes adapters by."""
-
-
-def _nests(encoder: Any, args: Any) -> None:
-    """A hook that keeps nn.TransformerEncoder from nested tensors where only the fast path would take them."""
-    encoder.use_nested_tensor = not torch.is_grad_enabled()
-
-
-def _keep_off_fast_path(model: nn.Module, parent: nn.TransformerEncoderLayer, adapted: nn.Module) -> None:
-    adapted.register_forward_pre_hook(_called)
-    for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and any(layer is parent for layer in encoder.layers):
-            known = _nests in encoder._forward_pre_hooks.values()
-            if encoder.use_nested_tensor and not known:
-                encoder.register_forward_pre_hook(_nests)
-
-
 def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
     """Raise ValueError if the weight of an adapted module is also that of another one, which merging would change."""
     paths = dict(model.named_modules(remove_duplicate=False))
@@ -152,7 +128,7 @@ class QCircuitModel(BaseTuner):
         state, self._packed = state_loading("QCIRCUIT"), {}
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
-            attention = {name for name, module in model.named_modules() if _inside_attention(module)}
+            attention = {name for name, module in model.named_modules() if inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         wanted: dict[str, tuple[int, ...]] = {}
@@ -197,7 +173,7 @@ class QCircuitModel(BaseTuner):
     def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> Factorization:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
-        if not (isinstance(base, nn.Linear | Conv1D) or quantized) or _inside_attention(base):
+        if not (isinstance(base, nn.Linear | Conv1D) or quantized) or inside_attention(base):
             raise ValueError(
                 f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; "
                 "a circuit adapter takes torch.nn.Linear (also quantized) and transformers' Conv1D, "
@@ -224,7 +200,7 @@ class QCircuitModel(BaseTuner):
         if adapted is target:
             return
         if isinstance(parent, nn.TransformerEncoderLayer):
-            _keep_off_fast_path(self.model, parent, adapted)
+            keep_off_fast_path(self.model, parent, adapted)
         if adapter_name not in self.active_adapters:
             adapted.requires_grad_(False)
         self._replace_module(parent, target_name, adapted, target)
