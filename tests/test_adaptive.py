@@ -3,7 +3,6 @@
 import base64
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.conversion import save_as_lora
 from safetensors.torch import load_file, save_file
-from tiny import adapted, base, config, inputs, layers, logits
+from tiny import FRESH, adapted, base, config, inputs, layers, logits, told_by_a_fresh_process
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -382,38 +381,12 @@ def pruned_llama(**change: Any) -> Any:
     return net
 
 
-FRESH = """
-import sys
-import torch
-torch.set_num_threads(1)
-folder = sys.argv[1]
-import qcircuit_peft
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-ids, expected = torch.load(folder + "/expected.pt")
-def check(model):
-    with torch.no_grad():
-        assert torch.equal(model.eval()(ids).logits, expected)
-def fresh():
-    return AutoModelForCausalLM.from_pretrained(folder + "/base")
-check(PeftModel.from_pretrained(fresh(), folder + "/adapter"))
-check(PeftModel.from_pretrained(fresh(), folder + "/adapter", low_cpu_mem_usage=True))
-model = fresh()
-model.load_adapter(folder + "/adapter", adapter_name="mine")
-check(model)
-print("fresh process agrees")
-"""
-
-
 def test_in_a_fresh_process(tmp_path: Path) -> None:
     base("llama").save_pretrained(tmp_path / "base")
     net = pruned_llama()
     net.save_pretrained(tmp_path / "adapter")
     torch.save((inputs("llama")["input_ids"], logits(net, "llama")), tmp_path / "expected.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
-    assert "fresh process agrees" in done.stdout, done.stderr[-3000:]
+    told_by_a_fresh_process(FRESH, tmp_path)
 
 
 @pytest.mark.parametrize("change", [{}, {"frame": "circuit", "frame_options": {}, "layers": 4, "share": "kind"}])

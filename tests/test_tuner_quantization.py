@@ -1,8 +1,6 @@
 """Quantized adapters: what the model computes with, what is saved, and what comes back."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from dispatched import Dispatched
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.conversion import save_as_lora
 from safetensors.torch import load_file, save_file
-from tiny import adapted, base, config, inputs, layers, logits, shake
+from tiny import FRESH, adapted, base, config, inputs, layers, logits, shake, told_by_a_fresh_process
 from torch import Tensor
 
 from qcircuit_peft import QCircuitConfig, circuits
@@ -104,33 +102,15 @@ def test_one_batched_call_quantizes_plain_vectors_too() -> None:
     assert ops.count <= 2
 
 
-FRESH = """
-import sys
-import torch
-torch.set_num_threads(1)
-folder = sys.argv[1]
-import qcircuit_peft
-from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM
-ids, expected = torch.load(folder + "/expected.pt")
-def check(model):
-    with torch.no_grad():
-        assert torch.equal(model.eval()(ids).logits, expected)
-    return model
-def fresh():
-    return AutoModelForCausalLM.from_pretrained(folder + "/base")
-check(PeftModel.from_pretrained(fresh(), folder + "/adapter"))
-check(PeftModel.from_pretrained(fresh(), folder + "/adapter", adapter_name="other"))
-check(PeftModel.from_pretrained(fresh(), folder + "/adapter", low_cpu_mem_usage=True))
+FRESH_TWICE = (
+    FRESH
+    + """
 net = check(PeftModel.from_pretrained(fresh(), folder + "/adapter", is_trainable=True))
 net.load_adapter(folder + "/adapter", "second")
 net.set_adapter("second")
 check(net)
-model = fresh()
-model.load_adapter(folder + "/adapter", adapter_name="mine")
-check(model)
-print("fresh process agrees")
 """
+)
 
 
 def test_in_a_fresh_process(tmp_path: Path) -> None:
@@ -139,10 +119,7 @@ def test_in_a_fresh_process(tmp_path: Path) -> None:
     net = shake(get_peft_model(start, config("llama", **SETTINGS["adaptive"], task_type="CAUSAL_LM"))).eval()
     net.save_pretrained(tmp_path / "adapter")
     torch.save((inputs("llama")["input_ids"], logits(net, "llama")), tmp_path / "expected.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
-    assert "fresh process agrees" in done.stdout, done.stderr[-3000:]
+    told_by_a_fresh_process(FRESH_TWICE, tmp_path)
 
 
 @each

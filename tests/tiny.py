@@ -1,5 +1,8 @@
 """Tiny real models, adapter configurations that suit all of them, and what the tests of the tuner do with both."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,3 +123,36 @@ def logits(model: nn.Module, name: str, **more: Any) -> Tensor:
 
 def layers(model: nn.Module) -> list[QCircuitLinear]:
     return [module for module in model.modules() if isinstance(module, QCircuitLinear)]
+
+
+# What scripts for a fresh process begin with: ``base``, ``adapter`` and the outputs expected of it lie in the folder.
+FRESH = """
+import sys, warnings
+import torch
+torch.set_num_threads(1)
+folder = sys.argv[1]
+import qcircuit_peft
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+ids, expected = torch.load(folder + "/expected.pt")
+def check(model):
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, expected)
+    return model
+def fresh():
+    return AutoModelForCausalLM.from_pretrained(folder + "/base")
+check(PeftModel.from_pretrained(fresh(), folder + "/adapter"))
+check(PeftModel.from_pretrained(fresh(), folder + "/adapter", adapter_name="other"))
+check(PeftModel.from_pretrained(fresh(), folder + "/adapter", low_cpu_mem_usage=True))
+model = fresh()
+model.load_adapter(folder + "/adapter", adapter_name="mine")
+check(model)
+"""
+
+
+def told_by_a_fresh_process(script: str, folder: Path) -> str:
+    """What a script prints to the end; an error of its own is shown."""
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
