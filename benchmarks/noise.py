@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qcircuit_peft import Noise, QCircuitConfig
-from qcircuit_peft.hardware import evaluate_under_noise
+from qcircuit_peft.analysis import evaluate_under_noise
 
 SHOTS = (100, 1_000, 10_000, 100_000, 1_000_000)
 STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

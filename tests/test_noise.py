@@ -19,12 +19,12 @@ from qcircuit_peft import (
     probabilities,
     state,
 )
+from qcircuit_peft.analysis import evaluate_under_noise
 from qcircuit_peft.backends import pennylane
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
-from qcircuit_peft.hardware import evaluate_under_noise
 
 SIMULATORS = ["pennylane", "qiskit"]
 ONE_BY_ONE = [Noise(depolarizing=0.2), Noise(amplitude_damping=0.3), Noise(phase_damping=0.4)]

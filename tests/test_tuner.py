@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft import QCircuitConfig, circuits, load, matrix, parameter_count
 from qcircuit_peft.factorizations.parts import sizes
-from qcircuit_peft.tuner import QCircuitLinear
+from qcircuit_peft.tuner.layer import adapted_layers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
@@ -52,9 +52,7 @@ def test_training_lowers_the_loss_and_moves_every_parameter(model: str, entry: s
 def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry: str) -> None:
     net = adapted(model, entry)
     settings = config(model, entry)
-    for name, layer in net.named_modules():
-        if not isinstance(layer, QCircuitLinear):
-            continue
+    for name, layer in adapted_layers(net):
         r = 2 if "rank_pattern" in CONTRACT[entry] and ".0." in name else settings.r
         alpha = 7 if "alpha_pattern" in CONTRACT[entry] and ".1." in name else settings.alpha
         values = {part: p.detach() for part, p in layer.values("default").items()}
@@ -231,8 +229,7 @@ def test_circuits_names_every_factor_and_gives_copies(model: str, entry: str) ->
     found = list(circuits(net))
     names = [name for name, _, _ in found]
     assert len(set(names)) == len(names)
-    adapted_names = {name: layer for name, layer in net.named_modules() if isinstance(layer, QCircuitLinear)}
-    assert {re.sub(r"\.[uv](\.[uv][12])*$", "", name) for name in names} == set(adapted_names)
+    assert {re.sub(r"\.[uv](\.[uv][12])*$", "", name) for name in names} == set(dict(adapted_layers(net)))
     for _, circuit, angles in found:
         assert circuit.is_real and angles.shape == (circuit.n_angles,)
         assert not angles.requires_grad
@@ -256,9 +253,7 @@ def test_lora_users_options() -> None:
     net = get_peft_model(
         base("bert"), config("bert", target_modules=["query"], layers_to_transform=[1], layers_pattern="layer")
     )
-    assert [name for name, m in net.named_modules() if isinstance(m, QCircuitLinear)] == [
-        "base_model.model.bert.encoder.layer.1.attention.self.query"
-    ]
+    assert list(dict(adapted_layers(net))) == ["base_model.model.bert.encoder.layer.1.attention.self.query"]
     net = get_peft_model(base("bert"), QCircuitConfig(r=2, task_type="SEQ_CLS"))  # LoRA's default targets, and the head
     assert len(layers(net)) == 4 and net.base_model.model.classifier.modules_to_save["default"].weight.requires_grad
     net = get_peft_model(base("bert"), config("bert", bias="all"))

@@ -17,6 +17,7 @@ from torch import nn
 from qcircuit_peft import QCircuitConfig, circuits, parameter_count
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import sizes
+from qcircuit_peft.tuner.layer import adapted_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -161,10 +162,9 @@ def test_as_a_plain_lora(name: str, options: dict[str, Any]) -> None:
     assert all(layer.factors["default"].rank == 4 for layer in layers(net))
     converted, state = convert_to_lora(net, rank=4)
     assert isinstance(converted, LoraConfig)
-    for key, layer in net.named_modules():
-        if layer in layers(net):
-            product = state[f"{key}.lora_B.weight"] @ state[f"{key}.lora_A.weight"]
-            assert torch.allclose(product, layer.get_delta_weight("default"), atol=1e-6)
+    for key, layer in adapted_layers(net):
+        product = state[f"{key}.lora_B.weight"] @ state[f"{key}.lora_A.weight"]
+        assert torch.allclose(product, layer.get_delta_weight("default"), atol=1e-6)
 
 
 @each

@@ -8,6 +8,7 @@ from tiny import adapted, base, both, config, each_entry, layers, logits, shake
 from torch import Tensor, nn
 
 from qcircuit_peft.tuner import QCircuitLinear
+from qcircuit_peft.tuner.layer import adapted_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -69,10 +70,9 @@ def test_the_factors_for_lora_are_exact(entry: str) -> None:
         assert torch.allclose(b @ a, layer.get_delta_weight("default"), atol=1e-6)
     lora, state = convert_to_lora(net, rank=8)
     assert isinstance(lora, LoraConfig) and net.base_model.supports_lora_conversion()
-    for name, layer in net.named_modules():
-        if isinstance(layer, QCircuitLinear):
-            product = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
-            assert torch.allclose(product, layer.get_delta_weight("default"), atol=1e-6)
+    for name, layer in adapted_layers(net):
+        product = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+        assert torch.allclose(product, layer.get_delta_weight("default"), atol=1e-6)
 
 
 def test_a_safe_merge_that_fails_anywhere_merges_nothing() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from qcircuit_peft import QCircuitConfig, circuits
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.quantization import Quantization, pack, unpack
+from qcircuit_peft.tuner.layer import adapted_layers
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "uniform": {"quantization": {"bits": 3, "group": 8}},
@@ -142,9 +143,8 @@ def test_saved_loaded_and_saved_again(settings: dict[str, Any], tmp_path: Path) 
         for key, data in bits_of(tmp_path / folder).items():
             assert torch.equal(data, bits_of(tmp_path / "first")[key]), key
     stored = bits_of(tmp_path / "first")
-    for layer in layers(net):
+    for name, layer in adapted_layers(net):
         for part, (p, scheme, _) in layer.held("default").items():
-            name = next(name for name, module in net.named_modules() if module is layer)
             data = stored[f"{name}.qcircuit_{part}"]
             assert torch.equal(data, p if scheme is None else pack(p.detach(), scheme))
     merged = loaded.merge_and_unload()

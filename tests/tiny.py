@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from qcircuit_peft import QCircuitConfig
-from qcircuit_peft.tuner import QCircuitLayer, QCircuitLinear
+from qcircuit_peft.tuner import QCircuitLinear
+from qcircuit_peft.tuner.layer import adapted_layers
 
 # Configurations, each valid for every model below.
 CONTRACT: dict[str, dict[str, Any]] = {
@@ -103,7 +104,7 @@ def inputs(model: str, rows: int = 3, seed: int = 0) -> dict[str, Tensor]:
 
 def shake(model: nn.Module, adapter: str = "default", seed: int = 0) -> Any:
     """Give an adapter a lambda that is not zero."""
-    for k, module in enumerate(module for module in model.modules() if isinstance(module, QCircuitLayer)):
+    for k, (_, module) in enumerate(adapted_layers(model)):
         if adapter in module.factors:
             lam = module.qcircuit_lambda[adapter]
             with torch.no_grad():
@@ -122,7 +123,7 @@ def logits(model: nn.Module, name: str, **more: Any) -> Tensor:
 
 
 def layers(model: nn.Module) -> list[QCircuitLinear]:
-    return [module for module in model.modules() if isinstance(module, QCircuitLinear)]
+    return [module for _, module in adapted_layers(model)]
 
 
 # What scripts for a fresh process begin with: ``base``, ``adapter`` and the outputs expected of it lie in the folder.

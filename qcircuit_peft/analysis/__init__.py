@@ -4,6 +4,7 @@ from qcircuit_peft.analysis.capacity import Capacity, capacity, saturation
 from qcircuit_peft.analysis.expressibility import Expressibility, expressibility, frame_potentials
 from qcircuit_peft.analysis.gradients import decay, gradient_variance
 from qcircuit_peft.analysis.haar import haar_states, haar_value
+from qcircuit_peft.analysis.hardware import Perturbed, evaluate_under_noise
 from qcircuit_peft.analysis.metrics import METRICS, Metric
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.report import entanglement_report
@@ -13,9 +14,11 @@ __all__ = [
     "Capacity",
     "Expressibility",
     "Metric",
+    "Perturbed",
     "capacity",
     "decay",
     "entanglement_report",
+    "evaluate_under_noise",
     "expressibility",
     "frame_potentials",
     "gradient_variance",

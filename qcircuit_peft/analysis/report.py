@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcircuit_peft.analysis.adapters import measured_adapters
 from qcircuit_peft.analysis.entanglement import entropy_of, entropy_profile
 from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
 from qcircuit_peft.ansatz import wire_dims
 from qcircuit_peft.factorizations.parts import Factorization, initial, make, sizes
-from qcircuit_peft.tuner.layer import QCircuitLayer, generators
+from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers, generators
 
 _PREFIX = "base_model.model."
 
@@ -64,24 +65,18 @@ def entanglement_report(
     >>> max(row.distance for row in rows if row.distance is not None) < 1e-3
     True
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, QCircuitLayer)]
-    known = sorted({key for _, module in found for key in module.factors})
-    if not known or (adapter is not None and adapter not in known):
-        wanted = "a circuit adapter" if adapter is None else f"the circuit adapter {adapter!r}"
-        raise ValueError(f"the report is of a model with {wanted}, got one with {', '.join(known) or 'none'}")
-    names = {module: name.removeprefix(_PREFIX) for name, module in found}
+    wanted = measured_adapters(model, adapter)
+    names = {module: name.removeprefix(_PREFIX) for name, module in adapted_layers(model)}
     rows = []
     with torch.no_grad():
-        for module, layer in names.items():
-            for chosen in module.active_adapters if adapter is None else [adapter]:
-                if chosen in module.factors:
-                    start = _initial(model, module, names, chosen, before)
-                    rows += _layer_rows(module, layer, chosen, start, operators)
+        for _, module, chosen in wanted:
+            start = _initial(model, module, names, chosen, before)
+            rows += _layer_rows(module, names[module], chosen, start, operators)
     return rows
 
 
 def _initial(
-    model: Any, module: QCircuitLayer, names: Mapping[Any, str], adapter: str, before: Mapping[str, Tensor] | None
+    model: Any, module: QCircuitLinear, names: Mapping[Any, str], adapter: str, before: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor] | None:
     """The parameters of the frames at the start, by part; None if nobody knows them."""
     config, found = model.peft_config[adapter], {}

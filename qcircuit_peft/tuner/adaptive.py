@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from qcircuit_peft.factorizations.parts import groups
 from qcircuit_peft.tuner.checkpoint import PREFIX, bare
 from qcircuit_peft.tuner.config import whole
-from qcircuit_peft.tuner.layer import QCircuitLayer
+from qcircuit_peft.tuner.layer import QCircuitLayer, adapted_layers
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ class _Part(NamedTuple):
 def _trained_parts(model: nn.Module, adapter: str) -> list[_Part]:
     """What trains of an adapter; raises ValueError if something of it is quantized."""
     parts, count = [], 0
-    for path, layer in model.named_modules():
-        if not isinstance(layer, QCircuitLayer) or adapter not in layer.factors:
-            continue
+    for path, layer in adapted_layers(model, adapter):
         owners = groups(layer.factors[adapter])
         for part, (parameter, scheme, _) in layer.held(adapter).items():
             name = f"{bare(path)}.{part}"
@@ -124,7 +122,7 @@ def _trained_parts(model: nn.Module, adapter: str) -> list[_Part]:
 
 
 def _chosen_adapter(model: nn.Module, adapter: str | None) -> str:
-    layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
+    layers = [layer for _, layer in adapted_layers(model)]
     known = sorted({name for layer in layers for name in layer.factors})
     active = sorted({name for layer in layers for name in layer.active_adapters if name in layer.factors})
     wanted = active if adapter is None else [name for name in known if name == adapter]

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
@@ -333,3 +333,18 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
             for name, f in self.factors.items()
         ]
         return ", ".join(filter(None, [*rows, quantization_extra_repr(self)]))
+
+
+def adapted_layers(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, QCircuitLinear]]:
+    """Name and module of every layer of a model that has circuit adapters, or that has this one."""
+    for name, module in model.named_modules():
+        if isinstance(module, QCircuitLinear) and (adapter is None or adapter in module.factors):
+            yield name, module
+
+
+def adapters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, QCircuitLinear, str]]:
+    """Name, module and adapter of every layer that has this adapter, or, left out, an active one."""
+    for name, module in adapted_layers(model):
+        for chosen in module.active_adapters if adapter is None else [adapter]:
+            if chosen in module.factors:
+                yield name, module, chosen

@@ -31,7 +31,7 @@ from qcircuit_peft.tuner.checkpoint import (
 )
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
-from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, features
+from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features
 from qcircuit_peft.tuner.sparse import thinned
 
 
@@ -123,8 +123,7 @@ class QCircuitModel(BaseTuner):
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
-        layers = [module for module in model.modules() if isinstance(module, QCircuitLayer)]
-        self.bank = layers[0].bank if layers else FrameBank()
+        self.bank = next((layer.bank for _, layer in adapted_layers(model)), None) or FrameBank()
         state, self._packed = state_loading("QCIRCUIT"), {}
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
@@ -165,9 +164,8 @@ class QCircuitModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's option ``autocast_adapter_dtype``: without it, parameters are in the half precision of the base."""
         if not autocast_adapter_dtype:
-            for module in self.model.modules():
-                if isinstance(module, QCircuitLayer):
-                    module.cast(adapter_name, wide=False)
+            for _, module in adapted_layers(self.model, adapter_name):
+                module.cast(adapter_name, wide=False)
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> Factorization:
@@ -216,7 +214,7 @@ class QCircuitModel(BaseTuner):
             raise ValueError(
                 "adapter_names is for inference only, but the model is in training mode; call model.eval()"
             )
-        known = {name for layer in self.modules() if isinstance(layer, QCircuitLayer) for name in layer.factors}
+        known = {name for _, layer in adapted_layers(self) for name in layer.factors}
         unknown = sorted(set(names) - known - {"__base__"})
         if unknown:
             raise ValueError(
@@ -254,18 +252,17 @@ class QCircuitModel(BaseTuner):
     def _check_before_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
         """Refuse a merge that would fail halfway; a safe one is computed once to see its outcome."""
         self._check_merge_allowed()
-        for name, module in self.model.named_modules():
-            if isinstance(module, QCircuitLinear):
-                adapters = [a for a in adapter_names or module.active_adapters if a in module.factors]
-                try:
-                    for adapter in adapters:
-                        module.check_parameters(adapter)
-                    if safe:
-                        module.merged_weight([a for a in adapters if a not in module.merged_adapters], check=True)
-                except ValueError as error:
-                    broken = f"The adapter {', '.join(adapters)} seems to be broken"  # PEFT's words for it
-                    told = f"NaNs detected in the merged weights. {broken}: " if safe else ""
-                    raise ValueError(f"{told}module {name!r}: {error}") from None
+        for name, module in adapted_layers(self.model):
+            wanted = [a for a in adapter_names or module.active_adapters if a in module.factors]
+            try:
+                for adapter in wanted:
+                    module.check_parameters(adapter)
+                if safe:
+                    module.merged_weight([a for a in wanted if a not in module.merged_adapters], check=True)
+            except ValueError as error:
+                broken = f"The adapter {', '.join(wanted)} seems to be broken"  # PEFT's words for it
+                told = f"NaNs detected in the merged weights. {broken}: " if safe else ""
+                raise ValueError(f"{told}module {name!r}: {error}") from None
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Add delta W to the base weights.
@@ -304,8 +301,7 @@ class QCircuitModel(BaseTuner):
         )
         held = {
             f"{bare(name)}.{PREFIX}{part}": (parameter, scheme, (module.factors[adapter_name], part))
-            for name, module in model.named_modules()
-            if isinstance(module, QCircuitLayer) and adapter_name in module.factors
+            for name, module in adapted_layers(model, adapter_name)
             for part, (parameter, scheme, _) in module.held(adapter_name).items()
         }
         end = f".{adapter_name}"
@@ -325,17 +321,16 @@ class QCircuitModel(BaseTuner):
         found = super()._get_adapter_state_dict(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict, **kwargs
         )
-        for name, module in model.named_modules():
-            if isinstance(module, QCircuitLayer) and adapter_name in module.factors:
-                module.warn_of_norms(adapter_name)
-                for part, (_, scheme, loaded) in module.held(adapter_name).items():
-                    key = f"{name}.{PREFIX}{part}.{adapter_name}"
-                    if key not in found or found[key].is_meta:
-                        continue
-                    if scheme is not None and scheme.packed:
-                        found[key] = packed_form(key, found[key], scheme, loaded)
-                    elif module.sparse[adapter_name]:
-                        found[key] = thinned(found[key], _owner(module.factors[adapter_name], part))
+        for name, module in adapted_layers(model, adapter_name):
+            module.warn_of_norms(adapter_name)
+            for part, (_, scheme, loaded) in module.held(adapter_name).items():
+                key = f"{name}.{PREFIX}{part}.{adapter_name}"
+                if key not in found or found[key].is_meta:
+                    continue
+                if scheme is not None and scheme.packed:
+                    found[key] = packed_form(key, found[key], scheme, loaded)
+                elif module.sparse[adapter_name]:
+                    found[key] = thinned(found[key], _owner(module.factors[adapter_name], part))
         return found
 
 
@@ -345,13 +340,12 @@ def _owner(factors: Factorization, part: str) -> Tensor:
 
 def _remember(model: nn.Module, adapter: str, packed: dict[str, Packed]) -> None:
     """Tell layers with which packed values an adapter is being loaded, and whether it is pruned."""
-    for name, module in model.named_modules():
-        if isinstance(module, QCircuitLayer) and adapter in module.factors:
-            keys = {part: f"{bare(name)}.{PREFIX}{part}" for part in module.held(adapter)}
-            found = {part: packed[key] for part, key in keys.items() if key in packed}
-            module.packed[adapter] = {part: found[part] for part in found if part in module.schemes[adapter]}
-            module.sparse[adapter] |= len(module.packed[adapter]) < len(found)
-            module.bank.clear()
+    for name, module in adapted_layers(model, adapter):
+        keys = {part: f"{bare(name)}.{PREFIX}{part}" for part in module.held(adapter)}
+        found = {part: packed[key] for part, key in keys.items() if key in packed}
+        module.packed[adapter] = {part: found[part] for part in found if part in module.schemes[adapter]}
+        module.sparse[adapter] |= len(module.packed[adapter]) < len(found)
+        module.bank.clear()
 
 
 def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Any, Tensor]]:
@@ -368,12 +362,9 @@ def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
     >>> [(name, circuit.dim, len(angles)) for name, circuit, angles in circuits(model)]
     [('base_model.model.0.u', 32, 13), ('base_model.model.0.v', 64, 16)]
     """
-    for name, module in model.named_modules():
-        if isinstance(module, QCircuitLayer):
-            for chosen in module.active_adapters if adapter is None else [adapter]:
-                if chosen in module.factors:
-                    factors, values = module.factors[chosen], module.values(chosen)
-                    for part, frame in {**factors.frames, **factors.acting}.items():
-                        for leaf, circuit, where in frame.circuits():
-                            named = ".".join(filter(None, (name, part, leaf)))
-                            yield named, circuit, values[part].detach()[where].clone()
+    for name, module, chosen in adapters(model, adapter):
+        factors, values = module.factors[chosen], module.values(chosen)
+        for part, frame in {**factors.frames, **factors.acting}.items():
+            for leaf, circuit, where in frame.circuits():
+                named = ".".join(filter(None, (name, part, leaf)))
+                yield named, circuit, values[part].detach()[where].clone()

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcircuit_peft.analysis.adapters import measured_adapters
 from qcircuit_peft.backends import estimated_columns
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.factorizations.parts import assemble, make
-from qcircuit_peft.tuner.layer import QCircuitLayer
+from qcircuit_peft.tuner.layer import QCircuitLinear
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,18 @@ def evaluate_under_noise(
     >>> evaluate_under_noise(model, shots=100)["base_model.model.0"].delta.shape
     torch.Size([8, 16])
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QCircuitLayer)}
-    known = sorted({key for module in layers.values() for key in module.factors})
-    if not known or (adapter is not None and adapter not in known):
-        wanted = "a circuit adapter" if adapter is None else f"the circuit adapter {adapter!r}"
-        raise ValueError(f"what is measured is a model with {wanted}, got one with {', '.join(known) or 'none'}")
-    chosen = {
-        name: [key for key in (module.active_adapters if adapter is None else [adapter]) if key in module.factors]
-        for name, module in layers.items()
-    }
-    for name, keys in chosen.items():
+    chosen = measured_adapters(model, adapter)
+    active: dict[str, list[str]] = {}
+    for name, _, key in chosen:
+        active.setdefault(name, []).append(key)
+    for name, keys in active.items():
         if len(keys) > 1:
             raise ValueError(f"{name}: one adapter is measured, but {', '.join(keys)} are active; choose with adapter=")
     settings: dict[str, Any] = {"noise": noise, "shots": shots, "generator": generator}
-    return {name: _perturbed(name, layers[name], key, settings) for name, keys in chosen.items() for key in keys}
+    return {name: _perturbed(name, module, key, settings) for name, module, key in chosen}
 
 
-def _perturbed(name: str, module: QCircuitLayer, adapter: str, settings: dict[str, Any]) -> Perturbed:
+def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[str, Any]) -> Perturbed:
     factors = module.factors[adapter]
     values = {part: p.to(torch.promote_types(p.dtype, torch.float32)) for part, p in module.values(adapter).items()}
     if not factors.frames:
