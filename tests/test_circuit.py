@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from bounds import close
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -268,7 +269,7 @@ def test_a_plus_b_runs_a_then_b(data):
     assert both.n_angles == a.n_angles + b.n_angles and len(both.ops) == len(a.ops) + len(b.ops)
     angles = vector(both)
     expected = reference.matrix(b, angles[a.n_angles :]) @ reference.matrix(a, angles[: a.n_angles])
-    np.testing.assert_allclose(reference.matrix(both, angles), expected, rtol=0, atol=1e-12)
+    close(reference.matrix(both, angles), expected, both.dim * (1 + len(both.ops)), size=1)
 
 
 @given(circuits())
@@ -289,4 +290,4 @@ def test_the_inverse_undoes_the_circuit(circuit):
     assert inverse.inverse() == circuit and inverse.n_angles == circuit.n_angles
     assert inverse.depth == circuit.depth and inverse.is_real == circuit.is_real
     product = reference.matrix(inverse, angles) @ reference.matrix(circuit, angles)
-    np.testing.assert_allclose(product, np.eye(circuit.dim), rtol=0, atol=1e-12)
+    close(product, np.eye(circuit.dim), 2 * circuit.dim * (1 + len(circuit.ops)))

@@ -3,6 +3,7 @@
 import pennylane as qml
 import pytest
 import torch
+from bounds import close, gates
 
 from qcircuit_peft import columns, load, matrix, state
 
@@ -33,11 +34,11 @@ def test_matrix_and_gradient_agree_with_pennylane(q, layers):
     circuit, angles = drawn(q, layers)
     ours, theirs = matrix(circuit, angles), their_matrix(angles, q, layers)
     assert theirs.imag.abs().max() == 0
-    torch.testing.assert_close(ours, theirs.real, rtol=0, atol=1e-12)
+    close(ours, theirs.real, gates(circuit), size=1)
     cotangent = torch.randn(ours.shape, dtype=torch.float64)
     (our_gradient,) = torch.autograd.grad(ours, angles, cotangent)
     (their_gradient,) = torch.autograd.grad(theirs.real, angles, cotangent)
-    torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-11)
+    close(our_gradient, their_gradient, gates(circuit), size=cotangent.norm())
 
 
 @pytest.mark.parametrize("q", [2, 5, 12])
@@ -50,11 +51,11 @@ def test_state_and_gradient_agree_with_a_pennylane_qnode(q):
         return qml.state()
 
     ours, theirs = state(circuit, angles), their_state(*in_their_shapes(angles, q, 2))
-    torch.testing.assert_close(ours, theirs.real, rtol=0, atol=1e-12)
+    close(ours, theirs.real, gates(circuit), size=1)
     cotangent = torch.randn(2**q, dtype=torch.float64)
     (our_gradient,) = torch.autograd.grad(ours, angles, cotangent)
     (their_gradient,) = torch.autograd.grad(theirs.real, angles, cotangent)
-    torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-11)
+    close(our_gradient, their_gradient, gates(circuit), size=cotangent.norm())
 
 
 def test_eight_columns_of_a_wide_circuit_agree_with_pennylane():
@@ -69,4 +70,4 @@ def test_eight_columns_of_a_wide_circuit_agree_with_pennylane():
         return qml.state()
 
     theirs = rows(*in_their_shapes(angles.detach(), q, layers)).T
-    torch.testing.assert_close(columns(circuit, angles.detach(), 8), theirs.real, rtol=0, atol=1e-12)
+    close(columns(circuit, angles.detach(), 8), theirs.real, gates(circuit), size=1)

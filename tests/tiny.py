@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import close
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -120,6 +121,27 @@ def adapted(model: str, entry: str = "default", **change: Any) -> PeftModel:
 @torch.no_grad()
 def logits(model: nn.Module, name: str, **more: Any) -> Tensor:
     return model(**inputs(name), **more).logits
+
+
+# The longest chain of a tiny model: in each of two blocks six products of about 64 terms of either sign, then the head.
+CHAIN = (2 * 6 + 1) * 64**0.5
+
+
+def close_logits(model: nn.Module, name: str, expected: Tensor) -> None:
+    """Assert that a model gives these logits up to what another order of additions may change."""
+    close(logits(model, name), expected, CHAIN)
+
+
+def close_forward(layer: QCircuitLinear, x: Tensor, added: Tensor) -> None:
+    """Assert that an adapted layer adds this to what its base layer gives, from which it is told by subtraction."""
+    with torch.no_grad():
+        whole = layer(x)
+        close(whole - layer.base_layer(x), added, 2 * layer.in_features**0.5, whole.abs().max())
+
+
+def close_product(found: Tensor, delta: Tensor) -> None:
+    """Assert that the product of an SVD's factors is what was taken apart: up to n^(1/2) roundings of its norm."""
+    close(found, delta, min(delta.shape) ** 0.5, torch.linalg.matrix_norm(delta, 2))
 
 
 def layers(model: nn.Module) -> list[QCircuitLinear]:
