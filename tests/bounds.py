@@ -28,7 +28,7 @@ def rounding(dtype: torch.dtype, operations: float, size: float | Tensor = 1.0) 
 
 
 def gates(circuit: Circuit) -> float:
-    """The roundings in an entry of a circuit's matrix, of either sign: of every gate and of angles up to 4 pi, halved."""
+    """The roundings in an entry of a circuit's matrix, of either sign: a few a gate, 2 pi of an angle up to 4 pi."""
     return 2 * pi * (1 + len(circuit.ops) + circuit.n_angles) ** 0.5
 
 
