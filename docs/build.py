@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,12 +19,13 @@ from transformers import (
 
 from qcircuit_peft import QCircuitConfig, load, parameter_count
 from qcircuit_peft.ansatz import names
+from qcircuit_peft.backends import BACKENDS
 from qcircuit_peft.drawing import draw
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import Factorization, sizes
 from qcircuit_peft.factorizations.parts import make as make_parts
 from qcircuit_peft.frames import FRAMES
-from qcircuit_peft.gates import GATES
+from qcircuit_peft.gates import GATES, Gate, Part
 
 HERE = Path(__file__).parent
 
@@ -74,6 +76,75 @@ def parameters() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _number(z: complex) -> str:
+    """A number that occurs in the matrix of a gate."""
+    known = {1: "1", 0.5: "1/2", 0.5**0.5: "1/√2", 1j: "i", 0.5j: "i/2", np.exp(0.25j * np.pi): "e^(iπ/4)"}
+    for value, text in known.items():
+        for sign, mark in ((1, ""), (-1, "-")):
+            if abs(z - sign * value) < 1e-12:
+                return mark + text
+    return f"{z:.4g}"
+
+
+def _entry(constant: complex, cosine: complex, sine: complex, t: str) -> str:
+    """constant + cosine cos(t) + sine sin(t), which is an exponential if the two belong together."""
+    if abs(cosine) > 1e-12 and abs(abs(cosine - 1j * sine) * abs(cosine + 1j * sine)) < 1e-12:
+        sign = "" if abs(sine - 1j * cosine) < 1e-12 else "-"
+        terms = [(constant, ""), (cosine, f"e^({sign}i{t})")]
+    else:
+        terms = [(constant, ""), (cosine, f"cos {t}"), (sine, f"sin {t}")]
+    shown = []
+    for factor, function in terms:
+        if abs(factor) > 1e-12:
+            number = _number(factor)
+            shown.append({"1": "", "-1": "-"}.get(number, number + " ") + function if function else number)
+    return " + ".join(shown) or "0"
+
+
+def _matrix(gate: Gate) -> str:
+    """The matrix of a gate, read off at three angles: its entries have one frequency."""
+    at = [gate.matrix((x / gate.frequency,) * gate.angles) for x in (0, np.pi, np.pi / 2)]
+    constant = (at[0] + at[1]) / 2
+    t = {0.5: "t/2", 1.0: "t"}[gate.frequency]
+    parts = (constant, (at[0] - at[1]) / 2, at[2] - constant)
+    rows = zip(*parts, strict=True)
+    return "; ".join(" ".join(f"`{_entry(*entry, t)}`" for entry in zip(*row, strict=True)) for row in rows)
+
+
+def _part(part: Part) -> str:
+    angle = "" if part.scale is None else f"({'' if part.scale == 1 else f'{part.scale:g} '}t)".replace("-1 ", "-")
+    return f"{part.gate}{angle} {' '.join('ab'[wire] for wire in part.wires)}"
+
+
+def simulators() -> str:
+    """The table of backends, within what people wrote."""
+    text = (HERE / "simulators.md").read_text(encoding="utf-8")
+    before, mark, rest = text.partition("<!-- BACKENDS, written by `make docs` -->\n")
+    after = rest[rest.index("\n\n") :]
+    lines = [
+        "| backend | install | gradient | wires | shots | noise | precision inside | what runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    times = {None: "any number of times", 1: "once", 0: "-"}
+    for row in BACKENDS.values():
+        cells = (
+            f"`{row.name}`" + " (default)" * (row.name == "native"),
+            f"`{row.install}`" if row.install else "-",
+            times[row.derivatives],
+            "any" if row.qudits else "qubits",
+            "its own" if row.shots else "drawn here",
+            "yes" if row.noise else "-",
+            row.precision,
+            row.about,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+        if row.device:
+            lines.append(
+                f"| `{row.name}:DEVICE` | the same, and the device | - | qubits | its own | - | the device's | any |"
+            )
+    return before + mark + "\n".join(lines) + after
+
+
 def circuits() -> str:
     """Every gate and every circuit file."""
     lines = [
@@ -84,11 +155,22 @@ def circuits() -> str:
         "## Gates",
         "",
     ]
-    lines += ["| gate | wires | angles | real | |", "|---|---|---|---|---|"]
+    lines += ["| gate | wires | angles | real | | matrix on qubits, row by row |", "|---|---|---|---|---|---|"]
     for gate in GATES.values():
-        lines.append(
-            f"| `{gate.name}` | {gate.wires} | {gate.angles} | {'yes' if gate.real else 'no'} | {gate.about} |"
-        )
+        about, real = gate.about.replace("|", "\\|"), "yes" if gate.real else "no"
+        lines.append(f"| `{gate.name}` | {gate.wires} | {gate.angles} | {real} | {about} | {_matrix(gate)} |")
+    lines += [
+        "",
+        "In a two-wire matrix the first wire is the more significant digit. What a gate is called elsewhere; where it",
+        "has no name, its parts stand for it, in time order, on its first wire a and its second b:",
+        "",
+        "| gate | PennyLane | TorchQuantum | Qiskit | OpenQASM 3 | OpenQASM 2 | parts |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for gate in GATES.values():
+        called = (getattr(gate.names, field) for field in ("pennylane", "torchquantum", "qiskit", "qasm3", "qasm2"))
+        there = " | ".join(f"`{name}`" if name else "" for name in called)
+        lines.append(f"| `{gate.name}` | {there} | {'; '.join(map(_part, gate.parts))} |")
     lines += ["", "## Circuits", "", "Drawn on four qubits with one layer.", ""]
     for name in names():
         ansatz = load(name)
@@ -174,7 +256,10 @@ def factorizations() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations}
+PAGES = {
+    "parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations,
+    "simulators.md": simulators,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -20,7 +20,7 @@ import psutil
 from matplotlib.figure import Figure
 
 from qcircuit_peft.ansatz import Ansatz
-from qcircuit_peft.backends import backend_module
+from qcircuit_peft.backends import find_backend
 
 Row = dict[str, Any]
 FIELDS: tuple[str, ...] = (
@@ -67,7 +67,7 @@ def compare(
         if not value > 0:
             raise ValueError(f"compare: {name} is a positive number, got {value!r}")
     for backend in backends:
-        backend_module(backend)
+        find_backend(backend)
     for q, depth in sizes:
         ansatz.circuit(qubits=q, layers=depth)
     table: list[Row] = []

@@ -22,7 +22,6 @@ from qcircuit_peft.gates import GATES
 
 Angles = Tensor | NDArray | Sequence[float]
 
-_MARKS = {"CZ": "●●", "CX": "●⊕", "SWAP": "××"}
 _SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼●⊕×†θ₀₁₂₃₄₅₆₇₈₉…⋯", "-|++++||+++*Xx't0123456789~~")
 
@@ -49,21 +48,21 @@ class _Symbol:
 
 
 def _symbol(op: Op, labels: list[str]) -> _Symbol:
-    if op.gate in _MARKS:
-        return _Symbol(dict(zip(op.wires, _MARKS[op.gate], strict=True)))
     gate, positions = GATES[op.gate], op.angles or ()
+    signs, _, name = gate.drawing.partition(" ")
+    marks = dict(zip(op.wires, signs, strict=False))
+    if len(marks) == gate.wires:
+        return _Symbol(marks)
     angles = "".join(labels[a] for a in positions[:1])
     if len(positions) > 1:
         run = angles.startswith("θ") and all(b == a + 1 for a, b in pairwise(positions))
         angles += f"…{labels[positions[-1]]}" if run else "…"
     dagger = "†" if op.adjoint else ""
-    if gate.name[0] == "C" and gate.name[1:] in GATES:
-        return _Symbol({op.wires[0]: "●"}, op.wires[1:], gate.name[1:] + dagger, angles)
     ports = False
-    if gate.wires == 2:
+    if gate.wires == 2 and not marks:
         matrix = gate.matrix((0.7,) * gate.angles).reshape(2, 2, 2, 2)
         ports = not np.allclose(matrix, matrix.transpose(1, 0, 3, 2))
-    return _Symbol({}, op.wires, gate.name + dagger, angles, ports)
+    return _Symbol(marks, op.wires[len(marks) :], (name or gate.name) + dagger, angles, ports)
 
 
 def _columns(circuit: Circuit, angles: Angles | None) -> list[list[_Symbol]]:

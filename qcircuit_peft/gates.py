@@ -1,4 +1,4 @@
-"""One row per gate: how many wires and angles it has, whether it is real, its matrix, and what it is made of.
+"""One row per gate: its wires and angles, whether it is real, its matrix, what it is made of, its names elsewhere.
 
 Angles are in radians. A rotation by ``t`` is ``exp(-i t G / 2)`` for its generator ``G`` (Nielsen and Chuang,
 sec. 4.2). In a two-wire matrix the first wire is the more significant digit; for a controlled gate it is the
@@ -6,7 +6,7 @@ control.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import prod
 
@@ -29,14 +29,31 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What a gate is called elsewhere: a class of PennyLane, a function of TorchQuantum, a standard gate of Qiskit, a
+    gate of ``stdgates.inc`` and of the ``qelib1.inc`` of the OpenQASM 2 paper, and its inverse in both of these.
+
+    Where it has no name, its parts stand for it.
+    """
+
+    pennylane: str = ""
+    torchquantum: str = ""
+    qiskit: str = ""
+    qasm3: str = ""
+    qasm2: str = ""
+    dagger: str = ""
+
+
+@dataclass(frozen=True)
 class Gate:
     """A gate as a record.
 
-    ``matrix_of(*angles)`` is its matrix on qubits. A one-wire gate with an angle ``t`` is
-    ``C0 + C1 cos(f t) + C2 sin(f t)`` with ``f = frequency``. A gate that also acts on wires of dimension d > 2 has
-    ``qudit_matrix(dims, angles)``. A two-wire gate with an angle lists the ``parts`` it is made of, in time order,
-    with two-wire parts that are signed permutations, so that every circuit becomes one-wire matrices and signed
-    permutations.
+    ``matrix_of(*angles)`` is its matrix on qubits. With an angle ``t`` it is ``C0 + C1 cos(f t) + C2 sin(f t)`` with
+    ``f = frequency``. A gate that also acts on wires of dimension d > 2 has ``qudit_matrix(dims, angles)``, and
+    ``qudit_angles(*dims)`` if their number differs. ``parts`` are what it is made of, in time order; a two-wire gate
+    with an angle has some, with two-wire parts that are signed permutations, so that every circuit becomes one-wire
+    matrices and signed permutations. ``drawing`` is a mark for each of its first wires, then the name in the box on the
+    others; a gate without one is a box with its own name.
 
     >>> GATES["RY"].matrix((0.0,)).tolist()
     [[1.0, -0.0], [0.0, 1.0]]
@@ -48,13 +65,34 @@ class Gate:
     real: bool
     about: str
     matrix_of: Callable[..., NDArray]
+    names: Names = Names()
+    parts: tuple[Part, ...] = ()
+    drawing: str = ""
     frequency: float = 0.5
     qudit_matrix: Callable[[tuple[int, ...], NDArray], NDArray] | None = None
-    parts: tuple[Part, ...] = ()
+    qudit_angles: Callable[..., int] | None = None
+
+    @property
+    def elementary(self) -> bool:
+        """Whether it is a one-wire matrix or a signed permutation; what is not has parts that are."""
+        return self.wires == 1 or not self.angles
+
+    def steps(self, adjoint: bool = False) -> list[tuple[Part, bool]]:
+        """The parts in time order, and for each whether its adjoint is meant, where no sign of an angle says it.
+
+        >>> [(part.gate, part.scale, adjoint) for part, adjoint in GATES["RXX"].steps(adjoint=True)]
+        [('CX', None, True), ('RX', -1.0, False), ('CX', None, True)]
+        """
+        if not adjoint:
+            return [(part, False) for part in self.parts]
+        return [
+            (part, True) if part.scale is None else (replace(part, scale=-part.scale), False)
+            for part in reversed(self.parts)
+        ]
 
     def n_angles(self, dims: tuple[int, ...]) -> int:
         """Number of angles on wires of these dimensions: d(d-1)/2 for RY on a wire of dimension d."""
-        return dims[0] * (dims[0] - 1) // 2 if self.name == "RY" else self.angles
+        return self.qudit_angles(*dims) if self.qudit_angles else self.angles
 
     def matrix(self, angles: tuple[float, ...] = (), dims: tuple[int, ...] | None = None) -> NDArray:
         """The (D, D) matrix with D = prod(dims); qubits if ``dims`` is not given.
@@ -112,53 +150,72 @@ def _givens(t: float) -> NDArray:
 _RX, _RZ = _rotation(_X), _rotation(_Z)
 _CX = _controlled(_X)
 _CXs = Part("CX", (0, 1))
+_CXr = Part("CX", (1, 0))
 _CZs = Part("CZ", (0, 1))
 _S_BOTH = (Part("S", (0,)), Part("S", (1,)))
 
 _ROWS = (
     Gate(
         "RY", 1, 1, True, "rotation about y; on a wire of dimension d the rotation exp(A) of SO(d)", _ry,
-        qudit_matrix=_ry_qudit,
+        Names("RY", "ry", "ry", "ry", "ry"), qudit_matrix=_ry_qudit, qudit_angles=lambda d: d * (d - 1) // 2,
     ),
-    Gate("RX", 1, 1, False, "rotation about x", _RX),
-    Gate("RZ", 1, 1, False, "rotation about z", _RZ),
-    Gate("P", 1, 1, False, "phase diag(1, e^it)", lambda t: np.diag([1, np.exp(1j * t)]), frequency=1.0),
-    Gate("H", 1, 0, True, "Hadamard", lambda: np.array([[1, 1], [1, -1]]) / np.sqrt(2)),
-    Gate("X", 1, 0, True, "bit flip", lambda: _X.astype(float)),
-    Gate("Y", 1, 0, False, "Pauli y", lambda: _Y),
-    Gate("Z", 1, 0, True, "phase flip", lambda: _Z.astype(float)),
-    Gate("S", 1, 0, False, "phase diag(1, i)", lambda: np.diag([1, 1j])),
-    Gate("T", 1, 0, False, "phase diag(1, e^(i pi/4))", lambda: np.diag([1, np.exp(0.25j * np.pi)])),
-    Gate("CZ", 2, 0, True, "sign (-1)^(i j) on digits i, j", lambda: np.diag([1.0, 1, 1, -1]), qudit_matrix=_cz_qudit),
-    Gate("CX", 2, 0, True, "flips the second wire if the first is 1", lambda: _CX),
-    Gate("SWAP", 2, 0, True, "exchanges the wires", lambda: np.eye(4)[[0, 2, 1, 3]]),
+    Gate("RX", 1, 1, False, "rotation about x", _RX, Names("RX", "rx", "rx", "rx", "rx")),
+    Gate("RZ", 1, 1, False, "rotation about z", _RZ, Names("RZ", "rz", "rz", "rz", "rz")),
+    Gate(
+        "P", 1, 1, False, "phase diag(1, e^it)", lambda t: np.diag([1, np.exp(1j * t)]),
+        Names("PhaseShift", "phaseshift", "p", "p", "u1"), frequency=1.0,
+    ),
+    Gate(
+        "H", 1, 0, True, "Hadamard", lambda: np.array([[1, 1], [1, -1]]) / np.sqrt(2),
+        Names("Hadamard", "hadamard", "h", "h", "h"),
+    ),
+    Gate("X", 1, 0, True, "bit flip", lambda: _X.astype(float), Names("X", "paulix", "x", "x", "x")),
+    Gate("Y", 1, 0, False, "Pauli y", lambda: _Y, Names("Y", "pauliy", "y", "y", "y")),
+    Gate("Z", 1, 0, True, "phase flip", lambda: _Z.astype(float), Names("Z", "pauliz", "z", "z", "z")),
+    Gate("S", 1, 0, False, "phase diag(1, i)", lambda: np.diag([1, 1j]), Names("S", "s", "s", "s", "s", "sdg")),
+    Gate(
+        "T", 1, 0, False, "phase diag(1, e^(i pi/4))", lambda: np.diag([1, np.exp(0.25j * np.pi)]),
+        Names("T", "t", "t", "t", "t", "tdg"),
+    ),
+    Gate(
+        "CZ", 2, 0, True, "sign (-1)^(i j) on digits i, j", lambda: np.diag([1.0, 1, 1, -1]),
+        Names("CZ", "cz", "cz", "cz", "cz"), drawing="●●", qudit_matrix=_cz_qudit,
+    ),
+    Gate(
+        "CX", 2, 0, True, "flips the second wire if the first is 1", lambda: _CX,
+        Names("CNOT", "cnot", "cx", "cx", "cx"), drawing="●⊕",
+    ),
+    Gate(
+        "SWAP", 2, 0, True, "exchanges the wires", lambda: np.eye(4)[[0, 2, 1, 3]],
+        Names("SWAP", "swap", "swap", "swap"), parts=(_CXs, _CXr, _CXs), drawing="××",
+    ),
     Gate(
         "CRX", 2, 1, False, "RX on the second wire if the first is 1", lambda t: _controlled(_RX(t)),
-        parts=(Part("RX", (1,), 0.5), _CZs, Part("RX", (1,), -0.5), _CZs),
+        Names("CRX", "crx", "crx", "crx"), (Part("RX", (1,), 0.5), _CZs, Part("RX", (1,), -0.5), _CZs), "● RX",
     ),
     Gate(
         "CRY", 2, 1, True, "RY on the second wire if the first is 1", lambda t: _controlled(_ry(t)),
-        parts=(Part("RY", (1,), 0.5), _CZs, Part("RY", (1,), -0.5), _CZs),
+        Names("CRY", "cry", "cry", "cry"), (Part("RY", (1,), 0.5), _CZs, Part("RY", (1,), -0.5), _CZs), "● RY",
     ),
     Gate(
         "CRZ", 2, 1, False, "RZ on the second wire if the first is 1", lambda t: _controlled(_RZ(t)),
-        parts=(Part("RZ", (1,), 0.5), _CXs, Part("RZ", (1,), -0.5), _CXs),
+        Names("CRZ", "crz", "crz", "crz", "crz"), (Part("RZ", (1,), 0.5), _CXs, Part("RZ", (1,), -0.5), _CXs), "● RZ",
     ),
     Gate(
         "RXX", 2, 1, False, "exp(-i t X X / 2)", _rotation(np.kron(_X, _X)),
-        parts=(_CXs, Part("RX", (0,), 1.0), _CXs),
+        Names("IsingXX", "rxx", "rxx"), (_CXs, Part("RX", (0,), 1.0), _CXs),
     ),
     Gate(
-        "RYY", 2, 1, False, "exp(-i t Y Y / 2)", _rotation(np.kron(_Y, _Y)),
-        parts=(*_S_BOTH, Part("Z", (0,)), Part("Z", (1,)), _CXs, Part("RX", (0,), 1.0), _CXs, *_S_BOTH),
+        "RYY", 2, 1, False, "exp(-i t Y Y / 2)", _rotation(np.kron(_Y, _Y)), Names("IsingYY", "ryy", "ryy"),
+        (*_S_BOTH, Part("Z", (0,)), Part("Z", (1,)), _CXs, Part("RX", (0,), 1.0), _CXs, *_S_BOTH),
     ),
     Gate(
         "RZZ", 2, 1, False, "exp(-i t Z Z / 2)", _rotation(np.kron(_Z, _Z)),
-        parts=(_CXs, Part("RZ", (1,), 1.0), _CXs),
+        Names("IsingZZ", "rzz", "rzz"), (_CXs, Part("RZ", (1,), 1.0), _CXs),
     ),
     Gate(
-        "GIVENS", 2, 1, True, "RY in the span of |01> and |10>", _givens,
-        parts=(Part("CX", (1, 0)), Part("RY", (1,), -0.5), _CZs, Part("RY", (1,), 0.5), _CZs, Part("CX", (1, 0))),
+        "GIVENS", 2, 1, True, "RY in the span of |01> and |10>", _givens, Names("SingleExcitation"),
+        (_CXr, Part("RY", (1,), -0.5), _CZs, Part("RY", (1,), 0.5), _CZs, _CXr),
     ),
 )  # fmt: skip
 

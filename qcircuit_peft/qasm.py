@@ -1,39 +1,60 @@
 """Circuits as OpenQASM text: exact, with a definition on top for every gate that the standard library lacks.
 
 Wire w is ``q[w]``. Wire 0 is the most significant digit here, while Qiskit takes ``q[0]`` as the least
-significant (``reverse_bits`` converts). OpenQASM fixes the size of a register, so it is for export only.
+significant (``reverse_bits`` converts). OpenQASM fixes the size of a register, so it does not say a family.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from qcircuit_peft.circuit import Circuit, Op
-from qcircuit_peft.gates import GATES, Part
+from qcircuit_peft.gates import GATES, Gate
 
 Angles = Tensor | NDArray | Sequence[float]
 
-# Our gates in the standard libraries, by their names there; ``qelib1.inc`` is that of the OpenQASM 2 paper.
-_BOTH = ("RX", "RY", "RZ", "H", "X", "Y", "Z", "S", "T", "CZ", "CX", "CRZ")
-_QELIB1 = {name: name.lower() for name in _BOTH} | {"P": "u1"}
-_STDGATES = _QELIB1 | {"P": "p", "SWAP": "swap", "CRX": "crx", "CRY": "cry"}
+
+@dataclass(frozen=True)
+class _Version:
+    """A version of OpenQASM: its first line, its standard library, and the form of a register of n qubits."""
+
+    number: int
+    head: str
+    library: str
+    register: str
+
+    def standard(self, gate: Gate) -> str:
+        """The name of a gate in the standard library, empty if it is not there."""
+        return gate.names.qasm2 if self.number == 2 else gate.names.qasm3
+
+    def name(self, gate: Gate, adjoint: bool) -> str:
+        """The name of a gate, or of its inverse where no sign of an angle makes it one."""
+        name, matrix = self.standard(gate), None if gate.angles else gate.matrix()
+        if not adjoint or matrix is None or np.array_equal(matrix, matrix.conj().T):
+            return name or gate.name.lower()
+        return gate.names.dagger if name and gate.names.dagger else f"{name or gate.name.lower()}dg"
+
+
 _VERSIONS = {
-    2: ('OPENQASM 2.0;\ninclude "qelib1.inc";', "qreg q[{}];", _QELIB1),
-    3: ('OPENQASM 3.0;\ninclude "stdgates.inc";', "qubit[{}] q;", _STDGATES),
+    2: _Version(2, "OPENQASM 2.0;", 'include "qelib1.inc";', "qreg q[{}];"),
+    3: _Version(3, "OPENQASM 3.0;", 'include "stdgates.inc";', "qubit[{}] q;"),
 }
-_DAGGERS = {"S": "sdg", "T": "tdg"}  # a gate with an angle is undone by its negative, any other by itself
-_SWAP = (Part("CX", (0, 1)), Part("CX", (1, 0)), Part("CX", (0, 1)))
 
 
-def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3) -> str:
+def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3, include: bool = True) -> str:
     """The circuit as OpenQASM 3 text, or 2, which leaves the global phase to its reader.
 
-    ``angles`` is one vector, (n_angles,), in radians, written with 17 significant digits. Without it the text
-    declares an input ``theta0``, ``theta1``, ... for every angle, which version 2 cannot. Raises ValueError
-    for a wire that is not a qubit, angles of another shape or not finite, or a version that is not 2 or 3.
+    ``angles`` is one vector, (n_angles,), in radians, written with 17 significant digits. Without it the text declares
+    an input for every angle, ``theta0``, ``theta1``, ... or from eleven on ``theta00``, ``theta01``, ..., so that the
+    order of the names is theirs; version 2 has no inputs. ``include=False`` leaves out the standard library and
+    declares a qubit ``q0``, ``q1``, ... for each wire, for readers that know the standard gates and neither ``include``
+    nor registers, such as ``pennylane.from_qasm3(text, {"q0": 0, "q1": 1})``. Raises ValueError for a wire that is not
+    a qubit, angles of another shape or not finite, or a version that is not 2 or 3.
 
     >>> print(to_qasm(Circuit((2, 2), [Op("RY", (0,)), Op("GIVENS", (0, 1))]), [0.5, 1.0]))
     OPENQASM 3.0;
@@ -45,21 +66,28 @@ def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3) ->
     """
     if version not in _VERSIONS:
         raise ValueError(f"OpenQASM is written in version 2 or 3, got {version!r}")
+    if not include and version == 2:
+        raise ValueError("OpenQASM 2 has no gates without qelib1.inc: use version 3 for a text without an include")
     for wire, d in enumerate(circuit.dims):
         if d != 2:
             raise ValueError(f"OpenQASM has wires of dimension 2 only, but wire {wire} has dimension {d}")
-    head, register, standard = _VERSIONS[version]
+    form, n = _VERSIONS[version], len(circuit.dims)
     if angles is not None:
         values, inputs = [_number(value) for value in _vector(circuit, angles)], []
     elif version == 3 or not circuit.n_angles:
-        values = [f"theta{a}" for a in range(circuit.n_angles)]
+        digits = len(str(circuit.n_angles - 1))
+        values = [f"theta{a:0{digits}}" for a in range(circuit.n_angles)]
         inputs = [f"input float[64] {name};" for name in values]
     else:
         raise ValueError(f"OpenQASM 2 has no inputs: give the {circuit.n_angles} angles or use version 3")
-    missing = dict.fromkeys(op.gate for op in circuit.ops if op.gate not in standard)
-    definitions = [_definition(gate, standard) for gate in missing]
-    calls = [_call(op, values, standard) for op in circuit.ops]
-    return "\n".join([head, *definitions, *inputs, register.format(len(circuit.dims)), *calls, ""])
+    definitions: dict[str, str] = {}
+    for op in circuit.ops:
+        _define(GATES[op.gate], op.adjoint, form, definitions)
+    wires = [f"q[{w}]" if include else f"q{w}" for w in range(n)]
+    qubits = [form.register.format(n)] if include else [f"qubit {wire};" for wire in wires]
+    head = [form.head, form.library] if include else [form.head]
+    calls = [_call(op, values, wires, form) for op in circuit.ops]
+    return "\n".join([*head, *definitions.values(), *inputs, *qubits, *calls, ""])
 
 
 def _vector(circuit: Circuit, angles: Angles) -> list[float]:
@@ -87,23 +115,23 @@ def _statement(name: str, angles: Sequence[str], wires: Sequence[str]) -> str:
     return f"{name}{'(' + ', '.join(angles) + ')' if angles else ''} {', '.join(wires)}"
 
 
-def _call(op: Op, values: Sequence[str], standard: dict[str, str]) -> str:
+def _call(op: Op, values: Sequence[str], wires: Sequence[str], form: _Version) -> str:
     angles = [values[a] for a in op.angles or ()]
-    name = standard.get(op.gate, op.gate.lower())
     if op.adjoint:
         angles = [value.removeprefix("-") if value.startswith("-") else f"-{value}" for value in angles]
-        name = _DAGGERS.get(op.gate, name)
-    return _statement(name, angles, [f"q[{wire}]" for wire in op.wires]) + ";"
+    return _statement(form.name(GATES[op.gate], op.adjoint), angles, [wires[w] for w in op.wires]) + ";"
 
 
-def _definition(gate: str, standard: dict[str, str]) -> str:
-    """The definition of a gate by its parts, which are all standard gates."""
-    parts = _SWAP if gate == "SWAP" else GATES[gate].parts
-    if not parts:
-        raise ValueError(f"{gate} is neither a standard gate of OpenQASM nor made of parts that are")
+def _define(gate: Gate, adjoint: bool, form: _Version, found: dict[str, str]) -> None:
+    """Put the definition of a gate that is not a standard one behind those of its parts."""
+    name = form.name(gate, adjoint)
+    if name in (form.standard(gate), gate.names.dagger) or name in found:
+        return
+    if not gate.parts:
+        raise ValueError(f"OpenQASM {form.number} has no gate {gate.name}, which is not made of parts either")
     steps = []
-    for part in parts:
+    for part, inverse in gate.steps(adjoint and not gate.angles):
+        _define(GATES[part.gate], inverse, form, found)
         angle = [] if part.scale is None else [f"{_number(part.scale)}*t"]
-        steps.append(_statement(standard[part.gate], angle, ["ab"[w] for w in part.wires]))
-    signature = _statement(gate.lower(), ["t"] * GATES[gate].angles, list("ab"[: GATES[gate].wires]))
-    return f"gate {signature} {{ {'; '.join(steps)}; }}"
+        steps.append(_statement(form.name(GATES[part.gate], inverse), angle, ["ab"[w] for w in part.wires]))
+    found[name] = f"gate {_statement(name, ['t'] * gate.angles, list('ab'[: gate.wires]))} {{ {'; '.join(steps)}; }}"

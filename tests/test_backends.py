@@ -1,7 +1,12 @@
 """Every backend against the independent reference: every ansatz file, every gate; gradients against each other."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import metadata
+from itertools import permutations
 from math import prod
 
 import pytest
@@ -12,17 +17,18 @@ from peft import get_peft_model
 from tiny import CHAIN
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qcircuit_peft import Circuit, Op, QCircuitConfig, apply, columns, load, matrix, state
-from qcircuit_peft.ansatz import names
-from qcircuit_peft.backends import BACKENDS
+from qcircuit_peft import Ansatz, Circuit, Noise, Op, QCircuitConfig, apply, columns, density, load, matrix, state
+from qcircuit_peft.ansatz import Step, names
+from qcircuit_peft.backends import BACKENDS, find_backend
 from qcircuit_peft.frames.circuit import CircuitFrame
-from qcircuit_peft.gates import GATES
+from qcircuit_peft.gates import GATES, Names
 
 LIGHTNING = "pennylane:lightning.qubit"
 EVERY = [*BACKENDS, LIGHTNING]
-FORWARD_ONLY = ["qiskit", LIGHTNING]
+FORWARD_ONLY = [name for name in EVERY if find_backend(name).derivatives == 0]
 DIFFERENTIABLE = [name for name in EVERY if name not in FORWARD_ONLY]
 SIMULATORS = [name for name in DIFFERENTIABLE if name != "native"]
+QUBITS_ONLY = [name for name in EVERY if not find_backend(name).qudits]
 DTYPES = (torch.float64, torch.float32)
 
 PAIR = Circuit((2, 2), [Op("RY", (0,)), Op("CX", (1, 0)), Op("GIVENS", (0, 1))])
@@ -40,10 +46,10 @@ def family(name):
             yield load(name).circuit(qubits=q, layers=layers), f"{name} q={q} L={layers}"
 
 
-def with_every_gate():
-    """Every gate, plain and adjoint, on neighbours and on distant wires in both orders."""
+def with_every_gate(backend):
+    """Every gate that a backend has, plain and adjoint, on neighbours and on distant wires in both orders."""
     ops = []
-    for gate in GATES.values():
+    for gate in filter(find_backend(backend).has, GATES.values()):
         for wires in ((0, 1), (2, 0), (1, 2)):
             ops += [Op(gate.name, wires[: gate.wires], adjoint=adjoint) for adjoint in (False, True)]
     return Circuit((2, 2, 2), ops)
@@ -71,13 +77,76 @@ def test_every_backend_is_the_reference_on_every_family_and_the_gradients_agree(
                 close(theirs, ours, gates(circuit), cotangent.norm(), where=(where, backend))
 
 
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("backend", EVERY)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_gate_is_the_reference(backend, dtype):
-    circuit = with_every_gate()
+def test_every_gate_is_the_reference_or_refused(backend, gate):
+    n = GATES[gate].wires
+    ops = [Op(gate, wires, adjoint=adjoint) for wires in permutations(range(3), n) for adjoint in (False, True)]
+    circuit = Circuit((2, 2, 2), ops)
     angles = drawn(circuit.n_angles)
-    found = matrix(circuit, angles.to(dtype), backend=backend)
-    close(found, reference.matrix(circuit, angles), gates(circuit), size=1)
+    if not find_backend(backend).has(GATES[gate]):
+        with pytest.raises(ValueError, match=f"backend {backend!r} has no gate {gate}; 'native'"):
+            matrix(circuit, angles, backend=backend)
+        pytest.skip(f"{backend} has no {gate}")
+    for dtype in DTYPES:
+        found = matrix(circuit, angles.to(dtype), backend=backend)
+        close(found, reference.matrix(circuit, angles), gates(circuit), size=1)
+
+
+@pytest.fixture
+def stripped(monkeypatch):
+    """Takes gates away from the simulators: ``stripped(gate, parts)`` leaves it no names, and these parts."""
+
+    def strip(gate, parts=()):
+        monkeypatch.setitem(GATES, gate, replace(GATES[gate], names=Names(), parts=parts))
+
+    return strip
+
+
+@pytest.mark.parametrize("backend", QUBITS_ONLY)
+def test_a_gate_that_a_simulator_lacks_is_refused_before_anything_runs(stripped, backend):
+    stripped("H")
+    said = rf"^backend {backend!r} has no gate H; 'native' has it$"
+    circuit = Circuit((2,), [Op("RY", (0,)), Op("H", (0,))])
+    for run in (matrix, partial(apply, x=torch.ones(2, 1)), partial(state, shots=3)):
+        with pytest.raises(ValueError, match=said):
+            run(circuit, drawn(1), backend=backend)
+    if find_backend(backend).noise:
+        with pytest.raises(ValueError, match=said):
+            density(circuit, drawn(1), Noise(), backend=backend)
+    for width in ("qudit", "shannon"):
+        with pytest.raises(ValueError, match=said):
+            CircuitFrame(4, 2, Ansatz("h", layer=(Step(("RY", "H"), "each"),)), width=width, backend=backend)
+    assert matrix(circuit, drawn(1)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, gate in GATES.items() if gate.parts])
+@pytest.mark.parametrize("backend", QUBITS_ONLY)
+def test_where_a_simulator_lacks_a_gate_its_parts_run(stripped, backend, name):
+    stripped(name, GATES[name].parts)
+    ops = [Op(name, wires, adjoint=adjoint) for wires in ((0, 2), (2, 1)) for adjoint in (False, True)]
+    circuit = Circuit((2, 2, 2), [op for op in ops for op in (op, Op("RY", (0,)), Op("RX", (1,)))])
+    angles = drawn(2, circuit.n_angles)
+    for row, found in zip(angles, matrix(circuit, angles, backend=backend), strict=True):
+        close(found, reference.matrix(circuit, row), len(GATES[name].parts) * gates(circuit), size=1)
+    if find_backend(backend).noise:
+        theirs = density(circuit, angles, Noise(depolarizing=0.1), backend=backend)
+        close(theirs, density(circuit, angles, Noise(depolarizing=0.1)), 10 * gates(circuit), size=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=list(BACKENDS))
+def test_a_row_says_what_its_module_has(backend):
+    assert BACKENDS[backend.name] is backend and find_backend(backend.name) is backend
+    has = set(vars(backend.module()))
+    wanted = {"columns", "apply"} if backend.name == "native" else {"run"}
+    wanted |= {"check_device"} if backend.device else set()
+    assert wanted <= has
+    if backend.name != "native":
+        assert ("frequencies" in has) == backend.shots and ("density" in has) == backend.noise
+        assert backend.name in Names.__dataclass_fields__
+    assert backend.about and backend.precision and bool(backend.install) == (backend.name != "native")
+    if extra := re.search(r"\[(.+)\]", backend.install):
+        assert extra[1] in metadata("qcircuit-peft").get_all("Provides-Extra")
 
 
 @pytest.mark.parametrize("name", names())
@@ -90,7 +159,7 @@ def test_lightning_is_the_reference_on_every_family(name):
 
 @pytest.mark.parametrize("backend", EVERY)
 def test_angles_and_columns_broadcast(backend):
-    circuit = with_every_gate()
+    circuit = with_every_gate(backend)
     angles = drawn(2, 1, circuit.n_angles)
     x = torch.randn(3, 8, 2, dtype=torch.complex128)
     found = apply(circuit, angles, x, backend=backend)
@@ -118,7 +187,7 @@ def test_an_empty_batch_gives_an_empty_result(backend):
 
 @pytest.mark.parametrize("backend", DIFFERENTIABLE)
 def test_gradients_of_a_batch_reach_angles_and_columns(backend):
-    circuit = with_every_gate()
+    circuit = with_every_gate(backend)
     leaves = drawn(2, circuit.n_angles), torch.randn(8, 2, dtype=torch.complex128)
     cotangent = torch.randn(2, 8, 2, dtype=torch.complex128)
 
@@ -154,10 +223,10 @@ def test_a_gradient_of_a_forward_only_backend_is_refused(backend):
         assert matrix(PAIR, angles, backend=backend).shape == (4, 4)
 
 
-@pytest.mark.parametrize("backend", [name for name in EVERY if name != "native"])
+@pytest.mark.parametrize("backend", QUBITS_ONLY)
 def test_a_wire_that_is_not_a_qubit_is_refused(backend):
     circuit = load("simplified_two_design").circuit(dim=12)
-    with pytest.raises(ValueError, match=r"simulates qubits only, but wire 0 has dimension 3; .* 'native'"):
+    with pytest.raises(ValueError, match=r"simulates qubits only, but wire 0 has dimension 3; 'native' has"):
         columns(circuit, drawn(circuit.n_angles), 2, backend=backend)
 
 
@@ -179,21 +248,14 @@ def test_an_unknown_or_unfit_backend_is_refused(backend, said):
         columns(PAIR, drawn(PAIR.n_angles), 2, backend=backend)
 
 
-@pytest.mark.parametrize(
-    "backend, package, command",
-    [
-        ("pennylane", "pennylane", r"pip install 'qcircuit-peft\[pennylane\]'"),
-        ("torchquantum", "torchquantum", "pip install --no-deps torchquantum==0.1.8"),
-        ("qiskit", "qiskit", r"pip install 'qcircuit-peft\[qiskit\]'"),
-    ],
-)
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, backend, package, command):
-    assert {backend for backend in BACKENDS if backend != "native"} == {"pennylane", "torchquantum", "qiskit"}
+@pytest.mark.parametrize("backend", [row.name for row in BACKENDS.values() if row.install])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, backend):
     monkeypatch.delitem(sys.modules, f"qcircuit_peft.backends.{backend}", raising=False)
-    for name in {package, *sys.modules}:
-        if name.partition(".")[0] == package:
+    for name in {backend, *sys.modules}:
+        if name.partition(".")[0] == backend:
             monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModuleNotFoundError, match=f"needs {package}, which is not installed; run: {command}$"):
+    command = re.escape(BACKENDS[backend].install)
+    with pytest.raises(ModuleNotFoundError, match=f"needs {backend}, which is not installed; run: {command}$"):
         matrix(PAIR, drawn(PAIR.n_angles), backend=backend)
 
 

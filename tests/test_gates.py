@@ -90,22 +90,39 @@ def test_a_two_wire_gate_without_angle_is_a_signed_permutation(gate):
         u = gate.matrix(angles, dims)
         index, phase = signed_permutation(u)
         np.testing.assert_array_equal(np.diag(phase) @ np.eye(len(u))[index], u)
-    assert not gate.parts
 
 
-@named(wires=2, angles=1)
-def test_parts_multiply_out_to_the_matrix(gate):
-    for t in ANGLES:
-        product_of_parts = np.eye(4)
-        for part in gate.parts:
-            row = GATES[part.gate]
-            assert len(part.wires) == row.wires and (part.scale is None) == (row.angles == 0)
-            assert row.real or not gate.real
-            u = row.matrix(() if part.scale is None else (part.scale * t,))
-            if row.wires == 2:
-                signed_permutation(u)
-            product_of_parts = reference.embed(u, (2, 2), part.wires) @ product_of_parts
-        close(product_of_parts, gate.matrix((t,)), len(gate.parts) * roundings((2, 2), (t,)), size=1)
+@every_gate
+def test_what_is_not_elementary_has_elementary_parts(gate):
+    assert gate.elementary == (gate.wires == 1 or gate.angles == 0)
+    assert gate.elementary or gate.parts
+    for part in gate.parts:
+        row = GATES[part.gate]
+        assert row.elementary and not row.parts  # so that parts end
+        assert len(part.wires) == row.wires and (part.scale is None) == (row.angles == 0)
+        assert row.real or not gate.real
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("gate", [gate for gate in GATES.values() if gate.parts], ids=lambda gate: gate.name)
+def test_parts_multiply_out_to_the_matrix_and_its_adjoint(gate, adjoint):
+    for t in ANGLES if gate.angles else (0.0,):
+        product_of_parts = np.eye(2**gate.wires)
+        for part, undone in gate.steps(adjoint):
+            u = GATES[part.gate].matrix(() if part.scale is None else (part.scale * t,))
+            u = u.conj().T if undone else u
+            product_of_parts = reference.embed(u, register(gate), part.wires) @ product_of_parts
+        wanted = gate.matrix((t,) * gate.angles)
+        bound = len(gate.parts) * roundings(register(gate), (t,))
+        close(product_of_parts, wanted.conj().T if adjoint else wanted, bound, size=1)
+
+
+@every_gate
+def test_names_and_drawing_are_well_formed(gate):
+    assert all(isinstance(name, str) and " " not in name for name in vars(gate.names).values())
+    assert not gate.names.dagger or (gate.angles == 0 and gate.names.qasm3)
+    marks, _, label = gate.drawing.partition(" ")
+    assert len(marks) + bool(label) * (gate.wires - len(marks)) in (0, gate.wires) and set(marks) <= set("●⊕×")
 
 
 @every_gate

@@ -20,13 +20,13 @@ from qcircuit_peft import (
     state,
 )
 from qcircuit_peft.analysis import evaluate_under_noise
-from qcircuit_peft.backends import pennylane
+from qcircuit_peft.backends import BACKENDS, pennylane
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
 
-SIMULATORS = ["pennylane", "qiskit"]
+SIMULATORS = [row.name for row in BACKENDS.values() if row.noise and row.name != "native"]
 ONE_BY_ONE = [Noise(depolarizing=0.2), Noise(amplitude_damping=0.3), Noise(phase_damping=0.4)]
 ALL = Noise(0.03, 0.05, 0.04, 0.02)
 

@@ -1,8 +1,11 @@
 """OpenQASM against a reader that is not ours: Qiskit's matrix, in our order of the wires, is our matrix."""
 
+import re
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
+import pennylane as qml
 import pytest
 import torch
 from qiskit import qasm2, qasm3
@@ -10,11 +13,12 @@ from qiskit.quantum_info import Operator
 
 from qcircuit_peft import Circuit, Op, load, matrix
 from qcircuit_peft.ansatz import names
-from qcircuit_peft.gates import GATES
+from qcircuit_peft.gates import GATES, Names
 from qcircuit_peft.qasm import to_qasm
 
 READERS = {2: qasm2.loads, 3: qasm3.loads}
 every_version = pytest.mark.parametrize("version", READERS)
+MANY = Circuit((2, 2), [Op("RX", (a % 2,)) for a in range(101)])
 
 
 def uniform(circuit):
@@ -30,7 +34,17 @@ def check(circuit, version, angles=None):
     angles = uniform(circuit) if angles is None else angles
     read = READERS[version](to_qasm(circuit, angles, version))
     assert read.num_qubits == len(circuit.dims) and len(read.data) == len(circuit.ops)
-    np.testing.assert_allclose(unitary(read), matrix(circuit, angles).numpy(), rtol=0, atol=1e-12)
+    wanted = matrix(circuit, angles).numpy()
+    np.testing.assert_allclose(unitary(read), wanted, rtol=0, atol=1e-12)
+    if version == 3:
+        np.testing.assert_allclose(pennylane_reads(circuit, angles), wanted, rtol=0, atol=1e-12)
+
+
+def pennylane_reads(circuit, angles, **inputs):
+    """PennyLane's matrix of the text for readers that refuse an include, with our wire w as its wire w."""
+    wires = range(len(circuit.dims))
+    read = qml.from_qasm3(to_qasm(circuit, angles, include=False), {f"q{w}": w for w in wires})
+    return qml.matrix(qml.tape.make_qscript(read)(**inputs), wire_order=wires)
 
 
 @every_version
@@ -59,9 +73,27 @@ def test_without_angles_every_angle_is_a_parameter(name):
     circuit = circuit + circuit.inverse()
     angles = uniform(circuit)
     read = qasm3.loads(to_qasm(circuit))
-    assert {p.name for p in read.parameters} == {f"theta{a}" for a in range(circuit.n_angles)}
-    bound = read.assign_parameters({f"theta{a}": float(t) for a, t in enumerate(angles)})
-    np.testing.assert_allclose(unitary(bound), matrix(circuit, angles).numpy(), rtol=0, atol=1e-12)
+    inputs = dict(zip((p.name for p in read.parameters), angles.tolist(), strict=True))
+    wanted = matrix(circuit, angles).numpy()
+    for values in (angles.tolist(), inputs):  # by position and by name
+        np.testing.assert_allclose(unitary(read.assign_parameters(values)), wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(pennylane_reads(circuit, None, **inputs), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 11, 99, 100, 101])
+def test_the_order_of_the_names_is_that_of_the_angles(n):
+    circuit = Circuit((2, 2), MANY.ops[:n])
+    text = to_qasm(circuit)
+    names = re.findall(r"input float\[64\] (\w+);", text)
+    assert names == sorted(names) == re.findall(r"rx\((\w+)\)", text) and len(set(names)) == n
+    assert [p.name for p in qasm3.loads(text).parameters] == names
+
+
+def test_eleven_angles_bind_in_their_order():
+    circuit = Circuit((2, 2), MANY.ops[:13])
+    values = torch.arange(13, dtype=torch.float64)
+    read = qasm3.loads(to_qasm(circuit)).assign_parameters(values.tolist())
+    assert [float(step.operation.params[0]) for step in read.data] == values.tolist()
 
 
 @every_version
@@ -113,3 +145,24 @@ def test_what_cannot_be_written_is_refused(circuit, angles, version, message):
     with pytest.raises(ValueError) as error:
         to_qasm(circuit, angles, version)
     assert str(error.value) == message
+
+
+def test_a_text_without_an_include_is_as_written():
+    circuit = Circuit((2, 2), [Op("RZZ", (1, 0)), Op("S", (0,), adjoint=True)])
+    assert to_qasm(circuit, include=False) == (
+        "OPENQASM 3.0;\n"
+        "gate rzz(t) a, b { cx a, b; rz(1.0*t) b; cx a, b; }\n"
+        "input float[64] theta0;\nqubit q0;\nqubit q1;\n"
+        "rzz(theta0) q1, q0;\nsdg q0;\n"
+    )
+    with pytest.raises(ValueError) as error:
+        to_qasm(circuit, [0.1], version=2, include=False)
+    assert str(error.value) == "OpenQASM 2 has no gates without qelib1.inc: use version 3 for a text without an include"
+
+
+@every_version
+def test_a_gate_that_is_neither_standard_nor_made_of_parts_is_refused(monkeypatch, version):
+    monkeypatch.setitem(GATES, "H", replace(GATES["H"], names=Names()))
+    with pytest.raises(ValueError) as error:
+        to_qasm(Circuit((2,), [Op("H", (0,))]), version=version)
+    assert str(error.value) == f"OpenQASM {version} has no gate H, which is not made of parts either"

@@ -5,13 +5,13 @@ import reference
 import torch
 
 from qcircuit_peft import Circuit, Noise, Op, columns, estimated_columns, load, probabilities, state
-from qcircuit_peft.backends import BACKENDS
+from qcircuit_peft.backends import BACKENDS, find_backend
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.backends.shots import draw, interference, signed
 from qcircuit_peft.gates import GATES
 
-DRAW_THEMSELVES = ["pennylane", "pennylane:lightning.qubit", "qiskit"]
 EVERY = [*BACKENDS, "pennylane:lightning.qubit"]
+DRAW_THEMSELVES = [name for name in EVERY if find_backend(name).shots]
 SHOTS = 20_000
 
 

@@ -1,9 +1,7 @@
 """The one door to every backend, where what comes in is checked once: exact columns, and what shots tell of them."""
 
-from collections.abc import Callable
-from importlib import import_module
+from dataclasses import replace
 from math import prod
-from types import ModuleType
 
 import psutil
 import torch
@@ -14,51 +12,16 @@ from qcircuit_peft.backends.noise import Noise, read
 from qcircuit_peft.backends.noise import density as native_density
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, signed
-from qcircuit_peft.backends.simulator import check_qubits, simulate
+from qcircuit_peft.backends.simulator import check, simulate
+from qcircuit_peft.backends.table import BACKENDS, Backend, check_gates, check_wires, find_backend, having
 from qcircuit_peft.circuit import Circuit
-from qcircuit_peft.gates import did_you_mean
+
+__all__ = [
+    "BACKENDS", "Backend", "apply", "check_gates", "check_wires", "columns", "density", "estimated_columns",
+    "find_backend", "matrix", "probabilities", "state",
+]  # fmt: skip
 
 _SMALL = 1 << 28  # bytes for which there is memory, without asking the system
-
-
-def _simulator(name: str, install: str) -> Callable[[], ModuleType]:
-    def load() -> ModuleType:
-        try:
-            return import_module(f"qcircuit_peft.backends.{name}")
-        except ModuleNotFoundError as error:
-            message = (
-                f"backend {name!r} needs {str(error.name).partition('.')[0]}, which is not installed; run: {install}"
-            )
-            raise ModuleNotFoundError(message, name=error.name) from error
-
-    return load
-
-
-# A backend is a module with ``apply(circuit, angles, x)`` and ``columns(circuit, angles, k)``, imported when asked for.
-# One that has several devices names the usual one in ``DEFAULT_DEVICE`` and takes another as a last argument.
-# One that draws shots itself has ``frequencies(circuit, angles, shots, seed)``, (B, P) -> (B, N), and one that knows
-# noise ``density(circuit, angles, noise)``, (B, P) -> (B, N, N).
-BACKENDS: dict[str, Callable[[], ModuleType]] = {
-    "native": lambda: native,
-    "pennylane": _simulator("pennylane", "pip install 'qcircuit-peft[pennylane]'"),
-    "torchquantum": _simulator("torchquantum", "pip install --no-deps torchquantum==0.1.8"),
-    "qiskit": _simulator("qiskit", "pip install 'qcircuit-peft[qiskit]'"),
-}
-
-
-def backend_module(name: str) -> tuple[ModuleType, tuple[str, ...]]:
-    """The module of a backend, and the device in its name, if there is one: "pennylane:lightning.qubit".
-
-    Raises ValueError for a name that is not in ``BACKENDS`` or a device where there are none, ModuleNotFoundError
-    with the command to install a missing package.
-    """
-    base, colon, device = str(name).partition(":")
-    if base not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; {did_you_mean(base, BACKENDS)}")
-    module = BACKENDS[base]()
-    if colon and not hasattr(module, "DEFAULT_DEVICE"):
-        raise ValueError(f"backend {base!r} has no devices to choose from, got {name!r}; 'pennylane:NAME' has")
-    return module, (device,) if colon else ()
 
 
 def _check(circuit: Circuit, angles: Tensor) -> None:
@@ -100,6 +63,11 @@ def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: i
         )
 
 
+def _simulated(row: Backend, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+    module = row.module()
+    return simulate(lambda *given: module.run(*given, *row.on), row, circuit, angles, x)
+
+
 def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native") -> Tensor:
     """The first ``k`` columns of the circuit's matrix, (*batch, N, k); orthonormal, real if the circuit is.
 
@@ -114,9 +82,11 @@ def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native"
     """
     _check(circuit, angles)
     _check_columns(circuit, k)
-    module, device = backend_module(backend)
+    row = find_backend(backend)
     _check_memory(circuit, angles, angles.shape[:-1], k)
-    return module.columns(circuit, angles, k, *device)
+    if row.name == "native":
+        return native.columns(circuit, angles, k)
+    return _simulated(row, circuit, angles, torch.eye(circuit.dim, k, dtype=angles.dtype, device=angles.device))
 
 
 def matrix(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tensor:
@@ -156,18 +126,19 @@ def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "n
     """
     _check(circuit, angles)
     _check_noise(noise)
-    module, device = backend_module(backend)
-    if device or (module is not native and not hasattr(module, "density")):
-        raise ValueError(f"backend {backend!r} has no noise; 'native', 'pennylane' and 'qiskit' have")
+    row = find_backend(backend)
+    if not row.noise:
+        raise ValueError(f"backend {backend!r} has no noise; {having(lambda row: row.noise)}")
     _check_memory(circuit, angles, angles.shape[:-1], circuit.dim)
-    if module is native:
+    if row.name == "native":
         return native_density(circuit, angles, noise)
+    module = row.module()
 
     def run(circuit: Circuit, rows: Tensor, _: Tensor) -> Tensor:
         return module.density(circuit, rows, noise)
 
     everywhere = angles.new_zeros(circuit.dim, circuit.dim)
-    return simulate(run, backend, circuit, angles, everywhere, gradients=False)
+    return simulate(run, replace(row, derivatives=0), circuit, angles, everywhere)
 
 
 def probabilities(
@@ -199,14 +170,14 @@ def probabilities(
         populations = density(circuit, angles, noise, backend=backend).diagonal(dim1=-2, dim2=-1).real
         return read(populations.clamp(min=0), noise.readout, circuit.dims)
     check_shots(shots, generator)
-    module, device = backend_module(backend)
+    row = find_backend(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
 
     def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
-        if noise is None and len(rows) and hasattr(module, "frequencies"):
-            check_qubits(circuit.dims, backend)
+        if noise is None and len(rows) and row.shots:
+            check(circuit, row)
             seed = int(torch.randint(1 << 31, (), generator=generator))
-            return module.frequencies(circuit, rows, shots, seed, *device).to(rows)
+            return row.module().frequencies(circuit, rows, shots, seed, *row.on).to(rows)
         return draw(probabilities(circuit, rows, noise=noise, backend=backend), shots, generator)
 
     return differentiable(circuit, frequencies, angles)
@@ -273,6 +244,6 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
         raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
     if x.dtype in (torch.float64, torch.complex128):
         angles = angles.double()
-    module, device = backend_module(backend)
+    row = find_backend(backend)
     _check_memory(circuit, angles, batch, x.shape[-1])
-    return module.apply(circuit, angles, x, *device)
+    return native.apply(circuit, angles, x) if row.name == "native" else _simulated(row, circuit, angles, x)

@@ -3,49 +3,53 @@
 Columns come from ``quantum_info``, shots and noise from Aer.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
-from math import pi
 from typing import Any
 
 import numpy as np
 import torch
 from qiskit import QuantumCircuit, transpile
-from qiskit.circuit import library
+from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import Operator
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import amplitude_damping_error, depolarizing_error, phase_damping_error
 from torch import Tensor
 
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.backends.simulator import identity, simulate
+from qcircuit_peft.backends.simulator import calls
+from qcircuit_peft.backends.table import BACKENDS
 from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.gates import GATES
 
-# Our names of gates in Qiskit: constructors that take angles.
-GATES: dict[str, Callable[..., Any]] = {
-    "RY": library.RYGate, "RX": library.RXGate, "RZ": library.RZGate, "P": library.PhaseGate,
-    "H": library.HGate, "X": library.XGate, "Y": library.YGate, "Z": library.ZGate,
-    "S": library.SGate, "T": library.TGate, "CZ": library.CZGate, "CX": library.CXGate, "SWAP": library.SwapGate,
-    "CRX": library.CRXGate, "CRY": library.CRYGate, "CRZ": library.CRZGate,
-    "RXX": library.RXXGate, "RYY": library.RYYGate, "RZZ": library.RZZGate,
-    "GIVENS": partial(library.XXPlusYYGate, beta=-pi / 2),
-}  # fmt: skip
+_STANDARD: dict[str, Any] = get_standard_gate_name_mapping()
 
 
-def gate_of(op: Op, angles: list[float]) -> Any:
-    """The gate of an op for one row of angles (n_angles,), in radians."""
-    gate = GATES[op.gate](*(angles[a] for a in op.angles or ()))
-    return gate.inverse() if op.adjoint else gate
+def gate_of(op: Op, values: Sequence[Any]) -> Any:
+    """The gate of an op whose angles have these values, in radians; made of its parts where Qiskit lacks it."""
+    found = list(calls(op, tuple(values), BACKENDS["qiskit"].name_of))
+    gates = [_STANDARD[call.name].base_class(*call.angles) for call in found]
+    gates = [gate.inverse() if call.adjoint else gate for gate, call in zip(gates, found, strict=True)]
+    if GATES[op.gate].names.qiskit:
+        return gates[0]
+    made = QuantumCircuit(len(op.wires), name=op.gate + "†" * op.adjoint)
+    for gate, call in zip(gates, found, strict=True):
+        made.append(gate, [op.wires.index(wire) for wire in call.wires])
+    return made.to_gate()
 
 
-def _run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+def _valued(op: Op, angles: list[float]) -> list[float]:
+    return [angles[a] for a in op.angles or ()]
+
+
+def run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+    """U x, (B, N, K)."""
     last = len(circuit.dims) - 1
     found = []
     for row, start in zip(angles.tolist(), x.detach().cpu().numpy(), strict=True):
         columns = Operator(start, input_dims=(start.shape[1],), output_dims=circuit.dims)
         for op in circuit.ops:
-            columns = columns.compose(Operator(gate_of(op, row)), qargs=[last - w for w in op.wires])
+            columns = columns.compose(Operator(gate_of(op, _valued(op, row))), qargs=[last - w for w in op.wires])
         found.append(columns.data)
     return torch.as_tensor(np.stack(found), device=x.device)
 
@@ -59,7 +63,7 @@ def circuit_of(circuit: Circuit, angles: list[float], after: Sequence[Any] = ())
     made = QuantumCircuit(len(circuit.dims))
     for op in circuit.ops:
         qubits = [last - w for w in op.wires]
-        made.append(gate_of(op, angles), qubits)
+        made.append(gate_of(op, _valued(op, angles)), qubits)
         for qubit, instruction in product(qubits, after):
             made.append(instruction, [qubit])
     return made
@@ -93,13 +97,3 @@ def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int) -> Tens
         for outcome, count in result.get_counts(row).items():
             found[row, int(outcome, 2)] = count / shots
     return found
-
-
-def apply(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
-    """U x for the columns of x, (*batch, N, K)."""
-    return simulate(_run, "qiskit", circuit, angles, x, gradients=False)
-
-
-def columns(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
-    """The first k columns of the circuit's matrix, (*batch, N, k)."""
-    return apply(circuit, angles, identity(circuit, angles, k))

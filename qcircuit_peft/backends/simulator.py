@@ -1,14 +1,39 @@
 """What the simulators of qubits have in common: one flat batch of complex columns goes in, and comes out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qcircuit_peft.backends.table import Backend, check_gates, check_wires, having
 from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.gates import GATES, Gate
 
 Run = Callable[[Circuit, Tensor, Tensor], Tensor]  # angles (B, P), complex x (B, N, K) -> complex (B, N, K)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A gate of a simulator by its name there, with the values of its angles."""
+
+    name: str
+    wires: tuple[int, ...]
+    angles: tuple[Any, ...]
+    adjoint: bool
+
+
+def calls(op: Op, values: tuple[Any, ...], name_of: Callable[[Gate], str]) -> Iterator[Call]:
+    """An op whose angles have these values, as gates that a simulator has: itself, or else its parts in time order."""
+    gate = GATES[op.gate]
+    if name := name_of(gate):
+        yield Call(name, op.wires, values, op.adjoint)
+        return
+    for part, adjoint in gate.steps(op.adjoint):
+        scaled = () if part.scale is None else tuple(part.scale * value for value in values)
+        yield from calls(Op(part.gate, tuple(op.wires[w] for w in part.wires), None, adjoint), scaled, name_of)
 
 
 def angles_of(op: Op, angles: Tensor) -> tuple[Tensor, ...]:
@@ -16,32 +41,23 @@ def angles_of(op: Op, angles: Tensor) -> tuple[Tensor, ...]:
     return tuple(angles[..., a] for a in op.angles or ())
 
 
-def identity(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
-    """The first k basis states as columns, (N, k), where the angles are."""
-    return torch.eye(circuit.dim, k, dtype=angles.dtype, device=angles.device)
+def check(circuit: Circuit, backend: Backend) -> None:
+    """Raise ValueError if a backend cannot run a circuit, naming the wire or the gate."""
+    check_wires(circuit.dims, backend)
+    check_gates({op.gate for op in circuit.ops}, backend)
 
 
-def check_qubits(dims: tuple[int, ...], backend: str) -> None:
-    """Raise ValueError, naming the wire, if a wire is not a qubit."""
-    for wire, d in enumerate(dims):
-        if d != 2:
-            raise ValueError(
-                f"backend {backend!r} simulates qubits only, but wire {wire} has dimension {d}; "
-                "the backend for any dimension is 'native'"
-            )
-
-
-def simulate(run: Run, backend: str, circuit: Circuit, angles: Tensor, x: Tensor, *, gradients: bool) -> Tensor:
+def simulate(run: Run, backend: Backend, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
     """U x, (*batch, N, K), by a simulator of qubits; real if the circuit and x are.
 
-    ``gradients`` says whether torch can differentiate ``run``. Raises ValueError for a wire that is not a qubit, or if
-    a gradient is asked of a simulator that has none.
+    Raises ValueError for a wire that is not a qubit, a gate that the simulator lacks, or if a gradient is asked of one
+    that has none.
     """
-    check_qubits(circuit.dims, backend)
-    if not gradients and torch.is_grad_enabled() and (angles.requires_grad or x.requires_grad):
+    check(circuit, backend)
+    if backend.derivatives == 0 and torch.is_grad_enabled() and (angles.requires_grad or x.requires_grad):
         raise ValueError(
-            f"backend {backend!r} runs forward only here: call it under torch.no_grad(), or take the gradient with "
-            "'native'"
+            f"backend {backend.called!r} runs forward only here: call it under torch.no_grad(); "
+            f"{having(lambda row: row.derivatives != 0)} gradients"
         )
     batch = torch.broadcast_shapes(angles.shape[:-1], x.shape[:-2])
     columns = x.to(torch.promote_types(angles.dtype, torch.complex64))

@@ -7,7 +7,6 @@ own, and nothing of it stays in ``sys.modules``: a later ``import torchquantum``
 
 import sys
 import warnings
-from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcircuit_peft.backends.simulator import angles_of, identity, simulate
+from qcircuit_peft.backends.simulator import angles_of, calls
+from qcircuit_peft.backends.table import BACKENDS
 from qcircuit_peft.circuit import Circuit
 
 _UNUSED = ("opt_einsum", "qiskit", "qiskit_ibm_runtime", "torchpack")  # imported by its gates, but not used in them
@@ -77,47 +77,15 @@ def _load(dtype: torch.dtype) -> tuple[ModuleType, type]:
 _load(torch.complex64)  # a package that is missing is told when this module is imported
 
 
-def _named(name: str) -> Callable[..., None]:
-    def gate(functions: Any, device: Any, wires: list[int], *angles: Tensor, inverse: bool) -> None:
-        getattr(functions, name)(device, wires=wires, params=angles[0] if angles else None, inverse=inverse)
-
-    return gate
-
-
-def _givens(functions: Any, device: Any, wires: list[int], angle: Tensor, *, inverse: bool) -> None:
-    """Its ``singleexcitation`` takes no batch of angles; between two CX it is a controlled RY the other way."""
-    functions.cx(device, wires=wires[::-1])
-    functions.cry(device, wires=wires, params=-angle, inverse=inverse)
-    functions.cx(device, wires=wires[::-1])
-
-
-# Our names of gates in TorchQuantum: its functions by name, or what is made of them.
-GATES: dict[str, Callable[..., None]] = {
-    "RY": _named("ry"), "RX": _named("rx"), "RZ": _named("rz"), "P": _named("phaseshift"),
-    "H": _named("hadamard"), "X": _named("paulix"), "Y": _named("pauliy"), "Z": _named("pauliz"),
-    "S": _named("s"), "T": _named("t"), "CZ": _named("cz"), "CX": _named("cnot"), "SWAP": _named("swap"),
-    "CRX": _named("crx"), "CRY": _named("cry"), "CRZ": _named("crz"),
-    "RXX": _named("rxx"), "RYY": _named("ryy"), "RZZ": _named("rzz"), "GIVENS": _givens,
-}  # fmt: skip
-
-
-def _run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+def run(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
+    """U x, (B, N, K)."""
     functions, make_device = _load(x.dtype)
     b, n, k = x.shape
     device = make_device(n_wires=len(circuit.dims), device=x.device)
     device.states = x.mT.reshape(b * k, *circuit.dims)
     rows = angles if b == 1 else angles.repeat_interleave(k, 0)
     for op in circuit.ops:
-        given = (angle[:, None] for angle in angles_of(op, rows))
-        GATES[op.gate](functions, device, list(op.wires), *given, inverse=op.adjoint)
+        for call in calls(op, angles_of(op, rows), BACKENDS["torchquantum"].name_of):
+            params = call.angles[0][:, None] if call.angles else None
+            getattr(functions, call.name)(device, wires=list(call.wires), params=params, inverse=call.adjoint)
     return device.states.reshape(b, k, n).mT
-
-
-def apply(circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
-    """U x for the columns of x, (*batch, N, K)."""
-    return simulate(_run, "torchquantum", circuit, angles, x, gradients=True)
-
-
-def columns(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
-    """The first k columns of the circuit's matrix, (*batch, N, k)."""
-    return apply(circuit, angles, identity(circuit, angles, k))

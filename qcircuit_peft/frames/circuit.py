@@ -10,8 +10,6 @@ from torch import Generator, Tensor
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, Step, load, wire_dims
-from qcircuit_peft.backends import native
-from qcircuit_peft.backends.simulator import check_qubits
 from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
@@ -124,8 +122,10 @@ class CircuitFrame:
         object.__setattr__(self, "ansatz", load(self.ansatz))
         if self.width not in WIDTHS:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")
-        backend, _ = backends.backend_module(self.backend)
+        backend = backends.find_backend(self.backend)
         check_real(self.ansatz)
+        steps = (*self.ansatz.first, *self.ansatz.layer, *self.ansatz.last)
+        backends.check_gates({gate for step in steps for gate in step.gates}, backend)
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
         if self.width == "shannon":
@@ -143,8 +143,7 @@ class CircuitFrame:
                     f"a frame has at most {_MAX_ANGLES} angles, but width {self.n} on qudit wires takes {count}; "
                     f"width='shannon' takes {shannon.n_parameters(self.n, self.ansatz, self.layers)}"
                 )
-            if backend is not native:
-                check_qubits(wire_dims(self.n), self.backend)
+            backends.check_wires(wire_dims(self.n), backend)
 
     def __hash__(self) -> int:
         return self._hash

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.ansatz import Ansatz, load
-from qcircuit_peft.backends import backend_module
+from qcircuit_peft.backends import find_backend
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.backends.shots import check_shots
 from qcircuit_peft.checks import whole
@@ -86,7 +86,7 @@ class Recipe:
         for name, allowed in tables.items():
             if getattr(self, name) is not None or name in ("features", "init"):
                 one_of(name, getattr(self, name), allowed)
-        backend_module(self.backend)
+        find_backend(self.backend)
         if self.shots is not None:
             check_shots(self.shots, None)
         if isinstance(self.noise, Mapping):

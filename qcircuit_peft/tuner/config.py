@@ -135,7 +135,7 @@ class QCircuitConfig(PeftConfig):
             )
         if self.share is not None:
             _one_of("share", self.share, _SHARE)
-        backends.backend_module(self.backend)
+        backends.find_backend(self.backend)
         _one_of("width", self.width, WIDTHS)
         _one_of("init", self.init, INITS)
         _one_of("bias", self.bias, _BIAS)

@@ -58,15 +58,12 @@ class Level:
 def _parts(op: Op) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], float, bool]]:
     """``(gate, wires, angles, scale, adjoint)`` of the one-wire gates and signed permutations an op is made of."""
     gate, angles = GATES[op.gate], op.angles or ()
-    if not gate.parts:
+    if gate.elementary:
         yield op.gate, op.wires, angles, -1.0 if op.adjoint and angles else 1.0, op.adjoint and not angles
         return
-    for part in reversed(gate.parts) if op.adjoint else gate.parts:
+    for part, adjoint in gate.steps(op.adjoint):
         wires = tuple(op.wires[w] for w in part.wires)
-        if part.scale is None:
-            yield part.gate, wires, (), 1.0, op.adjoint
-        else:
-            yield part.gate, wires, angles, -part.scale if op.adjoint else part.scale, False
+        yield part.gate, wires, () if part.scale is None else angles, part.scale or 1.0, adjoint
 
 
 @lru_cache(maxsize=4096)
