@@ -8,9 +8,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --no-warn-conflicts --disable-pip-version-check -c .ci/constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE := HF_HUB_OFFLINE=1
+NUMERIC := $(addprefix tests/test_,$(addsuffix .py,gates svd frames_diagonal frames_lower factorizations operators \
+	entanglement native_pennylane tuner_merge))
+AVX2 := $(shell grep -qsw avx2 /proc/cpuinfo && echo yes)
 PINS := pyproject.toml .ci/constraints.txt .ci/packages.txt
 
-.PHONY: help demo test lint bench tutorials docs clean
+.PHONY: help demo test numerics lint bench tutorials docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,6 +24,13 @@ demo: .venv/demo.stamp  ## adapt a real model with a circuit: make demo TASK=tre
 
 test: .venv/full.stamp  ## run the tests and the doctests
 	@$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -n 2
+
+# Kernels that this machine would not choose; what is asked for only ever lowers what the processor has.
+numerics: .venv/full.stamp  ## run tests of numbers on other machines' arithmetic
+	@$(if $(AVX2),OPENBLAS_CORETYPE=Haswell) ATEN_CPU_CAPABILITY=default \
+		$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -q -n 2 $(NUMERIC)
+	@$(if $(AVX2),ATEN_CPU_CAPABILITY=avx2) OPENBLAS_CORETYPE=Nehalem MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
+		$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -q -n 2 $(NUMERIC)
 
 lint: .venv/full.stamp  ## check style, types and the order of imports
 	@$(BIN)/ruff check

@@ -24,7 +24,7 @@ def rounding(dtype: torch.dtype, operations: float, size: float | Tensor = 1.0) 
             n ** 0.5 of the size of the sum where terms have either sign; an angle has one a radian.
         size: the largest magnitude of what is added on the way; where numbers cancel, of those that do.
     """
-    return 4 * torch.finfo(dtype).eps * operations * float(size)
+    return 4 * torch.finfo(dtype).eps * operations * float(torch.as_tensor(size).detach())
 
 
 def gates(circuit: Circuit) -> float:
@@ -45,25 +45,20 @@ def close(
     Args:
         actual, expected: tensors, arrays or numbers of one shape.
         operations, size: those of ``rounding``; the size is that of the largest entry of ``expected`` if not named.
-        dtype: what was computed in; by default the coarser of the two.
+        dtype: what was computed in; by default that of ``actual``.
         where: what a failure names.
     """
-    found, wanted = (torch.as_tensor(x).detach() for x in (actual, expected))
-    if dtype is None:
-        dtype = max((x.dtype for x in (found, wanted) if x.dtype.is_floating_point or x.is_complex()), key=eps)
+    number = (torch.float64 if isinstance(x, float) else None for x in (actual, expected))
+    found, wanted = (torch.as_tensor(x, dtype=d).detach() for x, d in zip((actual, expected), number, strict=True))
+    dtype = dtype or found.dtype
     found, wanted = (x.to(torch.complex128 if x.is_complex() else torch.float64) for x in (found, wanted))
     assert found.shape == wanted.shape, f"shapes {tuple(found.shape)} and {tuple(wanted.shape)} {where}"
     if not found.numel():
         return
-    size = float(wanted.abs().max() if size is None else size)
+    size = float(wanted.abs().max() if size is None else torch.as_tensor(size).detach())
     apart, bound = (found - wanted).abs(), rounding(dtype, operations, size)
     worst = torch.unravel_index(apart.nan_to_num(torch.inf).argmax(), apart.shape)
     assert apart[worst] <= bound, (
         f"{found[worst].item()} and {wanted[worst].item()} at {tuple(map(int, worst))} are {apart[worst]:.2g} apart: "
         f"{where} above {bound:.2g} = 4 x eps({dtype}) x {operations:.4g} operations x {size:.3g}"
     )
-
-
-def eps(dtype: torch.dtype) -> float:
-    """The step from 1 to the next number of a dtype."""
-    return torch.finfo(dtype).eps

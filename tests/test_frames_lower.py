@@ -5,6 +5,7 @@ from math import inf
 import numpy as np
 import pytest
 import torch
+from bounds import close, rounding
 from scipy.linalg import expm
 from torch.nn.utils.parametrizations import orthogonal
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,14 +64,18 @@ def test_maps_are_those_of_other_libraries(name: str, n: int, k: int, rank: int)
     frame = FRAMES[name].spec(n, k, intrinsic_rank=rank)
     values = frame.initial().double()
     wanted = torch.tensor(theirs(name, lower(values, n, rank), rank))
-    assert torch.allclose(frame.columns(values), wanted[:, :k], atol=1e-11, rtol=0)
+    norm = np.abs(lower(values, n, rank)).sum()
+    operations = n * (32 if name == "neumann" else 1 + norm)  # as many as the series has terms, or the norm radians
+    if name == "exponential" and norm < 0.06:  # torch 2.13 has a polynomial there whose fifth term is off by 8.1e-4
+        operations += 1e-3 * norm**5 / rounding(torch.float64, 1)
+    close(frame.columns(values), wanted[:, :k], operations, size=1)
     x = torch.randn(3, n, 5, dtype=torch.float64)
-    assert torch.allclose(frame.apply(values, x), wanted @ x, atol=1e-11, rtol=0)
+    close(frame.apply(values, x), wanted @ x, operations)
     rows = torch.stack([values, -values, 0 * values])
     batch = frame.columns(rows)
-    assert torch.allclose(batch[0], wanted[:, :k], atol=1e-11, rtol=0)
-    assert torch.allclose(batch[1], frame.columns(-values), atol=1e-11, rtol=0)
-    assert torch.allclose(batch[2].abs(), torch.eye(n, k, dtype=torch.float64), atol=1e-11, rtol=0)
+    close(batch[0], wanted[:, :k], operations, size=1)
+    close(batch[1], frame.columns(-values), operations, size=1)
+    close(batch[2].abs(), torch.eye(n, k), operations, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1e3, 1e6])
@@ -97,7 +102,9 @@ def test_a_series_is_as_orthogonal_as_its_radius_says(name: str, order: int) -> 
         factor = part * frame.radius / np.linalg.norm(a - a.T, 2)
         u = frame.apply(factor * values, torch.eye(96, dtype=torch.float64))
         found = torch.linalg.matrix_norm(u.mT @ u - torch.eye(96), 2).item()
-        assert found == pytest.approx(truncation_error(name, order, part * frame.radius), rel=1e-3, abs=1e-13)
+        assert found == pytest.approx(
+            truncation_error(name, order, part * frame.radius), rel=1e-3, abs=rounding(torch.float64, 96)
+        )
         assert found <= 1.001e-6 if part == 1 else found < 4e-7
     start = frame.initial()
     u = frame.columns(start).double()
@@ -109,7 +116,7 @@ def test_the_norm_of_a(n: int, rank: int) -> None:
     frame = FRAMES["neumann"].spec(n, n, intrinsic_rank=rank)
     values = torch.randn(frame.n_parameters, dtype=torch.float64)
     b = lower(values, n, rank)
-    assert frame.norm(values) == pytest.approx(np.linalg.norm(b - b.T, 2))
+    assert frame.norm(values) == pytest.approx(np.linalg.norm(b - b.T, 2), rel=rounding(torch.float64, n**2))
 
 
 @pytest.mark.parametrize(("order", "norm"), [(4, 1.0), (5, 1.0), (8, 1.6), (9, 1.6)])
@@ -135,7 +142,7 @@ def test_frames_of_a_family_are_beginnings_of_each_other(name: str) -> None:
     assert one.family == two.family == one and len({one, two}) == 2
     assert FRAMES[name].spec(20, 3).family == one and FRAMES[name].spec(20, 4).family != one
     values = torch.randn(2, one.n_parameters) / 10
-    assert torch.allclose(one.columns(values), two.columns(values)[..., :3], atol=1e-6)
+    close(one.columns(values), two.columns(values)[..., :3], 20, size=1)
     assert not list(one.circuits())
 
 
@@ -148,10 +155,10 @@ def test_derivatives(name: str) -> None:
     assert torch.autograd.gradgradcheck(lambda row: frame.columns(row)[:, 1:], values[0])
     single = torch.func.vmap(torch.func.grad(lambda v: frame.columns(v)[0, 0]))(values.detach())
     (wanted,) = torch.autograd.grad(frame.columns(values)[:, 0, 0].sum(), values)
-    assert torch.allclose(single, wanted)
+    close(single, wanted, 4**3)
     _, tangent = torch.func.jvp(frame.columns, (values.detach(),), (torch.ones_like(values),))
     jacobian = torch.func.jacrev(lambda v: frame.columns(v))(values.detach()[0])
-    assert torch.allclose(tangent[0], jacobian.sum(-1))
+    close(tangent[0], jacobian.sum(-1), 4**3)
 
 
 @pytest.mark.parametrize(("name", "rank"), [("taylor", 4), ("cayley", 4), ("neumann", 4), ("householder", 2)])

@@ -437,7 +437,7 @@ def test_float32_gradients(circuit):
         gradients.append(torch.autograd.grad(loss, (angles, x_), materialize_grads=True))
     for exact, found in zip(*gradients, strict=True):
         assert found.dtype == torch.float32
-        bounds.close(found, exact, bounds.gates(circuit), size=weights.norm() * x.norm())
+        bounds.close(found, exact, bounds.gates(circuit), size=weights.norm())
 
 
 with_angles = pytest.mark.parametrize(
