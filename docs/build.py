@@ -190,30 +190,6 @@ def circuits() -> str:
     return "\n".join(lines)
 
 
-_UPDATES = {  # the update, and where its numbers are, for docs/factorizations.md
-    "svd": "U diag(λ) Vᵀ",
-    "cp": "Σₖ λₖ (u1ₖ ⊗ u2ₖ)(v1ₖ ⊗ v2ₖ)ᵀ",
-    "tucker": "(U1 ⊗ U2) G (V1 ⊗ V2)ᵀ",
-    "tensor_train": "(u1 u2) diag(λ) (v1 v2)ᵀ",
-    "tensor_ring": "tr(D u1 D u2 diag(λ) v2 D v1)",
-    "std": "(u1 D u2) diag(λ) (v1 D v2)ᵀ",
-    "shared_core": "U G Vᵀ",
-    "quanta": "∏(Sⱼ + Dⱼ) − ∏ Sⱼ over pairs of axes",
-    "rotation": "(R − 1) W or W (R − 1)",
-}
-_FORMULAS = {
-    "svd": "f(N, r) + f(M, r) + r",
-    "cp": "Σ f(nₘ, r) + r",
-    "tucker": "Σ f(nₘ, rₘ) + r²",
-    "tensor_train": "Σ f(bₘ₋₁ nₘ, bₘ) + r",
-    "tensor_ring": "Σ f(bₘ₋₁ nₘ, bₘ) + Σ bₘ",
-    "std": "Σ f(bₘ₋₁ nₘ, bₘ) + Σ bₘ",
-    "shared_core": "f(N, r) + f(M, r) + r²",
-    "quanta": "Σ (nᵢ nⱼ)² over pairs",
-    "rotation": "f(N, N)",
-}
-
-
 def _products(factors: Factorization, rows: int) -> int:
     """Multiplications and additions in matrix products of ``forward``, without making frames and the base layer."""
     made = make_parts(factors, {part: torch.rand(size) for part, size in sizes(factors).items()})
@@ -242,7 +218,7 @@ def factorizations() -> str:
         counts = " | ".join(f"{sum(sizes(factors).values()):,}" for factors in made)
         share = _products(made[0], rows) / (2 * rows * n * n)
         rank = "full" if made[0].rank is None else made[0].rank
-        lines.append(f"| `{name}` | {_UPDATES[name]} | {_FORMULAS[name]} | {counts} | {rank} | {share:.2%} |")
+        lines.append(f"| `{name}` | {kind.update} | {kind.count} | {counts} | {rank} | {share:.2%} |")
     model = torch.nn.Sequential(torch.nn.Linear(n, n, bias=False))
     for method, config in {
         "LoRA": LoraConfig(r=r, target_modules=["0"]),

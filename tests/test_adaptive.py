@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from qcircuit_peft import AdaptiveRank, AdaptiveRankCallback, Allocator, QCircuitConfig, load
 from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.tuner.adaptive import choose
 from qcircuit_peft.tuner.sparse import filled, thinned
@@ -149,7 +150,7 @@ def test_the_budget_is_kept_and_used(case: str) -> None:
     assert settings.budget - allocator.n_kept < pruned.min()
     assert entries_left(net) <= allocator.n_kept <= settings.budget
     for layer in layers(net):
-        for part, frame in layer.factors["default"].frames.items():
+        for part, frame in frames(layer.factors["default"]).items():
             columns = frame.columns(layer.values("default")[part].double())
             if case != "svd of neumann":  # a truncated series, which this training drives too far
                 assert torch.allclose(columns.mT @ columns, torch.eye(frame.k).double(), atol=1e-5)
@@ -209,7 +210,7 @@ def test_the_report_counts_what_is_there() -> None:
     assert first == f"step 12: {allocator.n_kept} of 126 parameters"
     for layer, row in zip(layers(net), rows, strict=True):
         left = {part: p for part, p in layer.intrinsic_parameters("default").items()}
-        b = {part: layer.factors["default"].frames[part].lower(left[part].detach()) for part in "uv"}
+        b = {part: frames(layer.factors["default"])[part].lower(left[part].detach()) for part in "uv"}
         told = [f"{part} {int(b[part].any(0).sum())}/3" for part in "uv"]
         told.append(f"lambda {int((left['lambda'] != 0).sum())}/3")
         assert ", ".join(told) in row

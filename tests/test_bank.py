@@ -54,12 +54,7 @@ def same(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None], scal
 
 def alone(layer: Any, adapters: tuple[str, ...], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
     """The frames of a layer by themselves, in place of a bank's."""
-    found = {}
-    for name in adapters:
-        f, values = layer.factors[name], layer.values(name)
-        u = f.u.columns(values["u"]) * (f.scaling * values["lambda"])
-        found[name] = {"u": u, "v": f.v.columns(values["v"])}
-    return found
+    return {name: layer.made_now(name) for name in adapters}
 
 
 def plain_grads(model: str, *seeds: int, **change: Any) -> dict[str, Tensor | None]:
@@ -116,8 +111,10 @@ def test_frozen_frames_are_kept_while_evaluating_and_never_stale(calls: list[int
         logits(net, "bert")
     check(0)
     last = layers(net)[-1]
+    before = logits(net, "bert")
     last.qcircuit_lambda["default"].data.mul_(2)  # no version is bumped
-    check(1)
+    check(0)  # no frame depends on it
+    assert not torch.equal(logits(net, "bert"), before)
     layers(net)[0].qcircuit_v["default"].data.add_(0.1)
     check(1)
     with torch.no_grad():

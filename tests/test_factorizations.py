@@ -221,7 +221,7 @@ def test_a_tensor_train_of_one_axis_is_the_svd() -> None:
 def test_quanta_is_a_product_of_gates_less_the_frozen_one(n_out: int, n_in: int, axes_: tuple[int, ...]) -> None:
     """Against whole matrices: every gate as its entries between basis states, in numpy."""
     factors = factorization("quanta", n_out, n_in, axes=list(axes_), seed=3)
-    gates = torch.randn(factors.numbers["gates"]) / 10
+    gates = torch.randn(sizes(factors)["gates"]) / 10
     width = int(np.prod(axes_))
     digits = [np.unravel_index(k, axes_) for k in range(width)]
     random = np.random.RandomState(3)
@@ -261,7 +261,7 @@ def test_quanta_pads_a_width_with_a_large_prime(width: int, wanted: tuple[int, .
 def test_quanta_keeps_the_digits_of_a_small_change() -> None:
     """For gates of 1e-6 the update is linear in them; a difference of two products in float32 would be noise."""
     factors = factorization("quanta", 64, 64)
-    gates, x = torch.randn(factors.numbers["gates"]) * 1e-6, torch.randn(5, 64)
+    gates, x = torch.randn(sizes(factors)["gates"]) * 1e-6, torch.randn(5, 64)
     small = factors.forward(x, {"gates": gates})
     exact = factors.forward(x.double(), {"gates": gates.double()})
     close(small, exact, 2 * 64)
@@ -270,7 +270,7 @@ def test_quanta_keeps_the_digits_of_a_small_change() -> None:
 def test_quanta_draws_the_frozen_gates_from_its_seed() -> None:
     x = torch.randn(2, 64)
     first, same, other = (factorization("quanta", 64, 64, seed=seed) for seed in (1, 1, 2))
-    gates = torch.randn(first.numbers["gates"])
+    gates = torch.randn(sizes(first)["gates"])
     assert torch.equal(first.forward(x, {"gates": gates}), same.forward(x, {"gates": gates}))
     assert not torch.allclose(first.forward(x, {"gates": gates}), other.forward(x, {"gates": gates}))
 

@@ -23,6 +23,7 @@ from qcircuit_peft.analysis import evaluate_under_noise
 from qcircuit_peft.backends import BACKENDS, pennylane
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.factorizations.parts import Built
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
 
@@ -194,8 +195,9 @@ def adapted(wide=16, **options):
     net = nn.Sequential(nn.Linear(wide, 8), nn.Linear(8, 8))
     model = get_peft_model(net, QCircuitConfig(r=3, alpha=3, target_modules=["0", "1"], **options))
     for module in model.base_model.model:
-        for part in module.factors["default"].numbers:
-            nn.init.normal_(getattr(module, f"qcircuit_{part}")["default"])
+        for name, part in module.factors["default"].parts.items():
+            if not isinstance(part, Built):
+                nn.init.normal_(getattr(module, f"qcircuit_{name}")["default"])
     return model
 
 
@@ -245,7 +247,7 @@ def test_an_adapter_of_any_width_is_measured_if_it_is_one_circuit():
 @pytest.mark.parametrize("factorization", FACTORIZATIONS)
 def test_any_factorization_is_measured_through_its_frames_or_refused(factorization):
     model = adapted(factorization=factorization)
-    if not model.base_model.model[0].factors["default"].frames:
+    if not any(isinstance(part, Built) for part in model.base_model.model[0].factors["default"].parts.values()):
         with pytest.raises(ValueError, match=r"model\.0: .* its factorization builds none; .* such as 'svd'"):
             evaluate_under_noise(model)
         return

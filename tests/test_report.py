@@ -14,6 +14,7 @@ from qcircuit_peft.analysis.entanglement import entropy
 from qcircuit_peft.analysis.operators import operator_entropy, operator_rank
 from qcircuit_peft.ansatz import wire_dims
 from qcircuit_peft.factorizations import FACTORIZATIONS
+from qcircuit_peft.factorizations.parts import frames as frames_of
 from qcircuit_peft.frames import FRAMES
 
 WIDTHS = {"a": (8, 12), "b": (12, 6)}  # in, out
@@ -108,7 +109,7 @@ def test_any_factorization_has_rows_of_its_frames_and_of_its_update(factorizatio
     for name in "ab":
         module = model.base_model.model[name]
         factors, values = module.factors["default"], module.intrinsic_parameters("default")
-        frames = {part: frame for part, frame in {**factors.frames, **factors.acting}.items() if cuts(frame.n)}
+        frames = {part: frame for part, frame in frames_of(factors).items() if cuts(frame.n)}
         delta = module.get_delta_weight("default").double()
         assert {row.part for row in rows if row.layer == name} == {*frames, "delta"}
         for row in (row for row in rows if row.layer == name and row.stage == "now"):

@@ -19,6 +19,7 @@ def test_svd_applies_what_it_builds() -> None:
     lam, x = torch.randn(5), torch.randn(2, 3, 40)
     made = make(svd, start | {"lambda": lam})
     u, v = svd.u.columns(start["u"]), svd.v.columns(start["v"])
+    assert all(torch.equal(made[part], wanted) for part, wanted in (("u", u), ("v", v), ("lambda", lam)))
     delta = svd.delta(made)
     close(delta, 3.0 * u @ torch.diag(lam) @ v.T, 5)
     close(svd.forward(x, made), x @ delta.T, 40**0.5 + 5)

@@ -28,7 +28,7 @@ from tiny import (
 from torch import Tensor, nn
 
 from qcircuit_peft import QCircuitConfig, circuits, load, matrix, parameter_count
-from qcircuit_peft.factorizations.parts import sizes
+from qcircuit_peft.factorizations.parts import frames, sizes
 from qcircuit_peft.tuner.layer import adapted_layers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -73,7 +73,7 @@ def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry
         values = {part: p.detach() for part, p in layer.values("default").items()}
         whole = {
             part: f.columns(values[part]) if f.width == "shannon" else matrix(next(iter(f.circuits()))[1], values[part])
-            for part, f in layer.factors["default"].frames.items()
+            for part, f in frames(layer.factors["default"]).items()
         }
         u, v = whole["u"][:, :r], whole["v"][:, :r]
         delta = alpha / r * u @ torch.diag(values["lambda"]) @ v.T
@@ -81,7 +81,7 @@ def test_delta_is_the_scaled_product_of_whole_circuit_matrices(model: str, entry
         close(
             found,
             delta.T if model == "gpt2" else delta,
-            sum(1 + len(c.ops) for f in layer.factors["default"].frames.values() for _, c, _ in f.circuits()),
+            sum(1 + len(c.ops) for f in frames(layer.factors["default"]).values() for _, c, _ in f.circuits()),
         )
         x = torch.randn(2, 5, layer.in_features)
         close_forward(layer, x, x @ delta.T)

@@ -17,7 +17,7 @@ from torch import nn
 
 from qcircuit_peft import QCircuitConfig, circuits, parameter_count
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.parts import sizes
+from qcircuit_peft.factorizations.parts import Vector, frames, sizes
 from qcircuit_peft.tuner.layer import adapted_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -182,9 +182,7 @@ def test_counts_and_circuits(name: str, options: dict[str, Any]) -> None:
     assert sum(p.numel() for p in found.values()) == wanted
     angles = sum(len(values) for _, _, values in circuits(net))
     assert angles == sum(
-        frame.n_parameters
-        for layer in layers(net)
-        for frame in {**layer.factors["default"].frames, **layer.factors["default"].acting}.values()
+        frame.n_parameters for layer in layers(net) for frame in frames(layer.factors["default"]).values()
     )
     assert (angles == 0) == (name == "quanta")
 
@@ -273,9 +271,9 @@ def test_layers_share_the_frames_of_a_core_form_and_keep_their_cores() -> None:
     """LoTR: 2 blocks, 3 kinds of modules; frames once a kind, r^2 numbers a layer."""
     shared, alone = config("shared_core"), config("tucker", options={"order": 1})  # the same form, not shared
     net = get_peft_model(two_blocks("llama"), shared)
-    frames = sum(frame.n_parameters for layer in layers(net)[:3] for frame in layer.factors["default"].frames.values())
-    assert parameter_count(shared, two_blocks("llama")) == frames + 6 * 4**2
-    assert parameter_count(alone, two_blocks("llama")) == 2 * frames + 6 * 4**2
+    angles = sum(frame.n_parameters for layer in layers(net)[:3] for frame in frames(layer.factors["default"]).values())
+    assert parameter_count(shared, two_blocks("llama")) == angles + 6 * 4**2
+    assert parameter_count(alone, two_blocks("llama")) == 2 * angles + 6 * 4**2
     expected = logits(shake(net).eval(), "llama")
     close_logits(net.merge_and_unload(), "llama", expected)
 
@@ -287,7 +285,7 @@ def test_frozen_angles_leave_the_numbers() -> None:
         net = get_peft_model(two_blocks("llama"), config(name, train_angles=False))
         trained = {key.split("qcircuit_")[1].split(".")[0] for key, p in net.named_parameters() if p.requires_grad}
         factors = layers(net)[0].factors["default"]
-        assert trained == set(factors.numbers) - set(factors.acting), name
+        assert trained == {part for part, kind in factors.parts.items() if isinstance(kind, Vector)}, name
 
 
 @pytest.mark.parametrize(

@@ -322,13 +322,10 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(base("llama").to(dtype), tmp_path)
     assert torch.equal(logits(loaded, "llama"), logits(net, "llama"))
     for layer in layers(net):
-        for part, p in layer.made_now("default").items():
-            assert torch.equal(
-                p,
-                layer.bank.frames(layer, ("default",), torch.float64 if dtype == torch.float64 else torch.float32)[
-                    "default"
-                ][part],
-            )
+        made = layer.made_now("default")
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        for part, p in layer.bank.frames(layer, ("default",), wide)["default"].items():
+            assert torch.equal(p, made[part])
 
 
 def test_adapters_of_different_bits_side_by_side() -> None:
@@ -341,8 +338,9 @@ def test_adapters_of_different_bits_side_by_side() -> None:
     layer = layers(net)[0]
     found = layer.bank.frames(layer, tuple(names), torch.float32)
     for name in names:
-        for part, frame in layer.made_now(name).items():
-            assert torch.allclose(found[name][part], frame, atol=1e-6)
+        made = layer.made_now(name)
+        for part, frame in found[name].items():
+            assert torch.allclose(made[part], frame, atol=1e-6)
     assert layer.bank.generations == 1
     net.delete_adapter("default")
     assert set(layer.schemes) == set(layer.packed) == {"plain", "finer"}

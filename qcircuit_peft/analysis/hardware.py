@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qcircuit_peft.analysis.adapters import measured_adapters
 from qcircuit_peft.backends import estimated_columns
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.factorizations.parts import assemble, make
+from qcircuit_peft.factorizations.parts import Built, make
 from qcircuit_peft.tuner.layer import QCircuitLinear
 
 
@@ -60,13 +60,14 @@ def evaluate_under_noise(
 def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[str, Any]) -> Perturbed:
     factors = module.factors[adapter]
     values = {part: p.to(torch.promote_types(p.dtype, torch.float32)) for part, p in module.values(adapter).items()}
-    if not factors.frames:
+    built = {part: kind.frame for part, kind in factors.parts.items() if isinstance(kind, Built)}
+    if not built:
         raise ValueError(
             f"{name}: what is measured are columns of circuits, but its factorization builds none; adapt with another, "
             f"such as 'svd'"
         )
     measured = {}
-    for part, frame in factors.frames.items():
+    for part, frame in built.items():
         parts = list(frame.circuits())
         if len(parts) != 1:
             raise ValueError(
@@ -74,5 +75,5 @@ def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[s
                 f"{len(parts) or 'none'}; adapt with frame='circuit' and width='qudit'"
             )
         measured[part] = estimated_columns(parts[0][1], values[part], frame.k, **settings)[0]
-    delta, true = factors.delta(assemble(factors, measured, values)), factors.delta(make(factors, values))
+    delta, true = factors.delta({**values, **measured}), factors.delta(make(factors, values))
     return Perturbed(delta, float((delta - true).norm()), float(true.norm()))

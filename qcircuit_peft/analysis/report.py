@@ -1,7 +1,7 @@
 """What training did to the circuits of an adapted model: their entanglement by layer and cut, and how far they went."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from qcircuit_peft.analysis.adapters import measured_adapters
 from qcircuit_peft.analysis.entanglement import entropy_of, entropy_profile
 from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
 from qcircuit_peft.ansatz import wire_dims
-from qcircuit_peft.factorizations.parts import Factorization, initial, make, sizes
+from qcircuit_peft.factorizations.parts import Acting, frames, initial, make, sizes
+from qcircuit_peft.frames.kind import Spec
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers, generators
 
 _PREFIX = "base_model.model."
@@ -29,8 +30,8 @@ class LayerEntanglement:
     the initial matrix is sqrt(1 - |Tr U0^T U| / N), 0 to 1, blind to a sign.
 
     None stands for what is not defined (the entropy of a zero update), not known, or not asked for. A frame with k < N
-    that is not made of circuits has no whole matrix, so column entropies only. A prime width is one wire, has no cut
-    and so no row; a factorization of plain numbers ("quanta") has rows of its update only.
+    that is not made of circuits, or cannot act, has no whole matrix, so column entropies only. A prime width is one
+    wire, has no cut and so no row; a factorization of plain numbers ("quanta") has rows of its update only.
     """
 
     layer: str
@@ -80,7 +81,7 @@ def _initial(
 ) -> dict[str, Tensor] | None:
     """The parameters of the frames at the start, by part; None if nobody knows them."""
     config, found = model.peft_config[adapter], {}
-    for part, frame in _frames(module.factors[adapter]).items():
+    for part, frame in frames(module.factors[adapter]).items():
         holder = module.lenders[adapter].get(part, module)  # of a part that layers share
         name, factors = names[holder], holder.factors[adapter]
         if before is None:
@@ -99,23 +100,19 @@ def _initial(
     return found
 
 
-def _frames(factors: Factorization) -> dict[str, Any]:
-    return {**factors.frames, **factors.acting}
-
-
 def _layer_rows(
     module: Any, layer: str, adapter: str, before: dict[str, Tensor] | None, operators: bool
 ) -> Iterator[LayerEntanglement]:
     factors = module.factors[adapter]
     values = {part: p.detach().double() for part, p in module.values(adapter).items()}
-    for part, frame in _frames(factors).items():
+    for part, frame in frames(factors).items():
         now = values[part]
         dims = wire_dims(frame.n) if frame.n > 1 else ()
-        if len(dims) < 2 or (part in factors.acting and not operators):
+        if len(dims) < 2 or (isinstance(factors.parts[part], Acting) and not operators):
             continue
         stages = {"now": now} if before is None else {"initial": before[part].detach().to(now), "now": now}
-        square = _square(frame) if operators else None
-        whole = {} if square is None else {stage: square.columns(t) for stage, t in stages.items()}
+        matrix = _matrix(frame) if operators else None
+        whole = {} if matrix is None else {stage: matrix(t) for stage, t in stages.items()}
         for stage, angles in stages.items():
             entropies = entropy_profile(frame.columns(angles).mT, dims).mean(0).tolist()
             found = _operator_values(whole[stage], (dims, dims)) if whole else [(None, None)] * len(entropies)
@@ -136,11 +133,12 @@ def _weight(module: Any) -> Tensor:
     return weight.mT if module.fan_in_fan_out else weight
 
 
-def _square(frame: Any) -> Any:
-    """The frame with all its columns, if it is one with the same parameters: circuits are whole matrices."""
+def _matrix(frame: Spec) -> Callable[[Tensor], Tensor] | None:
+    """What makes the whole matrix of a frame from its parameters, if there is one: circuits are whole matrices."""
     if frame.k == frame.n:
-        return frame
-    return replace(frame, k=frame.n) if any(True for _ in frame.circuits()) else None
+        return frame.columns
+    act = frame.apply if any(True for _ in frame.circuits()) else None
+    return None if act is None else lambda t: act(t, torch.eye(frame.n, dtype=t.dtype, device=t.device))
 
 
 def _operator_values(

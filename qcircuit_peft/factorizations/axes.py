@@ -98,8 +98,3 @@ def split(name: str, n: int, side: int, axes: Any, order: int, least: int = 2) -
             f"{name}: axes are a pair of lists, for outputs and inputs, or a table from widths to lists, got {axes!r}"
         )
     return given(name, (n,), axes[side])
-
-
-def check_rank(name: str, n_out: int, n_in: int, r: int) -> None:
-    """Raise ValueError unless r is a whole number from 1 to the smaller width."""
-    whole(f"{name}: r", r, 1, min(n_out, n_in))

@@ -1,7 +1,7 @@
 """The one shape of all tensor networks here: two sides of orthonormal cores, and numbers where they meet."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
 from typing import Any, ClassVar
@@ -11,8 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qcircuit_peft.factorizations.parts import Base
+from qcircuit_peft.checks import whole
+from qcircuit_peft.factorizations.axes import split
+from qcircuit_peft.factorizations.parts import Base, Built, FrameOf, Part, Vector
+from qcircuit_peft.frames.kind import Spec
 
+Axes = tuple[int, ...]
 Side = Callable[[Sequence[Tensor], Sequence[Tensor | None], int], Tensor]
 
 
@@ -48,60 +52,40 @@ class Network:
     bonds: a trainable diagonal lies on every bond between two cores of a chain, and on the closing one ("bond_...").
     loop: the size of the bond that closes a ring from the first core of U to the first of V; 1 for none.
 
-    M is 0 at the start and all bonds are 1, so that delta W is 0 and the gradient of M is not.
+    Parts: the cores "u1", "u2", ..., "v1", ..., from the outermost, "u" or "v" where there is only one; "core" or
+    "lambda"; the other bonds. M is 0 at the start and all bonds are 1, so that delta W is 0 and the gradient of M is
+    not.
     """
 
     n_out: int
     n_in: int
-    left: tuple[Any, ...]
-    right: tuple[Any, ...]
+    left: tuple[Spec, ...]
+    right: tuple[Spec, ...]
     side: Side
     scaling: float = 1.0
     core: bool = False
     bonds: bool = False
     loop: int = 1
+    parts: dict[str, Part] = field(init=False, repr=False, compare=False)
 
     uses_base: ClassVar[bool] = False
 
-    @property
-    def frames(self) -> dict[str, Any]:
-        """The cores: "u1", "u2", ..., "v1", ..., from the outermost; "u" or "v" where there is only one."""
-        return dict([*self._named("u", self.left), *self._named("v", self.right)])
-
-    def _named(self, letter: str, cores: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-        for m, core in enumerate(cores, 1):
-            yield letter if len(cores) == 1 else f"{letter}{m}", core
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """ "core" or "lambda", and the diagonals on the other bonds."""
-        meet = self.left[-1].k
-        found = {"core": self.rank**2} if self.core else {"lambda": meet}
+    def __post_init__(self) -> None:
+        found: dict[str, Part] = {}
+        for letter, cores in (("u", self.left), ("v", self.right)):
+            found |= {name: Built(core) for name, core in zip(_names(letter, cores), cores, strict=True)}
+        found |= {"core": Vector(self.rank**2)} if self.core else {"lambda": Vector(self.left[-1].k)}
         if self.bonds:
-            found |= {"bond": self.loop} if self.loop > 1 else {}
-            for cores, letter in ((self.left, "u"), (self.right, "v")):
-                found |= {f"bond_{letter}{m}": core.k for m, core in enumerate(cores[:-1], 1)}
-        return found
-
-    @property
-    def acting(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    @property
-    def weights(self) -> dict[str, str]:
-        """No frame is weighted before it is contracted."""
-        return {}
+            found |= {"bond": Vector(self.loop, 1.0)} if self.loop > 1 else {}
+            for letter, cores in (("u", self.left), ("v", self.right)):
+                found |= {f"bond_{letter}{m}": Vector(core.k, 1.0) for m, core in enumerate(cores[:-1], 1)}
+        object.__setattr__(self, "parts", found)
 
     @property
     def rank(self) -> int:
         """The number of columns of U, which bounds the rank of delta W."""
         ends = self.left if self.side is kronecker else self.left[-1:]
         return prod(core.k for core in ends) * self.loop
-
-    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
-        """M = 0, and all other diagonals 1."""
-        return torch.full((self.numbers[part],), float(part.startswith("bond")))
 
     def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
@@ -110,10 +94,10 @@ class Network:
             return v.mT, u @ (made["core"] * self.scaling).unflatten(0, (self.rank, self.rank))
         return v.mT, u * (made["lambda"] * self.scaling).repeat(self.loop)
 
-    def _side(self, made: Mapping[str, Tensor], letter: str, cores: tuple[Any, ...]) -> Tensor:
+    def _side(self, made: Mapping[str, Tensor], letter: str, cores: tuple[Spec, ...]) -> Tensor:
         closing = made.get("bond") if letter == "u" else None
         bonds = [closing, *(made.get(f"bond_{letter}{m}") for m in range(1, len(cores)))]
-        return self.side([made[name] for name, _ in self._named(letter, cores)], bonds, self.loop)
+        return self.side([made[name] for name in _names(letter, cores)], bonds, self.loop)
 
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, in), without building delta W: (*rows, out)."""
@@ -124,3 +108,31 @@ class Network:
         """delta W itself, to merge and to export."""
         a, b = self.lora(made)
         return b @ a
+
+
+def _names(letter: str, cores: tuple[Spec, ...]) -> list[str]:
+    return [letter] if len(cores) == 1 else [f"{letter}{m}" for m in range(1, len(cores) + 1)]
+
+
+def network(
+    layout: Callable[[Axes, Axes, int, FrameOf, float], Network],
+    n_out: int,
+    n_in: int,
+    r: int,
+    frame: FrameOf,
+    scaling: float = 1.0,
+    *,
+    axes: Any = None,
+    order: int = 2,
+    wide: bool = False,
+) -> Network:
+    """The network that ``layout`` makes of the axes of both sides, r, ``frame(n, k)`` and scaling.
+
+    ``axes`` and ``order`` (axes on either side) as in ``split``; ``wide``: automatic axes are at least r. Raises
+    ValueError unless r is 1 to the smaller width, for axes that do not multiply to the width, and what ``layout``
+    refuses.
+    """
+    name = layout.__name__
+    whole(f"{name}: r", r, 1, min(n_out, n_in))
+    out, into = (split(name, n, side, axes, order, max(r, 2) if wide else 2) for side, n in enumerate((n_out, n_in)))
+    return layout(out, into, r, frame, scaling)

@@ -1,75 +1,84 @@
-"""What all factorizations have in common: the parts they are made of, and how these become matrices.
+"""What all factorizations have in common: the parts they are made of, the contract, and a ``Kind`` for each.
 
-A part is a frame, whose parameters are angles or the like, or a plain vector of numbers. Each is one parameter of an
-adapted layer, ``qcircuit_<part>``.
+Each part is one parameter of an adapted layer, ``qcircuit_<part>``.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from qcircuit_peft.frames.kind import Spec
+from qcircuit_peft.gates import did_you_mean
+
 Base = Callable[[Tensor], Tensor]
+FrameOf = Callable[[int, int], Spec]  # the frame of n rows and k columns
+
+
+@dataclass(frozen=True)
+class Built:
+    """A frame that is handed over as its matrix, (n, k); ``initial`` draws its parameters."""
+
+    frame: Spec
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return self.frame.n_parameters
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A frame that is never built: its parameters, zero at the start, are handed over, to be applied with."""
+
+    frame: Spec
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return self.frame.n_parameters
+
+
+@dataclass(frozen=True)
+class Vector:
+    """``size`` plain numbers, handed over as they are; all of them are ``start`` at the start."""
+
+    size: int
+    start: float = 0.0
+
+
+Part = Built | Acting | Vector
 
 
 class Factorization(Protocol):
     """A weight update (n_out, n_in) made from parts; frozen and hashable, it holds no tensors.
 
-    ``uses_base`` tells whether the update depends on the weight that is adapted.
+    n_out, n_in: rows and columns of the update. scaling: a constant factor of it.
+    uses_base: whether the update depends on the weight that is adapted.
+    parts: what it is made of, by name, in the order of the parameters; as they start, the update is zero, bit for bit.
+    rank: a bound of the update's rank that holds for all parameters; None if it has none below full.
     """
 
     uses_base: ClassVar[bool]
 
     @property
-    def n_out(self) -> int:
-        """Rows of the update."""
-        ...
-
+    def n_out(self) -> int: ...
     @property
-    def n_in(self) -> int:
-        """Columns of the update."""
-        ...
-
+    def n_in(self) -> int: ...
     @property
-    def scaling(self) -> float:
-        """A constant factor of the update."""
-        ...
-
+    def scaling(self) -> float: ...
     @property
-    def frames(self) -> Mapping[str, Any]:
-        """The frames, by part."""
-        ...
-
+    def parts(self) -> Mapping[str, Part]: ...
     @property
-    def acting(self) -> Mapping[str, Any]:
-        """Frames that are applied and never built, by the part of ``numbers`` that holds their parameters."""
-        ...
-
-    @property
-    def numbers(self) -> Mapping[str, int]:
-        """The lengths of the plain vectors, by part."""
-        ...
-
-    @property
-    def weights(self) -> Mapping[str, str]:
-        """Frames whose columns are multiplied by scaling times a vector: the part of the frame and of the vector."""
-        ...
-
-    @property
-    def rank(self) -> int | None:
-        """A bound of the update's rank that holds for all parameters; None if it has none below full."""
-        ...
-
-    def start(self, part: str, generator: torch.Generator | None) -> Tensor:
-        """The vector of ``numbers`` at the start; with it the update is zero, bit for bit."""
-        ...
+    def rank(self) -> int | None: ...
 
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """The update applied to ``x``, (*rows, n_in), without building it: (*rows, n_out).
 
-        ``base`` is the adapted layer without its bias, for those that use it.
+        ``made`` holds every part as it is handed over, all in the dtype of the products. ``base`` is the adapted layer
+        without its bias, for those that use it.
         """
         ...
 
@@ -78,8 +87,50 @@ class Factorization(Protocol):
         ...
 
     def lora(self, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """LoRA's factors ``(A, B)``, (rank, n_in) and (n_out, rank), with its scaling 1: the update is B A, exactly."""
+        """LoRA's factors ``(A, B)``, (rank, n_in) and (n_out, rank), with its scaling 1: the update is B A, exactly.
+
+        Raises ValueError where the rank is full.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An entry of ``FACTORIZATIONS``: what makes it, and what the documentation says of it.
+
+    make: a function of n_out, n_in, r, ``frame(n, k)``, scaling and options. about: what it is, in one line.
+    update: delta W / scaling, as text. count: the number of its parameters, as text, where f(n, k) are those of a
+    frame. options: their names. share: what ``QCircuitConfig.share`` is where it is left out.
+
+    ``FACTORIZATIONS[name](n_out, n_in, r, frame, scaling, **options)`` is a ``Factorization``; raises ValueError for an
+    option that is not known, and what ``make`` refuses.
+    """
+
+    make: Callable[..., Factorization]
+    about: str
+    update: str
+    count: str
+    options: tuple[str, ...] = ()
+    share: str | None = None
+
+    def __call__(
+        self, n_out: int, n_in: int, r: int, frame: FrameOf, scaling: float = 1.0, **options: Any
+    ) -> Factorization:
+        for name in options:
+            if name not in self.options:
+                raise ValueError(f"factorization: unknown option {name!r}; {did_you_mean(name, self.options)}")
+        return self.make(n_out, n_in, r, frame, scaling, **options)
+
+
+def frames(factors: Factorization) -> dict[str, Spec]:
+    """The frames by part, those that are built and those that act.
+
+    >>> from qcircuit_peft.factorizations import FACTORIZATIONS
+    >>> from qcircuit_peft.frames import FRAMES
+    >>> {part: frame.n for part, frame in frames(FACTORIZATIONS["svd"](96, 64, 4, FRAMES["circuit"].spec)).items()}
+    {'u': 96, 'v': 64}
+    """
+    return {name: part.frame for name, part in factors.parts.items() if not isinstance(part, Vector)}
 
 
 def sizes(factors: Factorization) -> dict[str, int]:
@@ -90,7 +141,7 @@ def sizes(factors: Factorization) -> dict[str, int]:
     >>> sizes(FACTORIZATIONS["svd"](96, 64, 4, FRAMES["circuit"].spec))
     {'u': 20, 'v': 16, 'lambda': 4}
     """
-    return {part: frame.n_parameters for part, frame in factors.frames.items()} | dict(factors.numbers)
+    return {name: part.size for name, part in factors.parts.items()}
 
 
 def groups(factors: Factorization) -> dict[str, Tensor]:
@@ -103,12 +154,15 @@ def groups(factors: Factorization) -> dict[str, Tensor]:
     >>> groups(FACTORIZATIONS["svd"](4, 4, 2, FRAMES["circuit"].spec))
     {'u': tensor([-1, -1,  0,  0]), 'v': tensor([-1, -1,  0,  0]), 'lambda': tensor([0, 1])}
     """
-    found = {part: torch.arange(size, device="cpu") for part, size in factors.numbers.items()}
-    for part, frame in {**factors.frames, **factors.acting}.items():
-        found[part] = torch.full((frame.n_parameters,), -1, device="cpu")
-        for index, where in enumerate(frame.groups):
-            found[part][where] = index
-    return {part: found[part] for part in sizes(factors)}
+    found = {}
+    for name, part in factors.parts.items():
+        if isinstance(part, Vector):
+            found[name] = torch.arange(part.size, device="cpu")
+            continue
+        found[name] = torch.full((part.size,), -1, device="cpu")
+        for index, where in enumerate(part.frame.groups):
+            found[name][where] = index
+    return found
 
 
 def initial(
@@ -117,41 +171,28 @@ def initial(
     generators: Mapping[str, torch.Generator] | None = None,
     zero: bool = True,
 ) -> dict[str, Tensor]:
-    """Fresh parameters of every part; ``init`` says how frames start (``INITS``). The update is zero.
+    """Fresh parameters of every part; ``init`` says how frames that are built start (``INITS``). The update is zero.
 
-    Without ``zero`` it is not: standard normal numbers, divided by the scaling, are added to the vectors.
+    Without ``zero`` it is not: standard normal numbers, divided by the scaling, are added to all other parts.
 
     Frames do not start at zero angles: +-unit columns would let the first step move a corner of the weight only.
     ``generators`` may give a random generator for each part; without it the global one is used.
     """
-    given = generators or {}
-    frames = {part: frame.initial(init, given.get(part)) for part, frame in factors.frames.items()}
-    vectors = {part: factors.start(part, given.get(part)) for part in factors.numbers}
-    if not zero:
-        for part, start in vectors.items():
-            noise = torch.randn(len(start), generator=given.get(part)) / (factors.scaling or 1.0)
-            vectors[part] = start + noise
-    return frames | vectors
-
-
-def weighted(frame: Float[Tensor, "*batch n k"], numbers: Float[Tensor, "*batch k"], scaling: float) -> Tensor:
-    """scaling * U diag(numbers)."""
-    return frame * (numbers * scaling).unsqueeze(-2)
+    found = {}
+    for name, part in factors.parts.items():
+        generator = (generators or {}).get(name)
+        if isinstance(part, Built):
+            found[name] = part.frame.initial(init, generator)
+            continue
+        found[name] = torch.full((part.size,), part.start if isinstance(part, Vector) else 0.0)
+        if not zero:
+            found[name] += torch.randn(part.size, generator=generator) / (factors.scaling or 1.0)
+    return found
 
 
 def make(factors: Factorization, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What ``forward`` and ``delta`` take: frames as matrices, weighted if the factorization says so, and vectors."""
-    return assemble(factors, {part: frame.columns(values[part]) for part, frame in factors.frames.items()}, values)
-
-
-def assemble(factors: Factorization, columns: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``make`` for columns that are given."""
-    made = dict(columns)
-    for part, vector in factors.weights.items():
-        made[part] = weighted(made[part], values[vector], factors.scaling)
-    return made | {part: values[part] for part in loose(factors)}
-
-
-def loose(factors: Factorization) -> list[str]:
-    """The vectors that are handed over as they are, being no weights of a frame."""
-    return [part for part in factors.numbers if part not in factors.weights.values()]
+    """What ``forward`` and ``delta`` take, from the parameters: the matrices of built frames, all else as it is."""
+    return {
+        name: part.frame.columns(values[name]) if isinstance(part, Built) else values[name]
+        for name, part in factors.parts.items()
+    }

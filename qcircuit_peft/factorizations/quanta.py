@@ -1,7 +1,7 @@
 """QuanTA: gates on all pairs of axes of a width, a trained copy minus a frozen one; of full rank."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from math import prod
@@ -15,7 +15,7 @@ from torch.nn.functional import linear, pad
 
 from qcircuit_peft.checks import whole
 from qcircuit_peft.factorizations.axes import balanced, given
-from qcircuit_peft.factorizations.parts import Base
+from qcircuit_peft.factorizations.parts import Base, Part, Vector
 
 
 def _pairs(axes: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -64,8 +64,8 @@ class Quanta:
     S_j + D_j makes S_j e + D_j (a + e) of e, which loses no digits for small D.
     Source: QuanTA (arXiv 2406.00132); the seed, the form of the difference, and the start of the gates are ours.
 
-    >>> Quanta(4096, 4096, (16, 8, 8, 4)).numbers
-    {'gates': 43008}
+    >>> Quanta(4096, 4096, (16, 8, 8, 4)).parts
+    {'gates': Vector(size=43008, start=0.0)}
     """
 
     n_out: int
@@ -73,32 +73,16 @@ class Quanta:
     axes: tuple[int, ...]
     seed: int = 0
     scaling: float = 1.0
+    parts: dict[str, Part] = field(init=False, repr=False, compare=False)
+
     uses_base: ClassVar[bool] = False
-    rank: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", {"gates": Vector(_entries(self.axes))})
 
     @property
-    def frames(self) -> dict[str, Any]:
-        """None: gates are plain numbers."""
-        return {}
-
-    @property
-    def acting(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """The trained part of all gates: the sum over pairs of axes of (d_i d_j)^2."""
-        return {"gates": _entries(self.axes)}
-
-    @property
-    def weights(self) -> dict[str, str]:
-        """There is no frame to weight."""
-        return {}
-
-    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
-        """Zeros: the trained gates are the frozen ones, and delta W is 0."""
-        return torch.zeros(self.numbers[part])
+    def rank(self) -> None:
+        """Full."""
 
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, in), gate by gate: (*rows, out)."""
@@ -150,8 +134,8 @@ def quanta(
     Raises ValueError for other axes, for one axis alone, for gates that have more entries than the weight, or a seed
     outside 0..2^32 - 1.
 
-    >>> quanta(4096, 4096, 1, None, axes=[16, 8, 8, 4]).numbers, quanta(3072, 768, 1, None).axes
-    ({'gates': 43008}, (8, 8, 8, 6))
+    >>> quanta(4096, 4096, 1, None, axes=[16, 8, 8, 4]).axes, quanta(3072, 768, 1, None).axes
+    ((16, 8, 8, 4), (8, 8, 8, 6))
     >>> quanta(97, 97, 1, None).axes  # of 108
     (4, 3, 3, 3)
     """

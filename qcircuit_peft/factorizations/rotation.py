@@ -2,28 +2,36 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qcircuit_peft.factorizations.parts import Base
+from qcircuit_peft.factorizations.parts import Acting, Base, FrameOf, Part
+from qcircuit_peft.frames.kind import Spec
 
 SIDES = ("out", "in")
 
 
+def _act(spec: Spec) -> Callable[[Tensor, Tensor], Tensor]:
+    """``spec.apply``; raises ValueError if there is none."""
+    if spec.apply is None:
+        raise ValueError(f"rotation: the frame has to act without being built, which this cannot: {spec}")
+    return spec.apply
+
+
 @lru_cache(maxsize=256)
-def _at_zero(spec: Any) -> tuple[Tensor, Tensor]:
+def _at_zero(spec: Spec) -> tuple[Tensor, Tensor]:
     """What undoes the signed permutation C(0) that a map is at zero parameters: (C(0)^T z)_j = signs_j z_{sources_j}.
 
     Raises ValueError if it is none.
     """
     with torch.inference_mode(False), torch.no_grad():
         probe = torch.stack([torch.ones(spec.n, device="cpu"), torch.arange(spec.n, device="cpu") + 1.0], dim=-1)
-        signs, places = spec.apply(torch.zeros(spec.n_parameters, device="cpu"), probe).unbind(-1)
+        signs, places = _act(spec)(torch.zeros(spec.n_parameters, device="cpu"), probe).unbind(-1)
         found, sources = (signs * places).sort()
         if not (torch.equal(signs.abs(), probe[:, 0]) and torch.equal(found, probe[:, 1])):
             raise ValueError(
@@ -34,7 +42,7 @@ def _at_zero(spec: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.compiler.assume_constant_result
-def _start(spec: Any) -> tuple[Tensor, Tensor]:
+def _start(spec: Spec) -> tuple[Tensor, Tensor]:
     return _at_zero(spec)
 
 
@@ -45,48 +53,32 @@ class Rotation:
     C(0) is a permutation with signs, so that R = I exactly where all angles are 0, and that is the start: a random one
     would turn the pretrained weights. R is applied, never built. The merged weight has the singular values of W.
     Needs the base layer: ``base`` in ``forward`` maps (*rows, in) to (*rows, out) without a bias, and ``delta`` takes
-    the weight. ``scaling`` is 1, because a rotation has no size.
+    the weight.
     Source: orthogonal fine-tuning (arXiv 2306.07280) with the circuits of Quantum-PEFT (arXiv 2503.05431).
     """
 
     n_out: int
     n_in: int
-    spec: Any
+    spec: Spec
     side: str = "out"
-    scaling: ClassVar[float] = 1.0
+    parts: dict[str, Part] = field(init=False, repr=False, compare=False)
+
     uses_base: ClassVar[bool] = True
-    rank: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.side not in SIDES:
             raise ValueError(f"rotation: side is one of {', '.join(SIDES)}, got {self.side!r}")
-        if not hasattr(self.spec, "apply"):
-            raise ValueError(f"rotation: the frame has to act without being built, which this cannot: {self.spec}")
         _start(self.spec)
+        object.__setattr__(self, "parts", {"angles": Acting(self.spec)})
 
     @property
-    def frames(self) -> dict[str, Any]:
-        """None: the circuit acts, its columns are not wanted."""
-        return {}
+    def scaling(self) -> float:
+        """1: a rotation has no size."""
+        return 1.0
 
     @property
-    def acting(self) -> dict[str, Any]:
-        """The spec whose parameters are the numbers "angles"."""
-        return {"angles": self.spec}
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """The parameters of the circuit, in radians."""
-        return {"angles": self.spec.n_parameters}
-
-    @property
-    def weights(self) -> dict[str, str]:
-        """There is no frame to weight."""
-        return {}
-
-    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
-        """Zeros: R = I."""
-        return torch.zeros(self.numbers[part])
+    def rank(self) -> None:
+        """Full."""
 
     def turn(self, z: Tensor, angles: Tensor) -> Tensor:
         """(R - I) z for (*rows, n), in float32 or float64 also under autocast, since R z is near z."""
@@ -96,7 +88,7 @@ class Rotation:
             columns = z.reshape(-1, self.spec.n).mT.to(dtype)
             sources, signs = (part.to(z.device) for part in _start(self.spec))
             back = columns.index_select(0, sources) * signs.to(dtype)  # C(0)^T z
-            turned = self.spec.apply(angles.to(dtype), back) - columns
+            turned = _act(self.spec)(angles.to(dtype), back) - columns
         return turned.mT.reshape(z.shape).to(z.dtype)
 
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
@@ -121,16 +113,15 @@ class Rotation:
         raise ValueError(f"rotation: the update has full rank, {min(self.n_out, self.n_in)}, and is no LoRA; merge it")
 
 
-def rotation(
-    n_out: int, n_in: int, r: int, frame: Callable[[int, int], Any], scaling: float = 1.0, *, side: str = "out"
-) -> Rotation:
+def rotation(n_out: int, n_in: int, r: int, frame: FrameOf, scaling: float = 1.0, *, side: str = "out") -> Rotation:
     """Orthogonal fine-tuning of a weight (n_out, n_in) by a circuit of one width; ``r`` and ``scaling`` are not used.
 
     ``side`` is "out" or "in"; parameters: those of the circuit of that width. Raises ValueError for another side, or a
     map that cannot act or is not a permutation with signs at zero parameters.
 
     >>> from qcircuit_peft.frames.circuit import CircuitFrame
-    >>> rotation(768, 3072, 1, CircuitFrame).numbers
+    >>> from qcircuit_peft.factorizations.parts import sizes
+    >>> sizes(rotation(768, 3072, 1, CircuitFrame))
     {'angles': 29}
     """
     width = n_in if side == "in" else n_out

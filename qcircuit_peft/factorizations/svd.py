@@ -1,23 +1,25 @@
 """delta W = scaling * U diag(lambda) V^T, from two frames and a vector (Quantum-PEFT, arXiv 2503.05431, sec. 3)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qcircuit_peft.factorizations.parts import Base
+from qcircuit_peft.factorizations.parts import Base, Built, FrameOf, Part, Vector
+from qcircuit_peft.frames.kind import Spec
 
 
 @dataclass(frozen=True)
 class SVD:
     """A weight update of rank r from a frame ``u`` (n_out, r), a frame ``v`` (n_in, r) and r numbers lambda.
 
-    lambda starts at zero. Raises ValueError if the two frames differ in their number of columns.
+    lambda, which may be negative, starts at zero. Raises ValueError if the two frames differ in their number of
+    columns.
 
+    >>> import torch
     >>> from qcircuit_peft.factorizations.parts import initial, make, sizes
     >>> from qcircuit_peft.frames import FRAMES
     >>> svd = SVD.of(96, 64, 4, FRAMES["circuit"].spec, scaling=8.0)
@@ -30,18 +32,21 @@ class SVD:
 
     uses_base: ClassVar[bool] = False
 
-    u: Any
-    v: Any
+    u: Spec
+    v: Spec
     scaling: float = 1.0
+    parts: dict[str, Part] = field(init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, n_out: int, n_in: int, r: int, frame: Callable[[int, int], Any], scaling: float = 1.0) -> "SVD":
+    def of(cls, n_out: int, n_in: int, r: int, frame: FrameOf, scaling: float = 1.0) -> "SVD":
         """The factorization of rank ``r`` of a weight, with frames made by ``frame(n, k)``."""
         return cls(frame(n_out, r), frame(n_in, r), scaling)
 
     def __post_init__(self) -> None:
         if self.u.k != self.v.k:
             raise ValueError(f"svd: both frames have the same number of columns, got {self.u.k} and {self.v.k}")
+        parts = {"u": Built(self.u), "v": Built(self.v), "lambda": Vector(self.rank)}
+        object.__setattr__(self, "parts", parts)
 
     @property
     def n_out(self) -> int:
@@ -54,42 +59,20 @@ class SVD:
         return self.v.n
 
     @property
-    def frames(self) -> dict[str, Any]:
-        """U and V."""
-        return {"u": self.u, "v": self.v}
-
-    @property
-    def acting(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """The singular values, which may be negative, before scaling."""
-        return {"lambda": self.rank}
-
-    @property
-    def weights(self) -> dict[str, str]:
-        """U is handed over as scaling * U diag(lambda)."""
-        return {"u": "lambda"}
-
-    @property
     def rank(self) -> int:
         """r."""
         return self.u.k
 
-    def start(self, part: str, generator: torch.Generator | None = None) -> Tensor:
-        """lambda = 0."""
-        return torch.zeros(self.numbers[part])
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
+        return made["v"].mT, made["u"] * (made["lambda"] * self.scaling)
 
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, n_in) or nested, by two thin products: (*rows, n_out)."""
-        return linear(linear(x, made["v"].mT), made["u"])
+        a, b = self.lora(made)
+        return linear(linear(x, a), b)
 
     def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
         """delta W itself, to merge and to export."""
-        return made["u"] @ made["v"].mT
-
-    def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
-        return made["v"].mT, made["u"]
+        a, b = self.lora(made)
+        return b @ a

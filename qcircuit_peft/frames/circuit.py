@@ -166,7 +166,7 @@ class CircuitFrame:
     def _circuit(self) -> Circuit:
         return _qudit_circuit(self.n, self.ansatz, self.layers)
 
-    @cached_property
+    @property
     def n_parameters(self) -> int:
         """The number of parameters, all angles in radians; it does not depend on ``k``."""
         if self.width == "shannon":
@@ -208,6 +208,9 @@ class CircuitFrame:
         if self.width == "shannon":
             return self._recursion.apply(self.n, angles, x)
         return backends.apply(self._circuit, angles, x, backend=self.backend)
+
+    def flaw(self, angles: Float[Tensor, "P"]) -> None:
+        """None: a circuit is orthogonal at any angles."""
 
     def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
         """The circuits of the frame: a name (empty if there is one only), the circuit, its part of the parameters."""

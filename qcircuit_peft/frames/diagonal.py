@@ -1,6 +1,6 @@
 """Circuits with one generalized entangling layer: a trainable diagonal node on all N levels instead of CZ gates."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -106,12 +106,17 @@ class DiagonalFrame:
         columns = diagonal * self.inner.columns(inner)
         return self.outer.apply(outer, orthonormal(columns) if self.node == "real" else columns)
 
-    def apply(self, parameters: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
-        """R D Q on the columns of ``x``; raises ValueError for a "real" node, with which it is not orthogonal."""
-        if self.node == "real":
-            raise ValueError("diagonal: with node='real' there is no orthogonal matrix to apply, only its columns")
+    @property
+    def apply(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """R D Q on the columns of x, (*batch, n, m); None for a "real" node, with which it is not orthogonal."""
+        return None if self.node == "real" else self._apply
+
+    def _apply(self, parameters: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         inner, diagonal, outer = self._parts(parameters)
         return self.outer.apply(outer, diagonal * self.inner.apply(inner, x))
+
+    def flaw(self, parameters: Float[Tensor, "P"]) -> None:
+        """None: its columns are orthonormal at any parameters."""
 
     def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
         """The circuits of Q and R, named "inner" and "outer", each with its part of the parameters."""

@@ -1,6 +1,6 @@
 """What all frames share: a ``Kind`` for each entry of ``FRAMES``, the module ``Frame``, how parameters start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,15 +9,23 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.gates import did_you_mean
 
 INITS = ("uniform", "normal", "zeros")
 
 
 class Spec(Protocol):
-    """A frame without its parameters: a frozen, hashable dataclass with ``n``, ``k`` and the options of its kind.
+    """The whole contract of a frame, without its parameters: what every factorization, the tuner and all measures ask.
 
-    ``groups`` are the ranges of parameters that can be zero together and leave a smaller frame of the same kind.
+    It is immutable, hashable and equal to another of the same n, k and options, also after pickling.
+
+    n, k: rows and columns. n_parameters: the length of the one vector that it is made from.
+    groups: the ranges of parameters that can be zero together and leave a smaller frame of the same kind.
+    family: the same for all frames of the same parameters, which differ in k only: one of k columns is the first k
+    of any wider one, and layers can share their parameters.
+    apply: the whole orthogonal matrix (n, n), of which the frame is the first k columns, on the columns of x,
+    (*batch, n, m), without building it; None where there is no such matrix.
     """
 
     @property
@@ -28,8 +36,26 @@ class Spec(Protocol):
     def n_parameters(self) -> int: ...
     @property
     def groups(self) -> tuple[slice, ...]: ...
-    def initial(self, init: str, generator: Generator | None) -> Tensor: ...
-    def columns(self, parameters: Tensor, /) -> Tensor: ...
+    @property
+    def family(self) -> Hashable: ...
+    @property
+    def apply(self) -> Callable[[Tensor, Tensor], Tensor] | None: ...
+
+    def initial(self, init: str = "uniform", generator: Generator | None = None) -> Tensor:
+        """Fresh parameters, (n_parameters,); raises ValueError for an init that the frame does not take."""
+        ...
+
+    def columns(self, parameters: Tensor, /) -> Tensor:
+        """The frame of each row of parameters, (*batch, n_parameters): (*batch, n, k) with orthonormal columns."""
+        ...
+
+    def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
+        """The circuits that it is made of: a name, empty if there is one only, the circuit, its part of parameters."""
+        ...
+
+    def flaw(self, parameters: Tensor, /) -> str | None:
+        """What keeps the columns from being orthonormal at these parameters, in some words; None where they are."""
+        ...
 
 
 class Frame(nn.Module):
@@ -72,7 +98,7 @@ class Kind:
     47
     """
 
-    made_by: Callable[..., Any]
+    made_by: Callable[..., Spec]
     about: str
     options: tuple[str, ...] = ()
 
@@ -81,7 +107,7 @@ class Kind:
     ) -> Frame:
         return Frame(self.spec(n, k, **options), init, generator)
 
-    def spec(self, n: int, k: int, **options: Any) -> Any:
+    def spec(self, n: int, k: int, **options: Any) -> Spec:
         """The frozen, hashable record of a frame, from which the tuner works."""
         for name in options:
             if name not in self.options:

@@ -118,6 +118,15 @@ class LowerFrame:
             low, high = (middle, high) if inside else (low, middle)
         return low
 
+    def flaw(self, parameters: Float[Tensor, "P"]) -> str | None:
+        """What is said of a truncated series whose A has grown beyond its ``radius``."""
+        if self.radius == inf or not parameters.isfinite().all() or (norm := self.norm(parameters)) <= self.radius:
+            return None
+        return (
+            f"a {self.map} series of order {self.order} is orthonormal to {TOLERANCE:g} up to a norm of "
+            f"{self.radius:.3g}, but A has {norm:.3g}; others always are"
+        )
+
     def norm(self, parameters: Float[Tensor, "P"]) -> float:
         """The spectral norm of A, for comparison with ``radius``; from a (2K', 2K') matrix that A is on its range."""
         lower, c = wide(self.lower(parameters.detach())).split([self.intrinsic_rank, self.n - self.intrinsic_rank])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qcircuit_peft.factorizations.parts import loose, weighted
+from qcircuit_peft.factorizations.parts import Built
 from qcircuit_peft.tuner.grid import Grid, stacked
 
 Frames = dict[str, Tensor]  # the frames of one layer and adapter, by part
@@ -48,7 +48,7 @@ class _Entry:
 
 
 class _Vector(NamedTuple):
-    """A plain vector of n numbers as if it were a frame, (n, 1), so that all layers' are quantized in one call."""
+    """A plain vector of n numbers as if it were a frame, so that all layers' are quantized in one call."""
 
     n: int
     k: int = 1
@@ -58,39 +58,26 @@ class _Vector(NamedTuple):
         return self
 
     def columns(self, values: Tensor) -> Tensor:
-        return values.unsqueeze(-1)
+        return values
 
 
 class _Slot(NamedTuple):
-    """A frame to be made, with what it is weighted by; slots of one ``run`` can be handled together."""
+    """A frame to be made."""
 
-    run: tuple[Any, ...]
     part: str
     frame: Any
     angles: Tensor
-    weight: Tensor | None
     entry: _Entry
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The same for slots that need the same frame, since layers may share parameters."""
-        return id(self.angles), id(self.weight)
-
-
-class _Run(NamedTuple):
-    """What is made of some rows of a batch of columns: the first k columns, weighted by a leaf if there is one."""
-
-    k: int
-    scaling: float
-    weight: int | None
 
 
 class _Step(NamedTuple):
-    """One batch of columns, and the runs made of it, of the given rows or, without ``rows``, of pieces of ``sizes``."""
+    """One batch of columns, and the runs cut of it: of each the first of ``ks`` columns, of the given rows or, without
+    ``rows``, of pieces of ``sizes``.
+    """
 
     frame: Any
     leaf: int
-    runs: list[_Run]
+    ks: list[int]
     sizes: list[int]
     rows: list[Tensor] | None
 
@@ -118,50 +105,37 @@ class _Plan:
         return [row for parameters in self.sources for row in _signature(parameters)]
 
     def _arrange(self, entries: Iterable[_Entry]) -> None:
-        """Order the frames by family, within it by weighting, rank and scaling: a product acts on a run of them.
+        """Order the frames by family, within it by rank: those of one rank are cut together.
 
         Frames of the same parameter, which layers may share, are generated once.
         """
         families: dict[tuple[Any, ...], list[_Slot]] = {}
         for entry in entries:
-            factors = entry.factors
-            vectors = {
-                part: _Vector(len(entry.parameters[part])) for part in loose(factors) if part in entry.parameters
-            }
-            for part, frame in {**factors.frames, **vectors}.items():
-                angles, by = entry.parameters[part], factors.weights.get(part)
-                weight = None if by is None else entry.parameters[by]
-                scheme, *of_weight = (entry.grids[name].scheme if name in entry.grids else None for name in (part, by))
-                run = (1, frame.k) if weight is None else (0, frame.k, factors.scaling, weight.dtype, *of_weight)
+            for part, angles in entry.parameters.items():
+                kind = entry.factors.parts[part]
+                frame = kind.frame if isinstance(kind, Built) else _Vector(kind.size)
+                scheme = entry.grids[part].scheme if part in entry.grids else None
                 found = families.setdefault((frame.family, angles.dtype, scheme), [])
-                found.append(_Slot(run, part, frame, angles, weight, entry))
+                found.append(_Slot(part, frame, angles, entry))
         n_outputs = 0
         for members in families.values():
-            members.sort(key=lambda slot: repr(slot.run))
+            members.sort(key=lambda slot: slot.frame.k)
             unique = {id(slot.angles): (slot.angles, slot.entry.grids.get(slot.part)) for slot in members}
             row_of = {key: row for row, key in enumerate(unique)}
-            leaf, runs, rows = self._leaf(list(unique.values())), [], []
-            for _, group in groupby(members, key=lambda slot: slot.run):
-                slots = list(group)
-                made = {slot.key: slot for slot in slots}
-                output_of = {key: n_outputs + index for index, key in enumerate(made)}
-                n_outputs += len(made)
+            leaf, ks, rows = self._leaf(list(unique.values())), [], []
+            for k, slots in groupby(members, key=lambda slot: slot.frame.k):
+                output_of: dict[int, int] = {}
                 for slot in slots:
-                    slot.entry.outputs[slot.part] = output_of[slot.key]
-                    for key in slot.key:
-                        self._outputs_of.setdefault(key, set()).add(output_of[slot.key])
-                weights = [
-                    (slot.weight, slot.entry.grids.get(slot.entry.factors.weights[slot.part]))
-                    for slot in made.values()
-                    if slot.weight is not None
-                ]
-                first = slots[0]
-                runs.append(_Run(first.frame.k, first.entry.factors.scaling, self._leaf(weights) if weights else None))
-                rows.append([row_of[id(slot.angles)] for slot in made.values()])
+                    output = output_of.setdefault(id(slot.angles), n_outputs + len(output_of))
+                    slot.entry.outputs[slot.part] = output
+                    self._outputs_of.setdefault(id(slot.angles), set()).add(output)
+                n_outputs += len(output_of)
+                ks.append(k)
+                rows.append([row_of[key] for key in output_of])
             in_order = [row for run in rows for row in run] == list(range(len(unique)))
             picked = None if in_order else [torch.tensor(run, device=self.device) for run in rows]
             widest = max((slot.frame for slot in members), key=lambda frame: frame.k)
-            self._steps.append(_Step(widest, leaf, runs, [len(run) for run in rows], picked))
+            self._steps.append(_Step(widest, leaf, ks, [len(run) for run in rows], picked))
 
     def _leaf(self, members: list[tuple[Tensor, Grid | None]]) -> int:
         parameters = [parameter for parameter, _ in members]
@@ -171,20 +145,19 @@ class _Plan:
         return len(self.leaves) - 1
 
     def stacks(self, leaves: list[Tensor]) -> list[Tensor]:
-        """The frames, one stacked tensor (members, n, r) for each run; a run of U is weighted by its lambda."""
+        """The frames, one stacked tensor (members, n, k) for each run."""
         found: list[Tensor] = []
         kind = self.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             values = [grid(leaf) if grid else leaf for leaf, grid in zip(leaves, self._grids, strict=True)]
-            for frame, leaf, runs, sizes, rows in self._steps:
+            for frame, leaf, ks, sizes, rows in self._steps:
                 columns = frame.columns(values[leaf])
                 if rows is not None:
                     parts = [columns.index_select(0, run) for run in rows]
                 else:
                     parts = torch.split(columns, sizes) if len(sizes) > 1 else [columns]
-                for part, run in zip(parts, runs, strict=True):
-                    part = part[..., : run.k] if run.k < frame.k else part
-                    part = part if run.weight is None else weighted(part, values[run.weight], run.scaling)
+                for part, k in zip(parts, ks, strict=True):
+                    part = part[..., :k] if k < frame.k else part
                     found.append(part if part.dtype == self.dtype else part.to(self.dtype))
         return found
 

@@ -1,6 +1,5 @@
 """The configuration of a circuit adapter, and how it is stored in adapter_config.json."""
 
-import inspect
 import json
 import os
 import re
@@ -108,13 +107,13 @@ class QCircuitConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.QCIRCUIT  # type: ignore[attr-defined]
-        if self.circuit is not None:
-            self._restore(self.circuit)
-            self.circuit = None
-        elif self.share is None and self.factorization == "shared_core":
-            self.share = "kind"
+        stored, self.circuit = self.circuit, None
+        if stored is not None:
+            self._restore(stored)
         for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
             _one_of(name, getattr(self, name), table)
+        if stored is None and self.share is None:
+            self.share = FACTORIZATIONS[self.factorization].share
         self._take_circuit_options()
         self.ansatz = load(self.ansatz)
         check_real(self.ansatz)
@@ -125,9 +124,8 @@ class QCircuitConfig(PeftConfig):
             raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
         frame_options = set(FRAMES[self.frame].options) - set(_CIRCUIT_FIELDS)
         _options("frame_options", self.frame, self.frame_options, frame_options)
-        factorization_options = set(inspect.signature(FACTORIZATIONS[self.factorization]).parameters)
-        factorization_options -= {"n_out", "n_in", "r", "frame", "scaling"}
-        _options("factorization_options", self.factorization, self.factorization_options, factorization_options)
+        options = set(FACTORIZATIONS[self.factorization].options)
+        _options("factorization_options", self.factorization, self.factorization_options, options)
         if self.intrinsic_rank_pattern and "intrinsic_rank" not in frame_options:
             having = [name for name, kind in FRAMES.items() if "intrinsic_rank" in kind.options]
             raise ValueError(

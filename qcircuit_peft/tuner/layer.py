@@ -3,7 +3,6 @@
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.factorizations.parts import Base, Factorization, initial, loose, make, sizes
+from qcircuit_peft.factorizations.parts import Base, Built, Factorization, frames, initial, make, sizes
 from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank, Frames
 from qcircuit_peft.tuner.checkpoint import PREFIX, Packed, check_finite
@@ -86,9 +85,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.sparse[adapter_name] = False
         self.schemes[adapter_name], self.packed[adapter_name] = schemes(config.quantization, sizes(factors)), {}
         if not config.train_angles:
-            self.frozen_peft_weight_names[adapter_name] = tuple(
-                PREFIX + part for part in (*factors.frames, *factors.acting)
-            )
+            self.frozen_peft_weight_names[adapter_name] = tuple(PREFIX + part for part in frames(factors))
         random = generators(config.seed, name, sizes(factors))
         for part, value in initial(factors, config.init, random, zero=config.init_weights).items():
             if part not in lenders:
@@ -106,9 +103,10 @@ class QCircuitLayer(BaseTunerLayer):
         return {part: getattr(lenders.get(part, self), PREFIX + part)[adapter] for part in sizes(self.factors[adapter])}
 
     def generated_from(self, adapter: str) -> dict[str, Tensor]:
-        """Those parameters from which frames are generated, or that are quantized; the others are used as they are."""
-        alone = set(loose(self.factors[adapter])) - set(self.schemes[adapter])
-        return {part: value for part, value in self.intrinsic_parameters(adapter).items() if part not in alone}
+        """Those parameters from which frames are built, or that are quantized; the others are used as they are."""
+        parts, quantized = self.factors[adapter].parts, self.schemes[adapter]
+        values = self.intrinsic_parameters(adapter).items()
+        return {part: value for part, value in values if isinstance(parts[part], Built) or part in quantized}
 
     def held(self, adapter: str) -> dict[str, Held]:
         """The parameters of an adapter by part, without those that other layers hold."""
@@ -162,16 +160,11 @@ class QCircuitLayer(BaseTunerLayer):
         self.warn_of_norms(adapter)
 
     def warn_of_norms(self, adapter: str) -> None:
-        """Warn of frames that are not orthonormal any more: truncated series whose A has grown beyond their radius."""
+        """Warn of frames that are not orthonormal any more."""
         values = self.values(adapter)
-        for part, frame in self.factors[adapter].frames.items():
-            radius = getattr(frame, "radius", inf)
-            if radius < inf and values[part].isfinite().all() and (norm := frame.norm(values[part])) > radius:
-                warnings.warn(
-                    f"{PREFIX}{part} of adapter {adapter!r}: a {frame.map} series of order {frame.order} is "
-                    f"orthonormal to 1e-6 up to a norm of {radius:.3g}, but A has {norm:.3g}; others always are",
-                    stacklevel=2,
-                )
+        for part, frame in frames(self.factors[adapter]).items():
+            if flaw := frame.flaw(values[part]):
+                warnings.warn(f"{PREFIX}{part} of adapter {adapter!r}: {flaw}", stacklevel=2)
 
     def made_now(self, adapter: str) -> dict[str, Tensor]:
         """What the factorization of an adapter works on, generated for it by itself; differentiable."""
@@ -293,13 +286,11 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing() or torch.compiler.is_exporting():
             # they see neither past a call nor into a graph that layers share
             return {name: {part: t.to(dtype) for part, t in self.made_now(name).items()} for name in own}
-        frames: dict[str, Frames] = self.bank.frames(self, adapters, dtype)
+        banked: dict[str, Frames] = self.bank.frames(self, adapters, dtype)
         made = {}
         for name in own:
-            found = frames.get(name, {})
-            alone = loose(self.factors[name])
-            values = self.intrinsic_parameters(name) if alone else {}
-            made[name] = found | {p: found[p].squeeze(-1) if p in found else values[p].to(dtype) for p in alone}
+            found, values = banked.get(name, {}), self.intrinsic_parameters(name)
+            made[name] = found | {part: values[part].to(dtype) for part in values if part not in found}
         return made
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.ansatz import load
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.parts import Factorization, groups, sizes
+from qcircuit_peft.factorizations.parts import Factorization, frames, groups, sizes
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank
@@ -60,7 +60,7 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Fa
         factors = make(n_out, n_in, r, frame, scaling=alpha / r, **config.factorization_options)
     except ValueError as error:
         raise ValueError(f"module {name!r}: {error}") from None
-    if not config.train_angles and not set(factors.numbers) - set(factors.acting):
+    if not config.train_angles and len(frames(factors)) == len(factors.parts):
         raise ValueError(f"module {name!r}: train_angles=False leaves nothing to train in {config.factorization!r}")
     return factors
 
@@ -82,10 +82,10 @@ class _Sharing:
         if self._share is None:
             return {}
         group = _kind(name) if self._share == "kind" else ""
-        frames = {**factors.frames, **factors.acting}
-        if not frames:
+        shared = frames(factors)
+        if not shared:
             raise ValueError(f"share={self._share!r}: module {name!r} has no circuit or other frame to share")
-        keys = {part: (group, part, frame.family) for part, frame in frames.items()}
+        keys = {part: (group, part, frame.family) for part, frame in shared.items()}
         found = {part: self._holders.setdefault(key, holder) for part, key in keys.items()}
         return {part: other for part, other in found.items() if other is not holder}
 
@@ -364,7 +364,7 @@ def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
     """
     for name, module, chosen in adapters(model, adapter):
         factors, values = module.factors[chosen], module.values(chosen)
-        for part, frame in {**factors.frames, **factors.acting}.items():
+        for part, frame in frames(factors).items():
             for leaf, circuit, where in frame.circuits():
                 named = ".".join(filter(None, (name, part, leaf)))
                 yield named, circuit, values[part].detach()[where].clone()
