@@ -19,10 +19,9 @@ from peft import AdaLoraConfig, PeftConfig
 from torch import Tensor, nn
 
 from qcircuit_peft import AdaptiveRank, Allocator
-from qcircuit_peft.demo.methods import METHODS, Method, circuit
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.task import TASKS, Classifier, Encoder, Task
-from qcircuit_peft.demo.train import accuracy, train
+from qcircuit_peft.methods import METHODS, Method, circuit
+from qcircuit_peft.tasks import TASKS, Classifier, Encoder, Task, quiet
+from qcircuit_peft.training import accuracy, train
 
 COLUMNS = ("run", "seed", "start", "left", "validation", "test", "minutes", "ranks")
 STEPS = 366  # three epochs
@@ -107,7 +106,7 @@ class Watched:
     """A method as ``train`` takes it, which keeps its model."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.name, self.rate_of = run, run.method.name, run.method.rate_of
+        self.run, self.name, self.groups = run, run.method.name, run.method.groups
 
     def attach(self, task: Task) -> nn.Module:
         """The model with its adapter."""
@@ -137,7 +136,7 @@ def measured(name: str, seed: int) -> tuple[Any, ...]:
 def main(
     runs: Annotated[list[str] | None, typer.Argument(help=f"some of {', '.join(RUNS)}; left out, all")] = None,
     seeds: Annotated[str, typer.Option(help="each seeds the adapter, the head and the order of the data")] = "0,1,2",
-    out: Path = Path("docs/adaptive.csv"),
+    out: Path = Path("benchmarks/results/adaptive.csv"),
 ) -> None:
     """Do the runs that the CSV lacks, and print mean and standard deviation over seeds, as Markdown."""
     torch.set_num_threads(1)

@@ -30,12 +30,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from qcircuit_peft import BottleneckConfig, Noise, QPAConfig
 from qcircuit_peft.analysis.gradients import COSTS, decay, gradient_variance
-from qcircuit_peft.demo.models import minilm, package_file
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.text import TEXTS, words
 from qcircuit_peft.generator import QPAModel, measured_with, started_from
 from qcircuit_peft.generator.network import features
 from qcircuit_peft.generator.recipe import CONTROLS
+from qcircuit_peft.tasks import quiet
+from qcircuit_peft.tasks.models import minilm, package_file
+from qcircuit_peft.tasks.text import TEXTS, words
 
 COLUMNS = ["text", "method", "seed", "steps", "rate", "parameters", "before", "perplexity", "per_word", "seconds"]
 BATCH, BLOCK, MEASURED = 2, 48, 24  # rows of a batch, tokens of a row, rows to measure on; small, for two slow cores
@@ -203,7 +203,7 @@ def run(
     steps: int = 15,
     text: TextName = "dialogue",
     folder: Folder = None,
-    out: Path = Path("docs/qpa.csv"),
+    out: Path = Path("benchmarks/results/qpa.csv"),
 ) -> None:
     """Train each method with each seed, and print what its perplexity on test text is, averaged over seeds."""
     runs = [(name, int(seed), method_named(name).rate) for seed in seeds.split(",") for name in methods]
@@ -219,7 +219,7 @@ def search(
     steps: int = 15,
     text: TextName = "dialogue",
     folder: Folder = None,
-    out: Path = Path("docs/qpa_search.csv"),
+    out: Path = Path("benchmarks/results/qpa_search.csv"),
 ) -> None:
     """Train each method at each learning rate, and print its perplexity on validation text."""
     runs = [
@@ -230,7 +230,7 @@ def search(
 
 
 @app.command()
-def table(out: Path = Path("docs/qpa.csv"), steps: int = 15, text: TextName = "dialogue") -> None:
+def table(out: Path = Path("benchmarks/results/qpa.csv"), steps: int = 15, text: TextName = "dialogue") -> None:
     """Print the rows of the CSV, averaged over seeds."""
     rows = [row for row in read_rows(out) if int(row["steps"]) == steps and row["text"] == text]
     shown = Table("method", "rate", "parameters", "seeds", "perplexity", "sd", "a word", "CPU-s a step")
@@ -245,7 +245,9 @@ def table(out: Path = Path("docs/qpa.csv"), steps: int = 15, text: TextName = "d
 
 
 @app.command()
-def figure(out: Path = Path("docs/qpa.csv"), to: Path = Path("docs/figures/qpa.png"), steps: int = 15) -> None:
+def figure(
+    out: Path = Path("benchmarks/results/qpa.csv"), to: Path = Path("docs/figures/qpa.png"), steps: int = 15
+) -> None:
     """Plot perplexity against trained parameters, one mark a run; controls would lie on what they control."""
     from matplotlib.figure import Figure
 
@@ -262,7 +264,7 @@ def figure(out: Path = Path("docs/qpa.csv"), to: Path = Path("docs/figures/qpa.p
 
 
 @app.command()
-def hardware(seed: int = 0, steps: int = 15, out: Path = Path("docs/qpa_hardware.csv")) -> None:
+def hardware(seed: int = 0, steps: int = 15, out: Path = Path("benchmarks/results/qpa_hardware.csv")) -> None:
     """Train QPA-LoRA, then measure its perplexity under finite shots and under depolarizing and readout noise."""
     torch.set_num_threads(1)
     quiet()

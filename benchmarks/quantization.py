@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qcircuit_peft import QCircuitConfig
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.task import TASKS, pretrained
 from qcircuit_peft.quantization import Quantization, quantized
+from qcircuit_peft.tasks import TASKS, pretrained, quiet
 
 COLUMNS = ("run", "seed", "parameters", "bits", "test")
 BLOCKS, IMAGES, EPOCHS, BATCH = 3, 960, 2, 32
@@ -157,7 +156,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
 def main(
     runs: Annotated[list[str] | None, typer.Argument(help=f"some of {', '.join(RUNS)}; left out, all")] = None,
     seeds: Annotated[str, typer.Option(help="each seeds the frames, the head and the order of the data")] = "0,1,2",
-    out: Path = Path("docs/quantization.csv"),
+    out: Path = Path("benchmarks/results/quantization.csv"),
     plot: Annotated[Path | None, typer.Option(help="also draw accuracy against bits")] = None,
 ) -> None:
     """Do the runs that the CSV lacks, and print mean and standard deviation over seeds."""

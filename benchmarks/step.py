@@ -19,9 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 
 from qcircuit_peft import QCircuitConfig
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.task import TASKS, Classifier, Encoder, pretrained
-from qcircuit_peft.demo.train import batches
+from qcircuit_peft.tasks import TASKS, Classifier, Encoder, pretrained, quiet
+from qcircuit_peft.training import batches
 
 RANK = 8
 TARGETS = ["query", "value"]

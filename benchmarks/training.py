@@ -15,10 +15,9 @@ from _rows import add_row, read_rows
 from rich.console import Console
 from rich.table import Table
 
-from qcircuit_peft.demo.methods import METHODS, Method, circuit, fourier
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.task import TASKS
-from qcircuit_peft.demo.train import accuracy, train, trained
+from qcircuit_peft.methods import METHODS, Method, circuit, fourier
+from qcircuit_peft.tasks import TASKS, quiet
+from qcircuit_peft.training import accuracy, train, trained
 
 COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
 
@@ -36,7 +35,7 @@ def main(
     adapters: Annotated[list[str], typer.Argument(help=f"some of {', '.join(GRID)}")],
     task: str = "trec",
     seeds: Annotated[str, typer.Option(help="each seeds the angles, the head and the order of the data")] = "0,1,2",
-    out: Path = Path("docs/training.csv"),
+    out: Path = Path("benchmarks/results/training.csv"),
 ) -> None:
     """Train each adapter with each seed, and print the mean and the standard deviation over seeds."""
     torch.set_num_threads(1)

@@ -260,9 +260,8 @@ def study(
 
     qcircuit-peft study studies/digits.toml --out digits --resume --executor ray
     """
-    from qcircuit_peft.analysis import runs, study_report  # these take a second to import
-    from qcircuit_peft.analysis.study import Study
-    from qcircuit_peft.demo.report import quiet
+    from qcircuit_peft.study import Study, report, runs  # these take a second to import
+    from qcircuit_peft.tasks import quiet
 
     quiet()
     with _bad_input():
@@ -283,8 +282,8 @@ def study(
                 errors.print(f"stopped; go on with: qcircuit-peft study {file} --out {folder} --resume")
         results = list(runs.finished(plan, folder).values())
     if results:
-        study_report.write(plan, results, folder)
-        print(tables.to_text(study_report.settings(results)))
+        report.write(plan, results, folder)
+        print(tables.to_text(report.settings(results)))
         console.print(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}")
     if len(results) < len(plan.points):
         raise typer.Exit(130)

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from qcircuit_peft import Ansatz, load, measure
+from qcircuit_peft import Ansatz, load
 from qcircuit_peft import compare as comparison
 from qcircuit_peft.cli import _compared, app
-from qcircuit_peft.compare import FIELDS, compare, plot, write_csv
+from qcircuit_peft.compare import FIELDS, compare, plot, worker, write_csv
 
 FAMILY = load("simplified_two_design")
 
@@ -90,11 +90,11 @@ def test_a_size_past_the_memory_or_refused_says_so(monkeypatch, capsys, error, s
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(measure, "measured", fails)
+    monkeypatch.setattr(worker, "measured", fails)
     monkeypatch.setattr("sys.stdin", ["{}"])
-    monkeypatch.setattr(measure.psutil.Process, "rlimit", lambda *arguments: None)
+    monkeypatch.setattr(worker.psutil.Process, "rlimit", lambda *arguments: None)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back after the test
-    measure.main()
+    worker.main()
     assert json.loads(capsys.readouterr().out) == {"status": said}
 
 
@@ -181,6 +181,6 @@ def test_the_help_has_an_example_and_a_narrow_table_whole_names():
 
 def test_batches_and_gradients_are_what_is_timed():
     case = {"ansatz": FAMILY.to_dict(), "layers": 1, "batch": 3, "backend": "native", "qubits": 4, "columns": 5}
-    forward, both = measure._passes(case)
+    forward, both = worker._passes(case)
     assert forward().shape == (3, 16, 5) and both().shape == (3, 10) and both().abs().min() > 0
     assert not forward().requires_grad and torch.equal(both(), both())

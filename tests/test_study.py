@@ -8,10 +8,10 @@ import pytest
 
 from qcircuit_peft import load
 from qcircuit_peft.analysis import capacity
-from qcircuit_peft.analysis.study import Grid, Study, without_entanglers
 from qcircuit_peft.ansatz import names
-from qcircuit_peft.demo.task import TASKS
 from qcircuit_peft.gates import GATES
+from qcircuit_peft.study import Grid, Study, without_entanglers
+from qcircuit_peft.tasks import TASKS
 
 TEXT = """
 name  = "small"
@@ -65,7 +65,7 @@ def test_the_stored_form_is_the_study_with_its_circuits(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("studies/*.toml")), ids=lambda path: path.stem)
-def test_shipped_studies_are_studies_of_the_demo(path):
+def test_shipped_studies_are_of_a_task_that_exists(path):
     study = Study.from_file(path)
     assert study.task in TASKS and study.name == path.stem
 

@@ -14,11 +14,10 @@ from scipy.stats import spearmanr
 from transformers import Dinov2Config, Dinov2Model
 from typer.testing import CliRunner
 
-from qcircuit_peft.analysis import runs, study_report, tables
-from qcircuit_peft.analysis.study import Grid, Study
+from qcircuit_peft.analysis import tables
 from qcircuit_peft.cli import app
-from qcircuit_peft.demo.data import Split, Splits
-from qcircuit_peft.demo.task import TASKS, Task
+from qcircuit_peft.study import Grid, Study, report, runs
+from qcircuit_peft.tasks import TASKS, Split, Splits, Task
 
 STUDY = Study(
     "small",
@@ -195,9 +194,9 @@ def results(folder) -> list[runs.Run]:
 
 def test_the_table_is_read_back(results):
     results[0] = replace(results[0], delta_entropy=None)
-    assert study_report.read_csv(tables.to_csv(results)) == results
+    assert report.read_csv(tables.to_csv(results)) == results
     with pytest.raises(ValueError, match="has the columns of Run, got"):
-        study_report.read_csv("a,b\n1,2\n")
+        report.read_csv("a,b\n1,2\n")
 
 
 def invented(results, tests):
@@ -205,30 +204,30 @@ def invented(results, tests):
 
 
 def test_settings_average_over_seeds(results):
-    rows = study_report.settings(invented(results, [0.5, 0.8, 0.6, 0.4, 0.7, 0.8, 0.8, 0.5]))
+    rows = report.settings(invented(results, [0.5, 0.8, 0.6, 0.4, 0.7, 0.8, 0.8, 0.5]))
     assert [row.seeds for row in rows] == [2] * 4
     assert (rows[0].test, rows[1].test) == pytest.approx((0.6, 0.8))
     assert (rows[0].low, rows[0].high) == pytest.approx((0.6 - 12.706 * 0.1, 0.6 + 12.706 * 0.1), abs=1e-3)
-    assert study_report.settings(results[:4])[0].low is None
+    assert report.settings(results[:4])[0].low is None
 
 
 def test_rank_correlation_is_scipys_and_its_interval_resamples_settings(results):
     runs_ = invented(results, [0.5, 0.8, 0.6, 0.4, 0.7, 0.81, 0.82, 0.5])
-    found = study_report.spearman(runs_, "parameters")
+    found = report.spearman(runs_, "parameters")
     assert found.rho == pytest.approx(
         spearmanr([run.parameters for run in runs_], [run.test for run in runs_]).statistic
     )
     assert found.low <= found.rho <= found.high and (found.runs, found.settings) == (8, 4)
-    twice = study_report.spearman(runs_ * 2, "parameters")
+    twice = report.spearman(runs_ * 2, "parameters")
     assert (twice.low, twice.high) == pytest.approx((found.low, found.high))  # more runs of a setting are no news
-    perfect = study_report.spearman([replace(run, test=run.parameters / 1e6) for run in results], "parameters")
+    perfect = report.spearman([replace(run, test=run.parameters / 1e6) for run in results], "parameters")
     assert (perfect.rho, perfect.low, perfect.high) == pytest.approx((1, 1, 1))
-    assert study_report.spearman([replace(run, test=0.5) for run in results], "parameters") is None
-    assert study_report.spearman(results[:2], "parameters") is None
+    assert report.spearman([replace(run, test=0.5) for run in results], "parameters") is None
+    assert report.spearman(results[:2], "parameters") is None
 
 
 def test_gains_are_paired_by_seed(results):
-    found = study_report.gains(invented(results, [0.5, 0.8, 0.6, 0.4, 0.7, 0.9, 0.8, 0.5]))
+    found = report.gains(invented(results, [0.5, 0.8, 0.6, 0.4, 0.7, 0.9, 0.8, 0.5]))
     assert [(row.over, row.seeds) for row in found] == [("no_entanglers", 2), ("frozen", 2)]
     assert [row.gain for row in found] == pytest.approx([0.15, 0.4])
     assert found[1].low == found[1].high == pytest.approx(0.4)
@@ -236,8 +235,8 @@ def test_gains_are_paired_by_seed(results):
 
 def test_the_page_needs_nothing_else(results):
     study = replace(STUDY, about="<script>alert(1)</script>")
-    page = study_report.html(study, results)
-    assert page.count("data:image/svg+xml;base64,") == len(study_report.QUANTITIES)
+    page = report.html(study, results)
+    assert page.count("data:image/svg+xml;base64,") == len(report.QUANTITIES)
     for text in (page.replace('src="data:', ""), *map(b64decode, re.findall('base64,([^"]+)', page))):
         assert not re.search(r"src\s*=|href\s*=\s*.[^#]|@import|url\([^#]|<script|<link", str(text))
     assert "8 of 8 runs" in page and "&lt;script&gt;" in page
@@ -262,12 +261,12 @@ def test_the_command_runs_stops_and_goes_on(tasks, tmp_path, monkeypatch):
         patch.setattr(runs, "work", stop)
         stopped = CliRunner().invoke(app, command)
     assert stopped.exit_code == 130 and "--resume" in stopped.stderr
-    assert len(study_report.read_csv((out / "runs.csv").read_text())) == 1
+    assert len(report.read_csv((out / "runs.csv").read_text())) == 1
     refused = CliRunner().invoke(app, command, env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
     assert refused.exit_code == 2 and "has 1 of 2 results" in refused.output and "Traceback" not in refused.output
     done = CliRunner().invoke(app, [*command, "--resume"])
     assert done.exit_code == 0 and len(done.stdout.splitlines()) >= 4
-    assert len(study_report.read_csv((out / "runs.csv").read_text())) == 2
+    assert len(report.read_csv((out / "runs.csv").read_text())) == 2
     assert (out / "report.html").read_text().startswith("<!doctype html>")
 
 
@@ -281,7 +280,7 @@ def test_every_committed_study_can_run_and_its_table_has_its_runs_only(path):
     runs._check_models(study, study.points, TASKS[study.task])
     keys = {point.key for point in study.points}
     table = path.with_suffix(".csv")
-    found = [run.key for run in study_report.read_csv(table.read_text())] if table.exists() else []
+    found = [run.key for run in report.read_csv(table.read_text())] if table.exists() else []
     assert path.stem == study.name and len(set(found)) == len(found) and set(found) <= keys
 
 
@@ -291,7 +290,7 @@ def test_two_points_of_the_committed_study_again(tmp_path):
     family = study.grid[0].ansatz[0]
     grid = [Grid([family], [1], [16], ["no_entanglers"]), Grid([family], [2], [16])]
     short = replace(study, seeds=[0], train=32, validation=10, test=20, epochs=1, grid=grid)
-    committed = {run.key: run for run in study_report.read_csv((STUDIES / "digits.csv").read_text())}
+    committed = {run.key: run for run in report.read_csv((STUDIES / "digits.csv").read_text())}
     for run in runs.run(short, tmp_path):
         then = committed[run.key]
         for key in ("parameters", "capacity", "haar", "initial_operator_entropy", "initial_column_entropy"):

@@ -39,9 +39,8 @@ from torch.nn.functional import cross_entropy
 
 from qcircuit_peft import Circuit, Op, QCircuitConfig, columns, load, matrix, parameter_count
 from qcircuit_peft.analysis import capacity
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.task import TASKS, Classifier, Encoder, pretrained
 from qcircuit_peft.drawing import draw
+from qcircuit_peft.tasks import TASKS, Classifier, Encoder, pretrained, quiet
 
 quiet()
 generator = torch.Generator().manual_seed(0)

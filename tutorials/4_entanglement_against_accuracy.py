@@ -31,11 +31,19 @@ torch.set_num_threads(1)
 
 from qcircuit_peft import load
 from qcircuit_peft.analysis import tables
-from qcircuit_peft.analysis.runs import run
-from qcircuit_peft.analysis.study import Grid, Study, without_entanglers
-from qcircuit_peft.analysis.study_report import accuracy_figure, gains, read_csv, settings, spearman
-from qcircuit_peft.demo.report import quiet
 from qcircuit_peft.drawing import draw
+from qcircuit_peft.study import (
+    Grid,
+    Study,
+    accuracy_figure,
+    gains,
+    read_csv,
+    run,
+    settings,
+    spearman,
+    without_entanglers,
+)
+from qcircuit_peft.tasks import quiet
 
 quiet()
 root = Path.cwd() if Path("studies").exists() else Path.cwd().parent

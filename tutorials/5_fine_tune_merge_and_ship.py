@@ -39,10 +39,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
 from qcircuit_peft import QCircuitConfig, circuits, matrix
-from qcircuit_peft.demo.data import trec
-from qcircuit_peft.demo.models import minilm
-from qcircuit_peft.demo.report import quiet
 from qcircuit_peft.qasm import to_qasm
+from qcircuit_peft.tasks import quiet
+from qcircuit_peft.tasks.data import trec
+from qcircuit_peft.tasks.models import minilm
 
 quiet()
 folder = Path(tempfile.mkdtemp())

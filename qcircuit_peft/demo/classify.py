@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-from qcircuit_peft.demo.report import quiet
-from qcircuit_peft.demo.task import TASKS
-from qcircuit_peft.demo.train import trained
+from qcircuit_peft.tasks import TASKS, quiet
+from qcircuit_peft.training import trained
 
 QUESTIONS = ("How far is it from Denver to Aspen ?", "Who wrote the Declaration of Independence ?")
 SENTENCES = ("A warm , funny and moving film .", "Two hours of my life that I shall never get back .")

@@ -1,24 +1,15 @@
 """What the demo shows in the end: a table, a plot, and the adapter in the forms in which it ships."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from peft import PeftModel, save_as_lora
 from rich.table import Table
-from transformers.utils import logging
 
-from qcircuit_peft import QCircuitConfig
-from qcircuit_peft.demo.task import Task
-from qcircuit_peft.demo.train import Result, trained
-
-
-def quiet() -> None:
-    """No progress bars and notices of transformers."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+from qcircuit_peft.tasks import Task
+from qcircuit_peft.training import Result, trained
+from qcircuit_peft.tuner import QCircuitConfig
 
 
 def table(results: Mapping[str, Result]) -> Table:

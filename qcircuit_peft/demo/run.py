@@ -15,16 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qcircuit_peft.demo import report
-from qcircuit_peft.demo.methods import METHODS
-from qcircuit_peft.demo.task import TASKS
-from qcircuit_peft.demo.train import Result, train
+from qcircuit_peft.methods import METHODS
+from qcircuit_peft.tasks import TASKS, quiet
+from qcircuit_peft.training import Result, train
 
 console = Console()
 
 
 def _work(task: str, method: str, out: Path, epochs: int | None, queue: Any) -> None:
     torch.set_num_threads(1)
-    report.quiet()
+    quiet()
     result = train(
         TASKS[task], METHODS[method], out / method, epochs=epochs, progress=lambda *at: queue.put((method, at))
     )
@@ -83,7 +83,7 @@ def main(
     wanted = methods.split(",")
     if unknown := [key for key in wanted if key not in METHODS]:
         raise typer.BadParameter(f"unknown method {unknown[0]!r}; allowed are {', '.join(METHODS)}")
-    report.quiet()
+    quiet()
     out = out / task
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]{TASKS[task].about}[/bold]; results go to {out}")

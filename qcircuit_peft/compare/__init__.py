@@ -103,12 +103,12 @@ def _rows(
 
 
 class _Worker:
-    """A process of ``qcircuit_peft.measure``, which measures one case after another."""
+    """A process of ``qcircuit_peft.compare.worker``, which measures one case after another."""
 
     def __init__(self) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "qcircuit_peft.measure"],
+            [sys.executable, "-W", "ignore", "-m", "qcircuit_peft.compare.worker"],
             env=os.environ | threads, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self.lines: Queue[str] = Queue()

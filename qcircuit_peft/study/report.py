@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
 from qcircuit_peft.analysis import tables
-from qcircuit_peft.analysis.runs import Run
 from qcircuit_peft.analysis.sampling import RESAMPLES
-from qcircuit_peft.analysis.study import Study
+from qcircuit_peft.study.plan import Study
+from qcircuit_peft.study.runs import Run
 
 QUANTITIES = {
     "layers": "layers L",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from qcircuit_peft.demo.data import read_text
-from qcircuit_peft.demo.models import package_file
+from qcircuit_peft.tasks.data import read_text
+from qcircuit_peft.tasks.models import package_file
 
 
 class Text(NamedTuple):

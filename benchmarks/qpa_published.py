@@ -1,7 +1,7 @@
 """The two published configurations of Quantum Parameter Adaptation, for those who have the weights.
 
-    python examples/qpa.py gpt2 /path/to/gpt2 wiki.train.txt wiki.test.txt
-    python examples/qpa.py gemma /path/to/gemma-2-2b wiki.train.txt wiki.test.txt
+    python benchmarks/qpa_published.py gpt2 /path/to/gpt2 wiki.train.txt wiki.test.txt
+    python benchmarks/qpa_published.py gemma /path/to/gemma-2-2b wiki.train.txt wiki.test.txt
 
 Both generate a LoRA of rank 4 (alpha = 8, dropout 0.05) of the language model head, L = 8, with AdamW at 1e-5, a linear
 schedule, three epochs, batch 1. Two things differ from the published code, on purpose: the perplexity is that of real

@@ -1,4 +1,4 @@
-"""The demo's models and data: sizes, no leakage, the right weights in the right places, and clear errors."""
+"""The models and data of the tasks: sizes, no leakage, the right weights in the right places, and clear errors."""
 
 import gzip
 import re
@@ -8,7 +8,7 @@ import platformdirs
 import pytest
 import torch
 
-from qcircuit_peft.demo import data, models
+from qcircuit_peft.tasks import data, models
 
 SETS = {
     "trec": (data.trec, (3881, 500, 1000), 50),

@@ -1,8 +1,8 @@
-"""The tasks of the demo: a pretrained model, labelled data, and how one becomes input of the other."""
+"""What a task is, and the classifier that is trained on it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +11,26 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
-from qcircuit_peft.demo import data
-from qcircuit_peft.demo.models import dinov2, minilm
+from qcircuit_peft.tasks.data import Splits
 
 
 @dataclass(frozen=True)
 class Task:
-    """A demo task; ``targets`` are all linear layers of the blocks, ``lora_targets`` those LoRA usually takes."""
+    """A pretrained model and labelled data.
+
+    ``targets`` are all linear layers of the blocks, ``lora_targets`` those LoRA usually takes.
+    """
 
     about: str
     folder: Callable[[], Path]
-    splits: Callable[[], data.Splits]
+    splits: Callable[[], Splits]
     targets: tuple[str, ...]
     lora_targets: tuple[str, ...]
     epochs: int
     scale: float  # multiplies the pooled features, whose norm is small, before the linear head
     text: bool
-
-
-_BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
-_DINO = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-
-TASKS: dict[str, Task] = {
-    "trec": Task("MiniLM, TREC questions, 50 classes", minilm, data.trec, _BERT, ("query", "value"), 3, 4.0, True),
-    "trec6": Task(
-        "MiniLM, TREC questions, 6 classes", minilm, partial(data.trec, False), _BERT, ("query", "value"), 3, 4.0, True
-    ),
-    "movies": Task("MiniLM, movie sentences, 2 classes", minilm, data.movies, _BERT, ("query", "value"), 1, 4.0, True),
-    "digits": Task(
-        "DINOv2-small, MNIST digits, 10 classes", dinov2, data.digits, _DINO, ("q_proj", "v_proj"), 3, 1.0, False
-    ),
-}
 
 
 class Encoder:
@@ -96,3 +84,10 @@ class Classifier(nn.Module):
 def pretrained(task: Task) -> PreTrainedModel:
     """The task's model, frozen."""
     return AutoModel.from_pretrained(task.folder()).requires_grad_(False)
+
+
+def quiet() -> None:
+    """No progress bars and notices of transformers."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,7 +1,4 @@
-"""The runs of a study: train, measure, and keep one result file each, here or on a Ray cluster.
-
-This module lies above the demo, whose tasks and training loop it uses; the demo knows nothing of studies.
-"""
+"""The runs of a study: train, measure, and keep one result file each, here or on a Ray cluster."""
 
 import json
 import os
@@ -19,11 +16,10 @@ import torch
 from qcircuit_peft.analysis.capacity import Capacity, capacity
 from qcircuit_peft.analysis.expressibility import expressibility
 from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
-from qcircuit_peft.analysis.study import Point, Study, run_key
-from qcircuit_peft.demo.data import Split, Splits
-from qcircuit_peft.demo.methods import Method, circuit
-from qcircuit_peft.demo.task import TASKS, Task, pretrained
-from qcircuit_peft.demo.train import accuracy, train, trained
+from qcircuit_peft.methods import Method, circuit
+from qcircuit_peft.study.plan import Point, Study, run_key
+from qcircuit_peft.tasks import TASKS, Split, Splits, Task, pretrained
+from qcircuit_peft.training import accuracy, train, trained
 from qcircuit_peft.tuner import parameter_count
 
 _MAX_RESULT_BYTES = 1 << 16
@@ -72,7 +68,7 @@ Progress = Callable[[float, int, str], None]
 
 
 def method(study: Study, point: Point) -> Method:
-    """The demo's method for a point: with equal seeds, equal sizes of circuits start from equal angles."""
+    """The method of a point: with equal seeds, equal sizes of circuits start from equal angles."""
     return circuit(
         point.key,
         point.r,

@@ -42,7 +42,7 @@ def package_file(requirement: str, *parts: str) -> Path:
     name = requirement.partition("==")[0]
     spec = find_spec(name.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"the demo reads a file of {name}, which is not installed; run: {install}")
+        raise ImportError(f"what is asked for is a file of {name}, which is not installed; run: {install}")
     path = Path(spec.submodule_search_locations[0], *parts)
     if not path.exists():
         raise OSError(f"the installed package {name} has no {'/'.join(parts)}; run: {install}")
@@ -85,7 +85,7 @@ def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        message = f"the demo's DINOv2 needs {name}, which is not installed; run: pip install {name}"
+        message = f"DINOv2 needs {name}, which is not installed; run: pip install {name}"
         raise ImportError(message) from error
 
 

@@ -1,14 +1,14 @@
-"""The demo's training loop on a tiny vision model: every method, what it saves, and what an interruption leaves."""
+"""The training loop and the demo on a tiny vision model: all methods, what is saved, what an interruption leaves."""
 
 import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from qcircuit_peft.demo import methods, report, run
-from qcircuit_peft.demo.data import Split, Splits
-from qcircuit_peft.demo.methods import METHODS
-from qcircuit_peft.demo.task import TASKS, Classifier, Task, pretrained
-from qcircuit_peft.demo.train import BATCH, Result, accuracy, adapter_bytes, batches, train, trained
+from qcircuit_peft import methods
+from qcircuit_peft.demo import report, run
+from qcircuit_peft.methods import METHODS
+from qcircuit_peft.tasks import TASKS, Classifier, Split, Splits, Task, pretrained
+from qcircuit_peft.training import BATCH, Result, accuracy, adapter_bytes, batches, train, trained
 
 NAMES = ("dark", "light")
 
@@ -78,8 +78,8 @@ def test_a_method_starts_from_the_pretrained_model(task):
 def test_shared_circuits_are_counted_once_and_trained_at_their_own_rate(task):
     for share, vectors in ((None, 8), ("kind", 4)):  # (query, value) x (U, V), in each of two blocks
         method = methods.circuit("", 8, share=share, rate=0.1, angle_rate=0.3)
-        trained = [name for name, p in method.attach(task).named_parameters() if p.requires_grad]
-        assert sorted(map(method.rate_of, trained)) == [0.1] * 4 + [0.3] * vectors
+        groups = method.groups(method.attach(task))
+        assert sorted((group["lr"], len(group["params"])) for group in groups) == [(0.1, 4), (0.3, vectors)]
 
 
 def test_fourierft_has_the_parameters_asked_for(task):
@@ -122,7 +122,7 @@ def test_the_main_process_is_quiet_and_says_where_checkpoints_lie(tmp_path, monk
     hushed = []
     stopped = Result("linear probe", 0, float("nan"), float("nan"), 0.0, 0, False)
     monkeypatch.setattr(run, "_train_all", lambda *args: {"probe": stopped})
-    monkeypatch.setattr(report, "quiet", lambda: hushed.append(True))
+    monkeypatch.setattr(run, "quiet", lambda: hushed.append(True))
     with pytest.raises(SystemExit) as stop:
         run.main("trec", tmp_path, None, "probe,lora", 1)
     assert stop.value.code == 130 and hushed == [True]

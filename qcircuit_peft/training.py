@@ -17,9 +17,9 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qcircuit_peft.demo.data import Split
-from qcircuit_peft.demo.methods import HEAD_RATE, Method
-from qcircuit_peft.demo.task import Classifier, Encoder, Task, pretrained
+from qcircuit_peft.methods import HEAD_RATE, Method
+from qcircuit_peft.tasks import Classifier, Encoder, Task, pretrained
+from qcircuit_peft.tasks.data import Split
 
 BATCH = 32
 _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
@@ -99,11 +99,9 @@ def train(
     splits, encode = task.splits(), Encoder(task)
     net = Classifier(task, method.attach(task), len(splits.train.names))
     net.eval()  # no dropout, for any method: it would be a fifth of a step of LoRA
-    adapter = {name: p for name, p in net.model.named_parameters() if p.requires_grad}  # what is tied comes once
-    groups = [{"params": list(net.head.parameters()), "lr": HEAD_RATE}]
-    for rate in {method.rate_of(name) for name in adapter}:
-        groups.append({"params": [p for name, p in adapter.items() if method.rate_of(name) == rate], "lr": rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    groups = method.groups(net.model)
+    head = {"params": list(net.head.parameters()), "lr": HEAD_RATE}
+    optimizer = torch.optim.AdamW([head, *groups], weight_decay=0.0)
     lengths = encode.lengths(splits.train.inputs)
     epochs = task.epochs if epochs is None else epochs
     plan = [batch for epoch in range(epochs) for batch in batches(lengths, seed * 1000 + epoch)]
@@ -111,7 +109,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / warmup) * (len(plan) - step) / len(plan)
     )
-    frozen = None if adapter else _features(net, encode, splits.train.inputs)  # nothing below the head changes
+    frozen = None if groups else _features(net, encode, splits.train.inputs)  # nothing below the head changes
     seconds, finished = [], False
     try:
         for step, batch in enumerate(plan, 1):
@@ -131,7 +129,7 @@ def train(
     share = accuracy(net, encode, splits.test) if finished else float("nan")
     result = Result(
         method=method.name,
-        parameters=sum(p.numel() for p in adapter.values()),
+        parameters=sum(p.numel() for group in groups for p in group["params"]),
         accuracy=share,
         interval=1.96 * sqrt(share * (1 - share) / len(splits.test)),
         seconds_per_step=median(seconds) if seconds else float("nan"),

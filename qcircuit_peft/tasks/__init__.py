@@ -1,0 +1,26 @@
+"""Tasks: a pretrained model, labelled data, and how one becomes input of the other. ``TASKS`` names them.
+
+The models and the data come inside PyPI packages, so that nothing is downloaded.
+"""
+
+from functools import partial
+
+from qcircuit_peft.tasks.data import Split, Splits, digits, movies, trec
+from qcircuit_peft.tasks.models import dinov2, minilm
+from qcircuit_peft.tasks.task import Classifier, Encoder, Task, pretrained, quiet
+
+_BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+_DINO = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
+TASKS: dict[str, Task] = {
+    "trec": Task("MiniLM, TREC questions, 50 classes", minilm, trec, _BERT, ("query", "value"), 3, 4.0, True),
+    "trec6": Task(
+        "MiniLM, TREC questions, 6 classes", minilm, partial(trec, False), _BERT, ("query", "value"), 3, 4.0, True
+    ),
+    "movies": Task("MiniLM, movie sentences, 2 classes", minilm, movies, _BERT, ("query", "value"), 1, 4.0, True),
+    "digits": Task(
+        "DINOv2-small, MNIST digits, 10 classes", dinov2, digits, _DINO, ("q_proj", "v_proj"), 3, 1.0, False
+    ),
+}
+
+__all__ = ["TASKS", "Classifier", "Encoder", "Split", "Splits", "Task", "pretrained", "quiet"]
