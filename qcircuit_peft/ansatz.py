@@ -5,16 +5,17 @@ A file in ``circuits/`` has ``name``, ``about`` and ``cite``, and three lists of
 """
 
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
-from qcircuit_peft.checks import whole
+from qcircuit_peft import checks, files
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit, Op
-from qcircuit_peft.gates import GATES, did_you_mean
+from qcircuit_peft.gates import GATES
+from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 
 FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 1 << 20
@@ -72,14 +73,9 @@ WIRINGS: dict[str, Callable[[int], list[Wires]]] = {
 }
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 def _known(value: object, table: Mapping[str, object], what: str, where: str) -> None:
     if not isinstance(value, str) or value not in table:
-        raise ValueError(f"{where}: unknown {what} {value!r}; {did_you_mean(value, table)}")
+        raise ValueError(f"{where}: unknown {what} {shown(value)}; {did_you_mean(value, table)}")
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,9 @@ class Step:
     on: str | tuple[Wires, ...]
 
     def __post_init__(self) -> None:
-        where = f"step {_short(self.gate)} on {_short(self.on)}"
+        where = f"step {shown(self.gate)} on {shown(self.on)}"
         if not isinstance(self.gate, str | list | tuple):
-            raise ValueError(f"'gate' is a gate or a list of gates, got {self.gate!r}")
+            raise ValueError(f"'gate' is a gate or a list of gates, got {shown(self.gate)}")
         if isinstance(self.gate, list):
             object.__setattr__(self, "gate", tuple(self.gate))
         for gate in self.gates:
@@ -134,7 +130,7 @@ class Step:
 
     def ops(self, n_wires: int) -> Iterator[Op]:
         """The ops of this step on a register, in time order; raises ValueError if it does not fit the register."""
-        where = f"step {_short(self.gate)} on {_short(self.on)}"
+        where = f"step {shown(self.gate)} on {shown(self.on)}"
         groups = WIRINGS[self.on](n_wires) if isinstance(self.on, str) else self.on
         for wires in groups:
             if max(wires) >= n_wires:
@@ -160,7 +156,7 @@ def wire_dims(dim: int) -> tuple[int, ...]:
     >>> wire_dims(768)
     (3, 2, 2, 2, 2, 2, 2, 2, 2)
     """
-    whole("a circuit's dimension", dim, 2)
+    whole_number("a circuit's dimension", dim, 2)
     if dim > _MAX_DIM:
         raise ValueError(f"a circuit's dimension is at most 2**40, got {dim}")
     primes, rest, p = [], dim, 2
@@ -194,12 +190,11 @@ class Ansatz:
 
     def __post_init__(self) -> None:
         for key in ("name", "about", "cite"):
-            if not isinstance(getattr(self, key), str):
-                raise ValueError(f"ansatz: {key!r} is a text, got {getattr(self, key)!r}")
+            checks.text(f"ansatz: {key!r}", getattr(self, key))
         for key in ("first", "layer", "last"):
             steps = getattr(self, key)
             if not isinstance(steps, list | tuple) or not all(isinstance(step, Step) for step in steps):
-                raise ValueError(f"ansatz {self.name!r}: {key!r} is a list of steps, got {_short(steps)}")
+                raise ValueError(f"ansatz {shown(self.name)}: {key!r} is a list of steps, got {shown(steps)}")
             object.__setattr__(self, key, tuple(steps))
 
     def circuit(
@@ -222,9 +217,9 @@ class Ansatz:
         """
         if sum(width is not None for width in (dim, qubits, dims)) != 1:
             raise ValueError(f"give exactly one of dim, qubits and dims, got dim={dim}, qubits={qubits}, dims={dims}")
-        whole("layers", layers, 0)
+        whole_number("layers", layers, 0)
         if qubits is not None:
-            dims = (2,) * min(whole("qubits", qubits, 1), _MAX_WIRES + 1)
+            dims = (2,) * min(whole_number("qubits", qubits, 1), _MAX_WIRES + 1)
         elif dim is not None:
             dims = wire_dims(dim)
         assert dims is not None
@@ -236,7 +231,7 @@ class Ansatz:
         )
         if (total := len(first) + layers * len(layer) + len(last)) > _MAX_OPS:
             raise ValueError(
-                f"a circuit has at most {_MAX_OPS} gates, but {self.name!r} with {layers} layers has {total}"
+                f"a circuit has at most {_MAX_OPS} gates, but {shown(self.name)} with {layers} layers has {total}"
             )
         return Circuit(dims, (*first, *(layer * layers), *last))
 
@@ -247,28 +242,23 @@ class Ansatz:
         Raises ValueError for unknown or missing keys, a version this library does not know, or a bad step.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"{where}: an ansatz is a table, got {_short(data)}")
-        allowed = ("version", "name", "about", "cite", "first", "layer", "last")
-        unknown = [key for key in data if key not in allowed]
-        if unknown:
-            raise ValueError(f"{where}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
+            raise ValueError(f"{where}: an ansatz is a table, got {shown(data)}")
+        checks.keys(where, data, ("version", "name", "about", "cite", "first", "layer", "last"), needed=["name"])
         version = data.get("version", FORMAT_VERSION)
         if isinstance(version, bool) or version != FORMAT_VERSION:
             raise ValueError(
-                f"{where}: format version {version!r} is not known; this library reads version {FORMAT_VERSION}"
+                f"{where}: format version {shown(version)} is not known; this library reads version {FORMAT_VERSION}"
             )
-        if "name" not in data:
-            raise ValueError(f"{where}: the key 'name' is missing")
         parts: dict[str, list[Step]] = {}
         for part in ("first", "layer", "last"):
             entries = data.get(part, [])
             if not isinstance(entries, list | tuple):
-                raise ValueError(f"{where}: {part!r} is a list of tables [[{part}]], got {_short(entries)}")
+                raise ValueError(f"{where}: {part!r} is a list of tables [[{part}]], got {shown(entries)}")
             parts[part] = []
             for number, entry in enumerate(entries, 1):
                 here = f"{where}: [[{part}]] entry {number}"
                 if not isinstance(entry, Mapping) or set(entry) != {"gate", "on"}:
-                    found = ", ".join(map(repr, entry)) if isinstance(entry, Mapping) else repr(entry)
+                    found = ", ".join(map(shown, list(entry)[:8])) if isinstance(entry, Mapping) else shown(entry)
                     raise ValueError(f"{here}: a step has the keys 'gate' and 'on', got {found}")
                 try:
                     parts[part].append(Step(entry["gate"], entry["on"]))
@@ -284,18 +274,7 @@ class Ansatz:
     @classmethod
     def from_file(cls, path: str | Path) -> "Ansatz":
         """An ansatz from a TOML file of at most 1 MiB; raises ValueError naming the file and the entry at fault."""
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: there is no such circuit file")
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ValueError(
-                f"{path}: a circuit file has at most {_MAX_FILE_BYTES} bytes, this has {path.stat().st_size}"
-            )
-        try:
-            data = tomllib.loads(path.read_bytes().decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # TOML and Unicode errors, and numbers too long to read
-            raise ValueError(f"{path}: not a TOML file in UTF-8: {error}") from None
-        return cls.from_dict(data, str(path))
+        return cls.from_dict(files.read_toml(path, "circuit", _MAX_FILE_BYTES), shortened(printable(str(path))))
 
     def to_dict(self) -> dict[str, Any]:
         """The ansatz as plain data with its format version; ``from_dict`` reads it back."""
@@ -350,5 +329,5 @@ def load(source: "str | Path | Mapping[str, Any] | Ansatz") -> Ansatz:
     if source in _shipped():
         return Ansatz.from_file(_shipped()[source])
     raise ValueError(
-        f"there is no circuit named {source!r}; {did_you_mean(source, names())}, or a path ending in .toml"
+        f"there is no circuit named {shown(source)}; {did_you_mean(source, names())}, or a path ending in .toml"
     )

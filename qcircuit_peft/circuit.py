@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from qcircuit_peft.gates import GATES, did_you_mean
+from qcircuit_peft.checks import whole_numbers
+from qcircuit_peft.gates import GATES
+from qcircuit_peft.text import did_you_mean, shown
 
 
 def _integers(values: object, what: str) -> tuple[int, ...]:
     several = (values,) if isinstance(values, int) else values
     several = tuple(several) if isinstance(several, Iterable) else several
-    if not isinstance(several, tuple) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in several):
-        raise ValueError(f"{what} are whole numbers >= 0, got {several!r}")
-    return several
+    return whole_numbers(what, several, 0, least=0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Op:
 
     def __post_init__(self) -> None:
         if not isinstance(self.gate, str) or self.gate not in GATES:
-            raise ValueError(f"unknown gate {self.gate!r}; {did_you_mean(self.gate, GATES)}")
+            raise ValueError(f"unknown gate {shown(self.gate)}; {did_you_mean(self.gate, GATES)}")
         object.__setattr__(self, "wires", _integers(self.wires, "wires"))
         if self.angles is not None:
             object.__setattr__(self, "angles", _integers(self.angles, "positions of angles"))
@@ -90,18 +90,15 @@ class Circuit:
     ops: tuple[Op, ...] = ()
 
     def __init__(self, dims: Iterable[int], ops: Iterable[Op] = ()) -> None:
-        several = tuple(dims) if isinstance(dims, Iterable) else dims
-        if not isinstance(several, tuple) or not several or any(type(d) is not int or d < 2 for d in several):
-            raise ValueError(f"a circuit has one or more wires, each with a whole dimension >= 2, got dims {several}")
-        dims = several
+        dims = whole_numbers("dims of a circuit", tuple(dims) if isinstance(dims, Iterable) else dims, 2)
         if isinstance(ops, str | bytes | Op) or not isinstance(ops, Iterable):
-            raise ValueError(f"ops is a sequence of Op, got {ops!r}")
+            raise ValueError(f"ops is a sequence of Op, got {shown(ops)}")
         object.__setattr__(self, "dims", dims)
         numbered: list[Op] = []
         free = 0
         for op in ops:
             if not isinstance(op, Op):
-                raise ValueError(f"ops is a sequence of Op, got {op!r} in it")
+                raise ValueError(f"ops is a sequence of Op, got {shown(op)} in it")
             if any(w >= len(dims) for w in op.wires):
                 raise ValueError(f"{op} acts on a wire that is not there; the wires are 0 to {len(dims) - 1}")
             gate, on = GATES[op.gate], tuple(dims[w] for w in op.wires)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qcircuit_peft import compare as comparison
+from qcircuit_peft import files
 from qcircuit_peft.analysis import METRICS, capacity, saturation, tables
 from qcircuit_peft.analysis.plots import capacity_figure
 from qcircuit_peft.ansatz import Ansatz, load, names
@@ -75,7 +76,7 @@ def _numbers(text: str) -> list[int]:
 
 def _save(figure: Figure, path: str) -> None:
     try:
-        figure.savefig(path, dpi=150)
+        files.write_figure(path, figure)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} cannot be written: {error}") from None
 
@@ -217,7 +218,7 @@ def compare(
         if csv:
             comparison.write_csv(table, csv)
         if plot:
-            comparison.plot(table).savefig(plot, dpi=150)
+            files.write_figure(plot, comparison.plot(table))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"the result cannot be written: {error}") from None
 

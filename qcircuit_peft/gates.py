@@ -5,13 +5,14 @@ sec. 4.2). In a two-wire matrix the first wire is the more significant digit; fo
 control.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qcircuit_peft.text import did_you_mean as did_you_mean
 
 _I = np.eye(2)
 _X = np.array([[0, 1], [1, 0]])
@@ -237,14 +238,3 @@ def signed_permutation(matrix: NDArray) -> tuple[NDArray, NDArray]:
         )
     index = nonzero.argmax(1)
     return index, matrix[np.arange(len(matrix)), index]
-
-
-def did_you_mean(name: object, table: Iterable[str]) -> str:
-    """The end of an error message about a name that is not in a table: those near to it, else all there are.
-
-    >>> did_you_mean("ry", GATES), did_you_mean("grid", ["ring", "line"])
-    ('did you mean one of RY, RYY, CRY', 'allowed are ring, line')
-    """
-    known = {key.casefold(): key for key in table}
-    near = [known[key] for key in get_close_matches(str(name).casefold(), known, n=3)]
-    return f"did you mean one of {', '.join(near)}" if near else f"allowed are {', '.join(known.values())}"

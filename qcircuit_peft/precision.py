@@ -1,7 +1,7 @@
 """In which precision orthogonal matrices are computed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,12 @@ from torch import Tensor
 def wide(x: Tensor) -> Tensor:
     """``x`` in float64; in float32 on Apple's GPUs, which have no float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast off on the device of ``x``, for what would not stay orthonormal in few digits."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 @contextmanager

@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from qcircuit_peft.checks import whole
+from qcircuit_peft import checks
+from qcircuit_peft.checks import whole_number
+from qcircuit_peft.text import shown
 
 MAX_BITS = 16
 _MAX_GROUP = 1 << 20
@@ -53,16 +55,15 @@ class Quantization:
     packed: bool = True
 
     def __post_init__(self) -> None:
-        whole("quantization: bits", self.bits, 0, MAX_BITS)
-        whole("quantization: group", self.group, 1, _MAX_GROUP)
+        whole_number("quantization: bits", self.bits, 0, MAX_BITS)
+        whole_number("quantization: group", self.group, 1, _MAX_GROUP)
         for name in ("adaptive", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"quantization: {name} is true or false, got {getattr(self, name)!r}")
+            checks.boolean(f"quantization: {name}", getattr(self, name))
         if not isinstance(self.parts, dict) or not all(isinstance(part, str) for part in self.parts):
-            raise ValueError(f"quantization: parts maps names of parts to bits, got {self.parts!r}")
+            raise ValueError(f"quantization: parts maps names of parts to bits, got {shown(self.parts)}")
         for part, bits in self.parts.items():
             if bits is not None:
-                whole(f"quantization: parts[{part!r}]", bits, 0, MAX_BITS)
+                whole_number(f"quantization: parts[{shown(part)}]", bits, 0, MAX_BITS)
         object.__setattr__(self, "parts", dict(self.parts))
 
     def of(self, part: str) -> "Quantization | None":
@@ -76,7 +77,7 @@ class Quantization:
         if isinstance(fields, Quantization):
             return fields
         if not isinstance(fields, dict) or not set(fields) <= set(cls.__dataclass_fields__):
-            raise ValueError(f"quantization has the fields {', '.join(cls.__dataclass_fields__)}, got {fields!r}")
+            raise ValueError(f"quantization has the fields {', '.join(cls.__dataclass_fields__)}, got {shown(fields)}")
         return cls(**fields)
 
     @property
@@ -98,7 +99,7 @@ def schemes(quantization: Any, parts: Iterable[str]) -> dict[str, Quantization]:
     found = {part: quantization.of(part) for part in parts}
     for part in quantization.parts:
         if part not in found:
-            raise ValueError(f"quantization gives bits to the part {part!r}, but the parts are {', '.join(found)}")
+            raise ValueError(f"quantization gives bits to the part {shown(part)}, but the parts are {', '.join(found)}")
     return {part: scheme for part, scheme in found.items() if scheme is not None}
 
 
@@ -158,8 +159,8 @@ def _encode(x: Float32[Tensor, "*batch n"], quantization: Quantization) -> tuple
     low, high = x.aminmax(dim=-1, keepdim=True)
     widths: Tensor | int = quantization.bits
     if quantization.adaptive:
-        whole = n // g
-        spread, reach = (t[..., :whole, 0] for t in (high - low, torch.maximum(high.abs(), low.abs())))
+        full = n // g
+        spread, reach = (t[..., :full, 0] for t in (high - low, torch.maximum(high.abs(), low.abs())))
         widths = loaded_bits(spread, reach, quantization.bits)
         if rest:
             widths = torch.cat([widths, torch.full_like(widths[..., :1], quantization.bits)], -1)
@@ -219,15 +220,11 @@ def unpack(data: Tensor, n: int, quantization: Quantization) -> Float32[Tensor, 
     if quantization.adaptive:
         _length(raw, groups, n, least=True)
         widths, raw = raw[:groups].astype(int), raw[groups:]
-        whole = n // g if n else 0
-        total = quantization.bits * whole
-        if (
-            widths.max(initial=0) > MAX_BITS
-            or widths[:whole].sum() != total
-            or any(widths[whole:] != quantization.bits)
-        ):
+        full = n // g if n else 0
+        total = quantization.bits * full
+        if widths.max(initial=0) > MAX_BITS or widths[:full].sum() != total or any(widths[full:] != quantization.bits):
             raise ValueError(
-                f"packed parameters: {whole} whole groups have widths of at most {MAX_BITS} bits, {total} in all, "
+                f"packed parameters: {full} whole groups have widths of at most {MAX_BITS} bits, {total} in all, "
                 f"and a shorter last group has {quantization.bits}, got the widths {widths.tolist()[:8]}..."
             )
     used = widths > 0

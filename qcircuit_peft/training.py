@@ -1,7 +1,6 @@
 """Train one method on one task: a plain loop that can be interrupted at any step without losing what was learned."""
 
 import json
-import os
 import random
 import signal
 import time
@@ -17,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from qcircuit_peft import files
 from qcircuit_peft.methods import HEAD_RATE, Method
 from qcircuit_peft.tasks import Classifier, Encoder, Task, pretrained
 from qcircuit_peft.tasks.data import Split
@@ -78,7 +78,7 @@ def save(net: Classifier, folder: Path) -> None:
             net.model.save_pretrained(draft)
         net.save_head(Path(draft, "head.safetensors"))
         for path in Path(draft).iterdir():
-            os.replace(path, folder / path.name)
+            files.replace(path, folder / path.name)
 
 
 def train(
@@ -136,7 +136,7 @@ def train(
         checkpoint_bytes=adapter_bytes(folder),
         finished=finished,
     )
-    (folder / "result.json").write_text(json.dumps(asdict(result), indent=2))
+    files.write(folder / "result.json", json.dumps(asdict(result), indent=2))
     return result
 
 

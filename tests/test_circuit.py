@@ -67,7 +67,7 @@ def circuits(draw, gates=tuple(GATES), dimensions=(2, 2, 2, 3, 4), max_dim=24, m
 
 # --- what is refused ----------------------------------------------------------------------------------------
 
-ONE_OR_MORE = "a circuit has one or more wires, each with a whole dimension >= 2, got dims"
+DIMS = "dims of a circuit"
 FOR_QUBITS = "is for qubits; any dimension: " + ", ".join(n for n, gate in GATES.items() if gate.qudit_matrix)
 REFUSED = {
     "Op('cz', (0, 1))": "unknown gate 'cz'; did you mean one of CZ, CRZ, Z",
@@ -78,21 +78,21 @@ REFUSED = {
     "Op('CZ', (0,))": "CZ acts on 2 different wire(s), got (0,)",
     "Op('RY', (0, 1))": "RY acts on 1 different wire(s), got (0, 1)",
     "Op('RY', ())": "RY acts on 1 different wire(s), got ()",
-    "Op('RY', (-1,))": "wires are whole numbers >= 0, got (-1,)",
-    "Op('RY', (True,))": "wires are whole numbers >= 0, got (True,)",
-    "Op('RY', True)": "wires are whole numbers >= 0, got (True,)",
-    "Op('RY', (0.0,))": "wires are whole numbers >= 0, got (0.0,)",
-    "Op('RY', '0')": "wires are whole numbers >= 0, got ('0',)",
-    "Op('RY', 1.5)": "wires are whole numbers >= 0, got 1.5",
-    "Op('RY', None)": "wires are whole numbers >= 0, got None",
-    "Op('RY', (0,), (False,))": "angles are whole numbers >= 0, got (False,)",
-    "Op('RY', (0,), (-1,))": "angles are whole numbers >= 0, got (-1,)",
-    "Op('RY', (0,), 0.5)": "angles are whole numbers >= 0, got 0.5",
-    "Circuit(())": f"{ONE_OR_MORE} ()",
-    "Circuit((2, 1))": f"{ONE_OR_MORE} (2, 1)",
-    "Circuit((2, True))": f"{ONE_OR_MORE} (2, True)",
-    "Circuit((2, 2.0))": f"{ONE_OR_MORE} (2, 2.0)",
-    "Circuit(3)": f"{ONE_OR_MORE} 3",
+    "Op('RY', (-1,))": "wires has whole numbers >= 0, got -1",
+    "Op('RY', (True,))": "wires has whole numbers >= 0, got True",
+    "Op('RY', True)": "wires has whole numbers >= 0, got True",
+    "Op('RY', (0.0,))": "wires has whole numbers >= 0, got 0.0",
+    "Op('RY', '0')": "wires has whole numbers >= 0, got '0'",
+    "Op('RY', 1.5)": "wires is a list of whole numbers >= 0, got 1.5",
+    "Op('RY', None)": "wires is a list of whole numbers >= 0, got None",
+    "Op('RY', (0,), (False,))": "angles has whole numbers >= 0, got False",
+    "Op('RY', (0,), (-1,))": "angles has whole numbers >= 0, got -1",
+    "Op('RY', (0,), 0.5)": "angles is a list of whole numbers >= 0, got 0.5",
+    "Circuit(())": f"{DIMS} is a list of whole numbers >= 2, got ()",
+    "Circuit((2, 1))": f"{DIMS} has whole numbers >= 2, got 1",
+    "Circuit((2, True))": f"{DIMS} has whole numbers >= 2, got True",
+    "Circuit((2, 2.0))": f"{DIMS} has whole numbers >= 2, got 2.0",
+    "Circuit(3)": f"{DIMS} is a list of whole numbers >= 2, got 3",
     "Circuit((2,), [Op('RY', (1,))])": "RY 1 acts on a wire that is not there; the wires are 0 to 0",
     "Circuit((2, 2), [Op('CZ', (0, 2))])": "CZ 0 2 acts on a wire that is not there; the wires are 0 to 1",
     "Circuit((3,), [Op('H', (0,))])": f"H 0 acts on wires of dimension (3,), but H {FOR_QUBITS}",

@@ -130,8 +130,8 @@ def test_a_table_is_written_as_csv_and_drawn(table, tmp_path):
     "change, said",
     [
         ({"backends": ["nativ"]}, "unknown backend 'nativ'"),
-        ({"columns": 0}, "columns is a positive number, got 0"),
-        ({"budget": 0}, "budget is a positive number, got 0"),
+        ({"columns": 0}, "columns is a whole number >= 1, got 0"),
+        ({"budget": 0}, "budget is a positive number of seconds, got 0"),
         ({"qubits": [0]}, "qubits is a whole number >= 1"),
         ({"layers": [-1]}, "layers is a whole number >= 0"),
     ],

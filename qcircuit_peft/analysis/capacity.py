@@ -12,7 +12,7 @@ from qcircuit_peft.analysis.metrics import linear_value, state_metric
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def capacity(
     (0.328125, 0.333333333)
     """
     family, measure = load(ansatz), state_metric(metric)
-    whole("samples", samples, 2)
+    whole_number("samples", samples, 2)
     kind = choose_ensemble(family, ensemble)
     haar = haar_value(metric, family.circuit(qubits=qubits, layers=0).dims, kind, samples, generator)
     rows = []

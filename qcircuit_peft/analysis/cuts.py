@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.ansatz import wire_dims
+from qcircuit_peft.checks import whole_numbers
+from qcircuit_peft.text import shown
 
 _TOLERANCE = {torch.float32: 1e-4, torch.complex64: 1e-4, torch.float64: 1e-8, torch.complex128: 1e-8}
 
@@ -21,12 +23,10 @@ def check_dims(n: int, dims: Sequence[int] | None, least: int = 2) -> tuple[int,
     """
     if dims is None:
         return wire_dims(n) if n > 1 else (1,)
-    if any(isinstance(d, bool) or not isinstance(d, int) or d < least for d in dims) or prod(dims) != n:
-        raise ValueError(
-            f"wire dimensions are whole numbers >= {least} that multiply to the register's dimension {n}, "
-            f"got {tuple(dims)}"
-        )
-    return tuple(dims)
+    dims = whole_numbers("wire dimensions", tuple(dims), least)
+    if prod(dims) != n:
+        raise ValueError(f"wire dimensions multiply to the register's dimension {n}, got {shown(dims)}")
+    return dims
 
 
 def check_tensor(x: object, what: str, ndim: int) -> Tensor:
@@ -61,12 +61,10 @@ def check_wires(wires: Sequence[int] | None, n_wires: int) -> tuple[int, ...]:
         raise ValueError(f"a cut divides a register of two or more wires, got {n_wires}")
     if wires is None:
         return tuple(range(n_wires // 2))
-    side = tuple(wires)
-    if not 0 < len(set(side)) == len(side) < n_wires or any(
-        isinstance(w, bool) or not isinstance(w, int) or not 0 <= w < n_wires for w in side
-    ):
+    side = whole_numbers("one side of a cut", tuple(wires), 0, n_wires - 1)
+    if not len(set(side)) == len(side) < n_wires:
         raise ValueError(
-            f"one side of a cut has some but not all of the wires 0 to {n_wires - 1}, once each, got {side}"
+            f"one side of a cut has some but not all of the wires 0 to {n_wires - 1}, once each, got {shown(side)}"
         )
     return side
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from qcircuit_peft.analysis.cuts import check_state, check_wires, group
+from qcircuit_peft.checks import whole_number
 
 Dims = Sequence[int] | None
 Wires = Sequence[int] | None
@@ -113,8 +114,7 @@ def check_subset_size(m: int, n_wires: int) -> None:
     """Raise ValueError unless m is a number of wires that is above 0 and leaves out some of the register."""
     if n_wires < 2:
         raise ValueError(f"Q is for a register of two or more wires, got {n_wires}")
-    if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m < n_wires:
-        raise ValueError(f"Q_m is for m above 0 and below the number of wires, {n_wires}, got m={m!r}")
+    whole_number("m of Q_m", m, 1, n_wires - 1)
 
 
 def scott(state: Inexact[Tensor, "*batch N"], m: int = 2, dims: Dims = None) -> Float[Tensor, " *batch"]:

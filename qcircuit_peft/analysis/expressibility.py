@@ -15,7 +15,7 @@ from torch import Tensor
 from qcircuit_peft.analysis.haar import check_ensemble
 from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 
 BINNINGS = ("linear", "quantile")
@@ -106,8 +106,8 @@ def expressibility(
     """
     family = load(ansatz)
     circuit = family.circuit(qubits=qubits, layers=layers)
-    whole("samples", samples, 2)
-    whole("bins", bins, 2)
+    whole_number("samples", samples, 2)
+    whole_number("bins", bins, 2)
     kind = choose_ensemble(family, ensemble)
     how = binning or ("linear" if qubits < _WIDE else "quantile")
     edges = bin_edges(bins, how, circuit.dim, kind)
@@ -166,10 +166,10 @@ def frame_potentials(
     """
     family = load(ansatz)
     circuit = family.circuit(qubits=qubits, layers=layers)
-    whole("samples", samples, 2)
+    whole_number("samples", samples, 2)
     orders = tuple(orders)
     for order in orders:
-        whole("an order", order, 1)
+        whole_number("an order", order, 1)
     kind = choose_ensemble(family, ensemble)
     f = fidelities(circuit, samples, generator)
     return [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qcircuit_peft.analysis.cuts import check_dims, check_wires
 from qcircuit_peft.analysis.metrics import linear_value, state_metric
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 
 ENSEMBLES = ("real", "complex")
 _DRAWS = 256  # random states at a time
@@ -149,7 +149,7 @@ def haar_value(
     measure = state_metric(metric)
     check_ensemble(ensemble)
     if isinstance(dims, int):
-        whole("qubits", dims, 1)
+        whole_number("qubits", dims, 1)
         dims = (2,) * dims
     dims = check_dims(prod(dims), dims)
     if measure.from_purities is not None:
@@ -159,7 +159,7 @@ def haar_value(
         return haar_entropy(a, prod(dims) // a, ensemble)
     if samples is None:
         raise ValueError(f"the Haar mean of {metric!r} has no closed form here; give the number of samples to draw")
-    whole("samples", samples, 2)
+    whole_number("samples", samples, 2)
     values = torch.empty(0, dtype=torch.float64)
     while len(values) < samples or values.std() > _ERROR * values.mean() * len(values) ** 0.5:
         states = haar_states(_DRAWS, prod(dims), ensemble, generator)

@@ -4,6 +4,7 @@ Every backend runs in a process of its own, on one thread, so that it can be end
 """
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 from matplotlib.figure import Figure
 
+from qcircuit_peft import checks, files
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends import find_backend
 
@@ -62,10 +64,10 @@ def compare(
     ('ok', 8, 0.0)
     """
     sizes = sorted(set(product(qubits, layers)))
-    numbers = {"columns": 1 if columns is None else columns, "batch": batch, "repeats": repeats, "budget": budget}
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"compare: {name} is a positive number, got {value!r}")
+    for name, value in {"columns": 1 if columns is None else columns, "batch": batch, "repeats": repeats}.items():
+        checks.whole_number(f"compare: {name}", value, 1)
+    if not checks.number("compare: budget", budget) > 0:
+        raise ValueError(f"compare: budget is a positive number of seconds, got {budget!r}")
     for backend in backends:
         find_backend(backend)
     for q, depth in sizes:
@@ -157,10 +159,11 @@ class _Worker:
 
 def write_csv(table: Sequence[Row], path: str | Path) -> None:
     """Write a table as CSV, with a line of headings; what is None stays empty."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(table)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows(table)
+    files.write(path, text.getvalue())
 
 
 def plot(table: Sequence[Row], what: str = "both") -> Figure:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from peft import PeftModel, save_as_lora
 from rich.table import Table
 
+from qcircuit_peft import files
 from qcircuit_peft.tasks import Task
 from qcircuit_peft.training import Result, trained
 from qcircuit_peft.tuner import QCircuitConfig
@@ -39,7 +40,7 @@ def plot(results: Mapping[str, Result], title: str, path: Path) -> None:
     axes.set(xscale="log", xlabel="trainable adapter parameters", ylabel="test accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=150)
+    files.write_figure(path, figure)
 
 
 def ship(task: Task, out: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qcircuit_peft import files
 from qcircuit_peft.demo import report
 from qcircuit_peft.methods import METHODS
 from qcircuit_peft.tasks import TASKS, quiet
@@ -97,7 +98,7 @@ def main(
         raise SystemExit(130)
     console.print(report.table(results))
     report.plot(results, TASKS[task].about, out / "accuracy.png")
-    (out / "results.json").write_text(json.dumps({key: vars(result) for key, result in results.items()}, indent=2))
+    files.write(out / "results.json", json.dumps({key: vars(result) for key, result in results.items()}, indent=2))
     if "circuit" in results:
         for line in report.ship(TASKS[task], out):
             console.print(line)

@@ -6,16 +6,18 @@ lists, for every seed. ``runs`` does the work.
 
 import json
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from qcircuit_peft import checks, files
 from qcircuit_peft.ansatz import Ansatz, Step, load
+from qcircuit_peft.checks import whole_number, whole_numbers
 from qcircuit_peft.frames.circuit import MAX_LAYERS, check_real
 from qcircuit_peft.gates import GATES
+from qcircuit_peft.text import printable, shortened, shown
 
 CONTROLS = ("trained", "no_entanglers", "frozen")
 _MAX_FILE_BYTES, _MAX_RUNS = 1 << 16, 10_000
@@ -86,16 +88,16 @@ class Grid:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, list | tuple) or not value:
-                raise ValueError(f"{field.name} is a list with one or more entries, got {value!r}")
+                raise ValueError(f"{field.name} is a list with one or more entries, got {shown(value)}")
         object.__setattr__(self, "ansatz", tuple(load(source) for source in self.ansatz))
         for family in self.ansatz:
             check_real(family)
             if not re.fullmatch(r"[\w.]{1,64}", family.name, re.ASCII):
-                raise ValueError(f"an ansatz in a study has a name of letters, digits, _ and ., got {family.name!r}")
+                raise ValueError(f"an ansatz in a study is named by letters, digits, _ and ., got {shown(family.name)}")
         object.__setattr__(self, "layers", whole_numbers("layers", self.layers, 0, MAX_LAYERS))
         object.__setattr__(self, "r", whole_numbers("r", self.r, 1))
         if unknown := [name for name in self.control if name not in CONTROLS]:
-            raise ValueError(f"control is a list of some of {', '.join(CONTROLS)}, got {unknown[0]!r}")
+            raise ValueError(f"control is a list of some of {', '.join(CONTROLS)}, got {shown(unknown[0])}")
         object.__setattr__(self, "control", tuple(self.control))
         if "no_entanglers" in self.control:
             for family in self.ansatz:
@@ -136,24 +138,20 @@ class Study:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]{1,64}", self.name, re.ASCII):
-            raise ValueError(f"name is 1 to 64 letters, digits, - and _, got {self.name!r}")
+            raise ValueError(f"name is 1 to 64 letters, digits, - and _, got {shown(self.name)}")
         for key in ("task", "about"):
-            if not isinstance(getattr(self, key), str):
-                raise ValueError(f"{key} is a text, got {getattr(self, key)!r}")
+            checks.text(key, getattr(self, key))
         object.__setattr__(self, "seeds", whole_numbers("seeds", self.seeds, 0, 2**32 - 1))
         for key in ("train", "validation", "test"):
             if getattr(self, key) is not None:
-                whole_numbers(key, [getattr(self, key)], 1)
+                whole_number(key, getattr(self, key), 1)
         for key, low, high in (("epochs", 1, None), ("qubits", 2, 8), ("samples", 2, 1_000_000)):
-            whole_numbers(key, [getattr(self, key)], low, high)
+            whole_number(key, getattr(self, key), low, high)
         for key in ("rate", "angle_rate"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 10:
-                raise ValueError(f"{key} is a number from 0 to 10, got {value!r}")
-        if not isinstance(self.all_layers, bool):
-            raise ValueError(f"all_layers is true or false, got {self.all_layers!r}")
+            checks.number(key, getattr(self, key), 0, 10)
+        checks.boolean("all_layers", self.all_layers)
         if not isinstance(self.grid, list | tuple) or not all(isinstance(grid, Grid) for grid in self.grid):
-            raise ValueError(f"grid is a list of grids, got {self.grid!r}")
+            raise ValueError(f"grid is a list of grids, got {shown(self.grid)}")
         object.__setattr__(self, "grid", tuple(self.grid))
         size = sum(len(g.ansatz) * len(g.layers) * len(g.r) * len(g.control) for g in self.grid) * len(self.seeds)
         if not 1 <= size <= _MAX_RUNS:
@@ -180,12 +178,12 @@ class Study:
     def from_dict(cls, data: Mapping[str, Any], where: str = "study") -> "Study":
         """A study from plain data; ``where`` names the source in errors. Raises ValueError for unknown keys too."""
         try:
-            _check_keys(cls, data)
+            _check_keys("study", cls, data)
             grids = data["grid"]
             if not isinstance(grids, list | tuple) or not all(isinstance(grid, Mapping) for grid in grids):
-                raise ValueError(f"grid is a list of tables [[grid]], got {grids!r}")
+                raise ValueError(f"grid is a list of tables [[grid]], got {shown(grids)}")
             for grid in grids:
-                _check_keys(Grid, grid)
+                _check_keys("grid", Grid, grid)
             return cls(**{**data, "grid": tuple(Grid(**grid) for grid in grids)})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -193,18 +191,7 @@ class Study:
     @classmethod
     def from_file(cls, path: str | Path) -> "Study":
         """A study from a TOML file of at most 64 KiB; raises ValueError naming the file and what is wrong."""
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: there is no such study file")
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-        if len(content) > _MAX_FILE_BYTES:
-            raise ValueError(f"{path}: a study file has at most {_MAX_FILE_BYTES} bytes, this has more")
-        try:
-            data = tomllib.loads(content.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not a TOML file in UTF-8: {error}") from None
-        return cls.from_dict(data, str(path))
+        return cls.from_dict(files.read_toml(path, "study", _MAX_FILE_BYTES), shortened(printable(str(path))))
 
     def to_json(self) -> str:
         """The study as text, circuits included: equal for equal studies, and read back by ``from_dict``."""
@@ -212,20 +199,6 @@ class Study:
         return json.dumps({**asdict(self), "grid": grids}, indent=1) + "\n"
 
 
-def whole_numbers(name: str, values: Sequence[object], low: int, high: int | None = None) -> tuple[int, ...]:
-    """The values as a tuple; raises ValueError unless they are a list of one or more whole numbers in the range."""
-    allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-    if not isinstance(values, list | tuple) or not values:
-        raise ValueError(f"{name} is a list of whole numbers {allowed}, got {values!r}")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            raise ValueError(f"{name} takes whole numbers {allowed}, got {value!r}")
-    return tuple(values)  # type: ignore[arg-type]
-
-
-def _check_keys(kind: Any, data: Mapping[str, Any]) -> None:
+def _check_keys(what: str, kind: Any, data: Mapping[str, Any]) -> None:
     known = {field.name: field.default is MISSING for field in fields(kind)}
-    if unknown := sorted(set(data) - set(known)):
-        raise ValueError(f"unknown key {unknown[0]!r}; allowed are {', '.join(known)}")
-    if missing := [key for key, needed in known.items() if needed and key not in data]:
-        raise ValueError(f"the key {missing[0]!r} is missing")
+    checks.keys(what, data, known, [key for key, needed in known.items() if needed])

