@@ -7,6 +7,7 @@ A file in ``circuits/`` has ``name``, ``about`` and ``cite``, and three lists of
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 
 FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 1 << 20
-_MAX_DIM, _MAX_WIRES, _MAX_OPS = 1 << 40, 1024, 1_000_000  # of a circuit: what a file asks for is made only up to here
+_MAX_DIM, _MAX_WIRES = 1 << 40, 1024  # of a circuit: what a file asks for is made only up to here
+MAX_GATES = 1 << 18
 _FOLDERS = (Path(__file__).parent / "_circuits", Path(__file__).parent.parent / "circuits")  # wheel, checkout
 
 Wires = tuple[int, ...]
@@ -78,6 +80,13 @@ def _known(value: object, table: Mapping[str, object], what: str, where: str) ->
         raise ValueError(f"{where}: unknown {what} {shown(value)}; {did_you_mean(value, table)}")
 
 
+@lru_cache(maxsize=256)
+def _count_groups(wiring: str, n_wires: int) -> tuple[int, int]:
+    """How many groups of wires a wiring has, and of how many wires each is."""
+    groups = WIRINGS[wiring](n_wires)
+    return len(groups), len(groups[0]) if groups else 1
+
+
 @dataclass(frozen=True)
 class Step:
     """One gate, or several gates in turn, on every member of a wiring.
@@ -127,6 +136,13 @@ class Step:
     def gates(self) -> tuple[str, ...]:
         """The gates as a tuple, also when there is only one."""
         return (self.gate,) if isinstance(self.gate, str) else tuple(self.gate)
+
+    def count(self, n_wires: int) -> int:
+        """The number of ops on a register, none of which is made."""
+        if isinstance(self.on, str):
+            groups, sizes = _count_groups(self.on, n_wires)
+            return groups * sum(max(1, sizes // GATES[gate].wires) for gate in self.gates)
+        return sum(max(1, len(wires) // GATES[gate].wires) for wires in self.on for gate in self.gates)
 
     def ops(self, n_wires: int) -> Iterator[Op]:
         """The ops of this step on a register, in time order; raises ValueError if it does not fit the register."""
@@ -204,11 +220,13 @@ class Ansatz:
         qubits: int | None = None,
         dims: tuple[int, ...] | None = None,
         layers: int = 1,
+        max_gates: int = MAX_GATES,
     ) -> Circuit:
         """The member of the family with this width and ``layers`` repetitions.
 
         Give one of ``dim`` (its odd prime factors become the first wires), ``qubits`` or ``dims``. Raises ValueError
-        for none or several of them, negative layers, or a gate that the wire dimensions do not allow.
+        for none or several of them, negative layers, a gate that the wire dimensions do not allow, or, before any is
+        made, more than ``max_gates`` gates.
 
         >>> load("simplified_two_design").circuit(qubits=5, layers=1).n_angles
         13
@@ -226,14 +244,20 @@ class Ansatz:
         n = len(dims)
         if n > _MAX_WIRES:
             raise ValueError(f"a circuit has at most {_MAX_WIRES} wires, got {qubits or n}")
+        self.check_gates(n, layers, max_gates)
         first, layer, last = (
             [op for step in steps for op in step.ops(n)] for steps in (self.first, self.layer, self.last)
         )
-        if (total := len(first) + layers * len(layer) + len(last)) > _MAX_OPS:
-            raise ValueError(
-                f"a circuit has at most {_MAX_OPS} gates, but {shown(self.name)} with {layers} layers has {total}"
-            )
         return Circuit(dims, (*first, *(layer * layers), *last))
+
+    def check_gates(self, n_wires: int, layers: int, max_gates: int) -> None:
+        """Raise ValueError if the circuit on so many wires has more than ``max_gates`` gates, none of which is made."""
+        first, layer, last = (sum(step.count(n_wires) for step in part) for part in (self.first, self.layer, self.last))
+        if (total := first + layers * layer + last) > max_gates:
+            raise ValueError(
+                f"a circuit has at most {max_gates} gates here, but {shown(self.name)} on {n_wires} wires with "
+                f"{shown(layers)} layers has {shown(total)}"
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "ansatz") -> "Ansatz":
@@ -296,8 +320,9 @@ class Ansatz:
 
 
 def _toml(value: object) -> str:
-    """A string, or lists of strings or numbers: there JSON is TOML, but for one control character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A text, or lists of texts or numbers: there JSON is TOML. What is not printable is written by its number."""
+    found = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in found)
 
 
 def _shipped() -> dict[str, Path]:

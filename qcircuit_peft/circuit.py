@@ -25,6 +25,9 @@ def _integers(values: object, what: str) -> tuple[int, ...]:
     return whole_numbers(what, several, 0, least=0)
 
 
+MAX_ANGLES = 1 << 24  # of a circuit
+
+
 @dataclass(frozen=True)
 class Op:
     """A gate on wires.
@@ -108,6 +111,8 @@ class Circuit:
                     f"{op} acts on wires of dimension {on}, but {op.gate} is for qubits; any dimension: {allowed}"
                 )
             wanted = gate.n_angles(on)
+            if free + wanted > MAX_ANGLES:
+                raise ValueError(f"a circuit has at most {MAX_ANGLES} angles, but {op} alone takes {wanted} on {on}")
             if op.angles is None:
                 op = replace(op, angles=tuple(range(free, free + wanted)))
             if len(op.angles or ()) != wanted:

@@ -1,11 +1,13 @@
 """The ``qcircuit-peft`` command: look at circuits, export them, measure how much they entangle, compare backends."""
 
+import os
+import shlex
+import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import product
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -13,22 +15,102 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
+from typer.core import TyperGroup
 
 from qcircuit_peft import compare as comparison
 from qcircuit_peft import files
 from qcircuit_peft.analysis import METRICS, capacity, saturation, tables
 from qcircuit_peft.analysis.plots import capacity_figure
-from qcircuit_peft.ansatz import Ansatz, load, names
+from qcircuit_peft.ansatz import load, names
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.drawing import draw as draw_text
 from qcircuit_peft.drawing import draw_mpl
 from qcircuit_peft.qasm import to_qasm
+from qcircuit_peft.text import printable, shortened, shown
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+_LONGEST, _MOST_NUMBERS = 1000, 10_000  # characters of a message, numbers of a list
+_REFUSED = (ValueError, ImportError, OSError, OverflowError, RecursionError)
+_WRONG: Any = typer.BadParameter.mro()[2]  # click's ClickException, of which typer has a copy in some versions
+
+
+class _Console(Console):
+    """Prints what it is given: names from files are no markup, and a closed pipe is for ``_Command`` to meet."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Command(TyperGroup):
+    """The door of the program: whatever happens, one sentence and an exit code, and no traceback.
+
+    0: done, also if the reader of the output has gone. 2: what was asked for cannot be done. 130: Ctrl-C. 1 is a fault
+    of the program itself; with QCIRCUIT_PEFT_TRACEBACK set it shows where.
+    """
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows what it can
+        try:
+            code = super().main(*args, standalone_mode=False, **options)
+            sys.stdout.flush()
+        except typer.Abort:  # Ctrl-C, in older versions of typer
+            code = 130
+        except (SystemExit, BrokenPipeError):  # the first is typer's answer to a pipe that is closed
+            code = _gone()
+        except _WRONG as error:
+            code = _say(2, error.format_message())
+        except Exception as error:
+            code = _refused(error)
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refused(error: Exception) -> int:
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in str(error)):  # torch's
+        return _say(2, "there is not enough memory for this; ask for fewer qubits, layers or samples")
+    if isinstance(error, OSError) and error.strerror:
+        return _say(2, f"{shown(error.filename)}: {error.strerror}" if error.filename else error.strerror)
+    if isinstance(error, _REFUSED):
+        return _say(2, str(error) or type(error).__name__)
+    if os.environ.get("QCIRCUIT_PEFT_TRACEBACK"):
+        raise error
+    told = f"{type(error).__name__}: {error}; QCIRCUIT_PEFT_TRACEBACK=1 shows where"
+    return _say(1, f"a fault of qcircuit-peft itself, {told}")
+
+
+def _say(code: int, message: str) -> int:
+    try:
+        print(f"Error: {shortened(printable(message), _LONGEST)}", file=sys.stderr, flush=True)
+    except OSError:
+        _gone()
+    return code
+
+
+def _gone() -> int:
+    """The reader of the output has gone, which is no error; what is still buffered goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            if stream:
+                stream.flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return 0
+
+
+app = typer.Typer(
+    cls=_Command, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 circuits = typer.Typer(no_args_is_help=True, help="List, show, draw and export circuits.")
 app.add_typer(circuits, name="circuits")
-console = Console()
-errors = Console(stderr=True)
+console = _Console()
+errors = _Console(stderr=True)
 
 Source = Annotated[
     str, typer.Argument(metavar="CIRCUIT", help="the name of a shipped circuit, or the path of a .toml file")
@@ -38,47 +120,36 @@ Dim = Annotated[
     int | None, typer.Option(help="dimension of the matrix, such as 768; odd prime factors are wires of their own")
 ]
 Layers = Annotated[int, typer.Option(help="number of layers L")]
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """What the library refuses is a mistake on the command line: one sentence, and exit code 2."""
-    try:
-        yield
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _load(source: str) -> Ansatz:
-    with _bad_input():
-        return load(source)
+Seed = Annotated[int, typer.Option(min=0, max=(1 << 63) - 1, help="seed of the random angles")]
 
 
 def _circuit(source: str, qubits: int | None, dim: int | None, layers: int) -> Circuit:
     qubits = 4 if qubits is None and dim is None else qubits
-    with _bad_input():
-        return _load(source).circuit(qubits=qubits, dim=dim, layers=layers)
+    return load(source).circuit(qubits=qubits, dim=dim, layers=layers)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> Sequence[int]:
     """The whole numbers of a list such as "1,2,4", or of a range with both ends such as "4:12" or "4:12:2"."""
+    numbers: Sequence[int] = ()
     try:
         if ":" not in text:
-            return [int(part) for part in text.split(",")]
-        first, last, step = map(int, text.split(":") if text.count(":") > 1 else [*text.split(":"), 1])
-        numbers = list(range(first, last + 1, step))
+            numbers = [int(part) for part in text.split(",", _MOST_NUMBERS)]
+        else:
+            first, last, step = map(int, text.split(":", 3) if text.count(":") > 1 else [*text.split(":"), 1])
+            numbers = range(first, last + 1, step)
     except ValueError:
-        numbers = []
-    if not numbers:
-        raise typer.BadParameter(f"wanted numbers such as 1,2,4 or a range such as 4:12, got {text!r}")
+        pass
+    if not numbers or numbers[_MOST_NUMBERS:]:
+        wanted = f"1 to {_MOST_NUMBERS:,} numbers such as 1,2,4 or a range such as 4:12"
+        raise typer.BadParameter(f"wanted {wanted}, got {shown(text)}")
     return numbers
 
 
 def _save(figure: Figure, path: str) -> None:
     try:
         files.write_figure(path, figure)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path} cannot be written: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{shown(path)} cannot be written: {error.strerror}") from None
 
 
 @circuits.command("list")
@@ -94,7 +165,7 @@ def list_circuits() -> None:
 @circuits.command()
 def show(source: Source) -> None:
     """Print a circuit file as TOML: a start for one of your own."""
-    print(_load(source).to_toml(), end="")
+    print(load(source).to_toml(), end="")
 
 
 @circuits.command()
@@ -115,7 +186,7 @@ def draw(
         console.print(f"{circuit.n_angles} angles, {len(circuit.ops)} gates, depth {circuit.depth}, {size}")
     else:
         _save(draw_mpl(circuit), plot)
-        console.print(f"drawn in {plot}")
+        console.print(f"drawn in {printable(plot)}")
 
 
 @circuits.command()
@@ -124,15 +195,14 @@ def qasm(
     qubits: Qubits = None,
     layers: Layers = 1,
     version: Annotated[int, typer.Option(help="OpenQASM version: 3 or 2")] = 3,
-    seed: Annotated[int, typer.Option(help="seed of the random angles")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Print a circuit with random angles as OpenQASM."""
     circuit = _circuit(source, qubits, None, layers)
     angles = (
         2 * torch.pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     )
-    with _bad_input():
-        print(to_qasm(circuit, angles, version=version), end="")
+    print(to_qasm(circuit, angles, version=version), end="")
 
 
 _SCALARS = ", ".join(name for name, metric in METRICS.items() if metric.of == "state" and metric.scalar)
@@ -151,7 +221,7 @@ def entanglement(
     ensemble: Annotated[
         str | None, typer.Option(help="random states to compare with: real or complex; by default the circuit's kind")
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the random angles")] = 0,
+    seed: Seed = 0,
     plot: Annotated[str | None, typer.Option(help="also write a picture (PNG, PDF or SVG by its ending)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="print comma-separated values")] = False,
@@ -162,15 +232,15 @@ def entanglement(
 
     qcircuit-peft entanglement mine.toml --qubits 6 --layers 1,2,4 --metric entropy --samples 500 --csv > mine.csv
     """
-    family, generator = _load(source), torch.Generator().manual_seed(seed)
-    with _bad_input(), warnings.catch_warnings(record=True) as said:
+    family, generator = load(source), torch.Generator().manual_seed(seed)
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         if as_json and as_csv:
             raise ValueError("the output is one of --json and --csv, got both")
         depths = track(_numbers(layers), "layers", console=errors, transient=True, disable=not errors.is_terminal)
         rows = capacity(family, qubits, depths, metric, samples, generator, exact, ensemble)
     for warning in said:
-        errors.print(f"note: {warning.message}")
+        errors.print(f"note: {printable(str(warning.message))}")
     if plot is not None:
         _save(capacity_figure({family.name: rows}, metric), plot)
     form: Callable[..., str] = tables.to_json if as_json else tables.to_csv if as_csv else tables.to_text
@@ -202,25 +272,18 @@ def compare(
 
     qcircuit-peft compare simplified_two_design --qubits 4:12:2 --backends native,qiskit --csv t.csv
     """
-    ansatz, names = _load(source), backends.split(",")
+    ansatz, names = load(source), backends.split(",")
     sizes = _numbers(qubits), _numbers(layers)
     settings = {"columns": None if full else columns, "batch": batch, "repeats": repeats, "budget": budget}
-    try:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("measuring", total=len(names) * len(set(product(*sizes))))
-            table = comparison.compare(
-                ansatz, *sizes, backends=names, progress=lambda row: bar.advance(task), **settings
-            )
-    except (ValueError, ImportError) as error:
-        raise typer.BadParameter(str(error)) from None
-    console.print(_compared(table, f"{ansatz.name}, {'whole matrix' if full else f'first {columns} columns'}"))
-    try:
-        if csv:
-            comparison.write_csv(table, csv)
-        if plot:
-            files.write_figure(plot, comparison.plot(table))
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"the result cannot be written: {error}") from None
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("measuring", total=len(names) * len(set(sizes[0])) * len(set(sizes[1])))
+        table = comparison.compare(ansatz, *sizes, backends=names, progress=lambda row: bar.advance(task), **settings)
+    if csv:
+        comparison.write_csv(table, csv)
+    if plot:
+        _save(comparison.plot(table), plot)
+    title = printable(shortened(ansatz.name))
+    console.print(_compared(table, f"{title}, {'whole matrix' if full else f'first {columns} columns'}"))
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -238,7 +301,7 @@ def _compared(rows: list[comparison.Row], title: str) -> Table:
     for row in rows:
         start = row["backend"], str(row["qubits"]), str(row["layers"])
         if row["status"] != "ok":
-            table.add_row(*start, row["status"])
+            table.add_row(*start, printable(row["status"]))
             continue
         mine = native.get((row["qubits"], row["layers"]))
         forward, both = (_milliseconds(row[what]) for what in ("forward", "both"))
@@ -265,27 +328,27 @@ def study(
     from qcircuit_peft.tasks import quiet
 
     quiet()
-    with _bad_input():
-        plan = Study.from_file(file)
-        folder = out or Path("study-output") / plan.name
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
-            bar = bars.add_task("")
-            try:
-                runs.run(
-                    plan,
-                    folder,
-                    resume=resume,
-                    executor=executor,
-                    progress=lambda done, total, what: bars.update(bar, completed=done, total=total, description=what),
-                )
-            except KeyboardInterrupt:
-                errors.print(f"stopped; go on with: qcircuit-peft study {file} --out {folder} --resume")
-        results = list(runs.finished(plan, folder).values())
+    plan = Study.from_file(file)
+    folder = out or Path("study-output") / plan.name
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
+        bar = bars.add_task("")
+        try:
+            runs.run(
+                plan,
+                folder,
+                resume=resume,
+                executor=executor,
+                progress=lambda done, total, what: bars.update(bar, completed=done, total=total, description=what),
+            )
+        except KeyboardInterrupt:
+            again = f"qcircuit-peft study {shlex.quote(file)} --out {shlex.quote(str(folder))} --resume"
+            errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
+    results = list(runs.finished(plan, folder).values())
     if results:
         report.write(plan, results, folder)
         print(tables.to_text(report.settings(results)))
-        console.print(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}")
+        console.print(printable(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}"))
     if len(results) < len(plan.points):
         raise typer.Exit(130)
 

@@ -55,6 +55,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def label(name: str) -> str:
+    """A name for a legend or an axis of matplotlib, which shows it as it is: no mathematics, none left out.
+
+    >>> print(label("$x$"), label("_x"))
+    \\$x\\$  _x
+    """
+    text = printable(shortened(name)).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def did_you_mean(name: object, table: Iterable[str]) -> str:
     """The end of an error message about a name that is not in a table: those near to it, else all there are.
 

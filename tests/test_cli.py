@@ -49,8 +49,8 @@ def test_qasm_starts_with_its_version(version):
         (["circuits", "draw", "sim01", "--layers", "-1"], "layers is a whole number"),
         (["circuits", "draw", "sim01", "--qubits", "3", "--dim", "8"], "exactly one of dim, qubits and dims"),
         (["circuits", "draw", "tree", "--qubits", "0"], "qubits is a whole number >= 1"),
-        (["circuits", "draw", "tree", "--plot", "nowhere/x.png"], "nowhere/x.png cannot be written"),
-        (["circuits", "draw", "tree", "--plot", "x.xyz"], "x.xyz cannot be written"),
+        (["circuits", "draw", "tree", "--plot", "nowhere/x.png"], "'nowhere/x.png' cannot be written: No such file"),
+        (["circuits", "draw", "tree", "--plot", "x.xyz"], "a picture's name ends in .png, .pdf, .svg, got 'x.xyz'"),
         (["circuits", "qasm", "sim01", "--version", "7"], "7"),
     ],
 )

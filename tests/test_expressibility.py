@@ -1,12 +1,20 @@
 """Expressibility: the published table of Sim et al. for all 19 circuits, exact laws, bias and intervals."""
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
 
+from qcircuit_peft import Ansatz
 from qcircuit_peft.analysis import expressibility, frame_potentials, haar_states
-from qcircuit_peft.analysis.expressibility import bin_edges, bin_probabilities, divergences, fidelity_law
+from qcircuit_peft.analysis.expressibility import (
+    bin_edges,
+    divergences,
+    fidelity_law,
+    log_probabilities,
+    log_tail,
+)
 
 # Sim, Johnson, Aspuru-Guzik 2019: KL at four qubits, 5000 pairs, 75 bins, complex states; circuit: L = 1, L = 3.
 PUBLISHED = {
@@ -48,18 +56,43 @@ def test_the_law_of_fidelities_of_random_states(kind, dim):
 )
 def test_the_floor_of_real_states_against_complex_ones(qubits, floor):
     edges = bin_edges(75, "linear", 2**qubits, "complex")
-    real, unitary = (bin_probabilities(edges, 2**qubits, kind) for kind in ("real", "complex"))
-    assert float(divergences(real, unitary)[0]) == pytest.approx(floor, abs=6e-5)
+    real, unitary = (log_probabilities(edges, 2**qubits, kind) for kind in ("real", "complex"))
+    assert float(divergences(real.exp(), unitary)[0]) == pytest.approx(floor, abs=6e-5)
 
 
 def test_divergences_by_hand():
     counts, q = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([0.5, 0.25, 0.25])
-    kl, js = divergences(counts, q)
+    kl, js = divergences(counts, q.log())
     assert float(kl) == pytest.approx(0.75 * np.log(1.5))
     m = (0.625, 0.25, 0.125)
     left = 0.75 * np.log(0.75 / m[0])
     right = 0.5 * np.log(0.5 / m[0]) + 0.25 * np.log(0.25 / m[2])
     assert float(js) == pytest.approx((left + right) / 2)
+
+
+IDLE = Ansatz("idle")
+
+
+@pytest.mark.parametrize("qubits", [1, 3, 7, 10])
+@pytest.mark.parametrize("bins", [2, 75, 1000])
+def test_the_idle_circuit_has_its_exact_divergence(qubits, bins):
+    """All fidelities are 1, in a bin of probability bins^-(N - 1) for complex states, soon below any double."""
+    with pytest.warns(UserWarning, match="as asked"):
+        found = expressibility(IDLE, qubits, 0, 10, bins, "complex", seeded(), "linear")
+    exact = (2**qubits - 1) * np.log(bins)
+    assert found.kl == pytest.approx(exact, rel=1e-12) == found.low == found.high
+    assert 0 <= found.js <= np.log(2) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("dim", [4, 256, 700, 1 << 16])
+def test_tails_of_real_states_go_on_below_the_smallest_double(dim):
+    """Against the integral of the density in high precision, and with no step where the series begins."""
+    for x in (0.01, 0.3, 0.9, 74 / 75):
+        with mpmath.workdps(50):
+            exact = mpmath.log(mpmath.betainc(mpmath.mpf(dim - 1) / 2, 0.5, 0, 1 - mpmath.mpf(x), regularized=True))
+        assert float(log_tail(np.array([x]), dim, "real")[0]) == pytest.approx(float(exact), rel=1e-12, abs=1e-14)
+    found = expressibility(IDLE, 10, 0, 10, generator=seeded(), binning="linear")
+    assert found.kl == pytest.approx(-float(log_tail(np.array([74 / 75]), 1024, "real")[0]), rel=1e-12)
 
 
 def test_bias_and_interval_of_a_circuit_that_is_as_even_as_random_states():
@@ -101,8 +134,8 @@ def test_frame_potentials_come_down_to_those_of_random_states(ansatz, deepest):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"bins": 1}, "bins is a whole number >= 2"),
-        ({"samples": 0}, "samples is a whole number >= 2"),
+        ({"bins": 1}, "bins is a whole number 2 to 10000"),
+        ({"samples": 0}, "samples is a whole number 2 to 1000000"),
         ({"ensemble": "orthogonal"}, "one of real, complex, got 'orthogonal'"),
         ({"binning": "log"}, "one of linear, quantile, got 'log'"),
     ],

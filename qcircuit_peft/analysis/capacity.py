@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qcircuit_peft.analysis.haar import haar_value
+from qcircuit_peft.analysis.haar import MAX_SAMPLES, haar_value
 from qcircuit_peft.analysis.metrics import linear_value, state_metric
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
@@ -57,7 +57,7 @@ def capacity(
     (0.328125, 0.333333333)
     """
     family, measure = load(ansatz), state_metric(metric)
-    whole_number("samples", samples, 2)
+    whole_number("samples", samples, 2, MAX_SAMPLES)
     kind = choose_ensemble(family, ensemble)
     haar = haar_value(metric, family.circuit(qubits=qubits, layers=0).dims, kind, samples, generator)
     rows = []

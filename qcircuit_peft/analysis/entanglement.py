@@ -38,7 +38,9 @@ def entropy_of(p: Float[Tensor, "*batch k"], alpha: float = 1.0) -> Float[Tensor
     safe = torch.where(positive, p, 1)
     if alpha == 1:
         return -(p * safe.log2()).sum(-1)
-    return (safe.pow(alpha) * positive).sum(-1).log2() / (1 - alpha)
+    most = p.detach().amax(-1, keepdim=True)  # a factor taken out, lest p^alpha be below the smallest number
+    total = ((safe / most).pow(alpha) * positive).sum(-1)
+    return (total.log2() + alpha * most.squeeze(-1).log2()) / (1 - alpha)
 
 
 def _schmidt(state: Tensor, dims: Sequence[int], wires: Sequence[int]) -> Tensor:

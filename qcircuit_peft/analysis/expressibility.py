@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import betaln
 from scipy.stats import beta
 from torch import Tensor
 
-from qcircuit_peft.analysis.haar import check_ensemble
+from qcircuit_peft.analysis.haar import MAX_SAMPLES, check_ensemble
 from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 
 BINNINGS = ("linear", "quantile")
+MAX_BINS = 10_000
+_SMALL = -600.0  # ln of a probability that still has all its digits
 _WIDE = 8  # qubits from which on nearly all fidelities of random states lie in the first few linear bins
 
 
@@ -66,19 +69,41 @@ def bin_edges(bins: int, binning: str, dim: int, ensemble: str) -> NDArray[np.fl
     return grid if binning == "linear" else fidelity_law(dim, ensemble).ppf(grid)
 
 
-def bin_probabilities(edges: NDArray[np.float64], dim: int, ensemble: str) -> Tensor:
-    """The probability of each bin for random states, (bins,), none of them zero."""
-    # A difference of survival functions keeps the digits of the small probabilities at large fidelities.
-    found = torch.from_numpy(-np.diff(fidelity_law(dim, ensemble).sf(edges)))
-    return found.clamp_min(torch.finfo(found.dtype).tiny)
+def log_tail(x: NDArray[np.float64], dim: int, ensemble: str) -> NDArray[np.float64]:
+    """ln P(F > x) for the fidelity F of two random states, also where P is far below the smallest double.
+
+    Real states: the series of the incomplete beta function, DLMF 8.17.8, where the function itself is too small.
+
+    >>> [round(float(value), 6) for value in log_tail(np.array([0.5, 0.9]), 1 << 20, "complex") / np.log(10)]
+    [-315652.527703, -1048575.0]
+    """
+    check_ensemble(ensemble)
+    with np.errstate(divide="ignore"):  # the tail of x = 1 is empty
+        if ensemble == "complex":
+            return (dim - 1) * np.log1p(-x)
+        found = np.log(fidelity_law(dim, ensemble).sf(x))
+    small = (found < _SMALL) & (x < 1)
+    y, a = 1 - x[small], (dim - 1) / 2
+    term, total, n = np.ones_like(y), np.ones_like(y), 0
+    while (term > np.finfo(float).eps / 4 * total).any():
+        term = term * y * (a + 0.5 + n) / (a + 1 + n)
+        total, n = total + term, n + 1
+    found[small] = a * np.log(y) + 0.5 * np.log1p(-y) - np.log(a) - betaln(a, 0.5) + np.log(total)
+    return found
+
+
+def log_probabilities(edges: NDArray[np.float64], dim: int, ensemble: str) -> Tensor:
+    """The natural logarithm of the probability of each bin for random states, (bins,)."""
+    tails = log_tail(edges, dim, ensemble)  # differences of tails keep the digits at large fidelities
+    return torch.from_numpy(tails[:-1] + np.log(-np.expm1(np.diff(tails))))
 
 
 def divergences(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """KL and Jensen-Shannon divergence, in nats, of histograms (*batch, bins) from probabilities (bins,)."""
-    p = counts / counts.sum(-1, keepdim=True)
-    middle = (p + expected) / 2
-    kl = torch.special.xlogy(p, p / expected).sum(-1)
-    js = torch.special.xlogy(p, p / middle).sum(-1) + torch.special.xlogy(expected, expected / middle).sum(-1)
+    """KL and Jensen-Shannon divergence, in nats, of histograms (*batch, bins) from log probabilities (bins,)."""
+    p, q = counts / counts.sum(-1, keepdim=True), expected.exp()
+    middle = ((p + q) / 2).clamp_min(torch.finfo(q.dtype).tiny)
+    kl = (torch.special.xlogy(p, p) - p * expected).sum(-1)
+    js = torch.special.xlogy(p, p / middle).sum(-1) + torch.special.xlogy(q, q / middle).sum(-1)
     return kl, js / 2
 
 
@@ -106,12 +131,12 @@ def expressibility(
     """
     family = load(ansatz)
     circuit = family.circuit(qubits=qubits, layers=layers)
-    whole_number("samples", samples, 2)
-    whole_number("bins", bins, 2)
+    whole_number("samples", samples, 2, MAX_SAMPLES)
+    whole_number("bins", bins, 2, MAX_BINS)
     kind = choose_ensemble(family, ensemble)
     how = binning or ("linear" if qubits < _WIDE else "quantile")
     edges = bin_edges(bins, how, circuit.dim, kind)
-    expected = bin_probabilities(edges, circuit.dim, kind)
+    expected = log_probabilities(edges, circuit.dim, kind)
     found = torch.bucketize(fidelities(circuit, samples, generator), torch.from_numpy(edges[1:-1]), right=True)
 
     def histogram(places: Tensor) -> Tensor:
@@ -166,7 +191,7 @@ def frame_potentials(
     """
     family = load(ansatz)
     circuit = family.circuit(qubits=qubits, layers=layers)
-    whole_number("samples", samples, 2)
+    whole_number("samples", samples, 2, MAX_SAMPLES)
     orders = tuple(orders)
     for order in orders:
         whole_number("an order", order, 1)

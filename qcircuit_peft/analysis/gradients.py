@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from qcircuit_peft import backends
+from qcircuit_peft.analysis.haar import MAX_SAMPLES
 from qcircuit_peft.analysis.sampling import bootstrap, random_angles
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number
@@ -84,7 +85,7 @@ def gradient_variance(
     """
     if cost not in COSTS:
         raise ValueError(f"a cost is one of {', '.join(COSTS)}, got {cost!r}")
-    whole_number("samples", samples, 2)
+    whole_number("samples", samples, 2, MAX_SAMPLES)
     family, rows = load(ansatz), []
     widths = [qubits] if isinstance(qubits, int) else list(qubits)
     for depth in [layers] if isinstance(layers, int) else layers:

@@ -22,6 +22,7 @@ from qcircuit_peft.analysis.metrics import linear_value, state_metric
 from qcircuit_peft.checks import whole_number
 
 ENSEMBLES = ("real", "complex")
+MAX_SAMPLES = 1_000_000  # of any estimate: an interval resamples them a thousand times
 _DRAWS = 256  # random states at a time
 _ERROR = 0.01  # the largest standard error of a sampled mean, relatively
 
@@ -159,7 +160,7 @@ def haar_value(
         return haar_entropy(a, prod(dims) // a, ensemble)
     if samples is None:
         raise ValueError(f"the Haar mean of {metric!r} has no closed form here; give the number of samples to draw")
-    whole_number("samples", samples, 2)
+    whole_number("samples", samples, 2, MAX_SAMPLES)
     values = torch.empty(0, dtype=torch.float64)
     while len(values) < samples or values.std() > _ERROR * values.mean() * len(values) ** 0.5:
         states = haar_states(_DRAWS, prod(dims), ensemble, generator)

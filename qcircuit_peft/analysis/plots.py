@@ -10,6 +10,7 @@ from qcircuit_peft.analysis.capacity import Capacity
 from qcircuit_peft.analysis.gradients import GradientVariance
 from qcircuit_peft.analysis.metrics import state_metric
 from qcircuit_peft.analysis.report import LayerEntanglement
+from qcircuit_peft.text import label
 
 
 def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str = "meyer_wallach") -> Figure:
@@ -19,7 +20,7 @@ def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str = "mey
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(curves.items()):
         depths, means, color = [row.layers for row in rows], [row.mean for row in rows], f"C{number}"
-        axes.plot(depths, means, color=color, marker="o", markersize=4, label=name)
+        axes.plot(depths, means, color=color, marker="o", markersize=4, label=label(name))
         drawn = [row for row in rows if row.samples]
         margins = [[row.mean - row.low for row in drawn], [row.high - row.mean for row in drawn]]
         where = [row.layers for row in drawn], [row.mean for row in drawn]
@@ -76,7 +77,7 @@ def heat_map(
     figure = Figure(figsize=(6.4, 1.4 + 0.28 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, aspect="auto", vmin=0, extent=(0.5, values.shape[1] + 0.5, len(names) - 0.5, -0.5))
-    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.set_yticks(range(len(names)), map(label, names), fontsize="small")
     axes.set_xlabel("cut: number of wires before it")
     axes.set_ylabel("adapted layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

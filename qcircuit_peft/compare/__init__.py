@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import cycle, product
+from contextlib import suppress
+from itertools import cycle, islice, product
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -29,6 +30,7 @@ FIELDS: tuple[str, ...] = (
     "backend", "qubits", "layers", "columns", "batch", "status", "agreement", "peak_bytes",
     "forward", "forward_low", "forward_high", "both", "both_low", "both_high",
 )  # fmt: skip
+_MOST_SIZES = 1000
 _PASSES = {"both": "forward and backward", "forward": "forward"}
 _START = 120.0  # seconds that a process may take to import a simulator
 _PATIENCE = 10.0  # how much longer than the budget one waits, on a machine with much else to do
@@ -63,7 +65,10 @@ def compare(
     >>> row["status"], row["columns"], row["agreement"]
     ('ok', 8, 0.0)
     """
-    sizes = sorted(set(product(qubits, layers)))
+    several = [sorted(set(islice(numbers, _MOST_SIZES + 1))) for numbers in (qubits, layers)]
+    if len(several[0]) * len(several[1]) > _MOST_SIZES:
+        raise ValueError(f"compare: at most {_MOST_SIZES} sizes, qubits times layers, are measured, got more")
+    sizes = list(product(*several))
     for name, value in {"columns": 1 if columns is None else columns, "batch": batch, "repeats": repeats}.items():
         checks.whole_number(f"compare: {name}", value, 1)
     if not checks.number("compare: budget", budget) > 0:
@@ -93,11 +98,14 @@ def _rows(
             if smaller:
                 row["status"] = smaller[0]["status"]
             else:
-                worker = worker or _Worker()
-                row |= worker.ask(row | settings | {"ansatz": ansatz.to_dict()})
-                if row["status"] in _SPENT:
+                try:
+                    worker = worker or _Worker()
+                    row |= worker.ask(row | settings | {"ansatz": ansatz.to_dict()})
+                except (OSError, RuntimeError, ValueError) as error:  # no memory for a process, or half an answer
+                    row["status"] = f"{_SPENT[-1]}: {error}"
+                if row["status"].startswith(_SPENT):
                     failed.append(row)
-                    worker = worker.end()
+                    worker = worker and worker.end()
             yield row
     finally:
         if worker:
@@ -114,7 +122,11 @@ class _Worker:
             env=os.environ | threads, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self.lines: Queue[str] = Queue()
-        Thread(target=self._read, daemon=True).start()
+        try:
+            Thread(target=self._read, daemon=True).start()
+        except RuntimeError:  # there is no memory for a thread
+            self.end()
+            raise
 
     def _read(self) -> None:
         assert self.process.stdout
@@ -154,7 +166,8 @@ class _Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             assert stream
-            stream.close()
+            with suppress(OSError):  # what was written to a process that has ended is lost
+                stream.close()
 
 
 def write_csv(table: Sequence[Row], path: str | Path) -> None:
