@@ -6,6 +6,8 @@ A file in ``circuits/`` has ``name``, ``about`` and ``cite``, and three lists of
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, permutations
@@ -21,10 +23,31 @@ from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 1 << 20
 _MAX_DIM, _MAX_WIRES = 1 << 40, 1024  # of a circuit: what a file asks for is made only up to here
-MAX_GATES = 1 << 18
+MAX_GATES, MAX_LAYERS = 1 << 18, 1 << 20
+_adapter_gates: ContextVar[int] = ContextVar("adapter_gates", default=1 << 14)
 _FOLDERS = (Path(__file__).parent / "_circuits", Path(__file__).parent.parent / "circuits")  # wheel, checkout
 
 Wires = tuple[int, ...]
+
+
+def adapter_gates() -> int:
+    """The number of gates that a circuit of an adapter may have: 16,384 but in ``allow_adapter_gates``."""
+    return _adapter_gates.get()
+
+
+@contextmanager
+def allow_adapter_gates(most: int) -> Iterator[None]:
+    """Adapters are made and loaded with circuits of up to ``most`` gates: for files that one trusts.
+
+    >>> with allow_adapter_gates(100_000):
+    ...     adapter_gates()
+    100000
+    """
+    token = _adapter_gates.set(whole_number("the number of gates", most, 1))
+    try:
+        yield
+    finally:
+        _adapter_gates.reset(token)
 
 
 def _pairs(start: int) -> Callable[[int], list[Wires]]:
@@ -235,7 +258,7 @@ class Ansatz:
         """
         if sum(width is not None for width in (dim, qubits, dims)) != 1:
             raise ValueError(f"give exactly one of dim, qubits and dims, got dim={dim}, qubits={qubits}, dims={dims}")
-        whole_number("layers", layers, 0)
+        whole_number("layers", layers, 0, MAX_LAYERS)
         if qubits is not None:
             dims = (2,) * min(whole_number("qubits", qubits, 1), _MAX_WIRES + 1)
         elif dim is not None:

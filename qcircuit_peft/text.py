@@ -61,7 +61,7 @@ def label(name: str) -> str:
     >>> print(label("$x$"), label("_x"))
     \\$x\\$  _x
     """
-    text = printable(shortened(name)).replace("$", r"\$")
+    text = shortened(printable(name), 60).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 

@@ -12,6 +12,7 @@ from qcircuit_peft.analysis.haar import check_ensemble
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.gates import GATES
+from qcircuit_peft.text import printable, shortened
 
 RESAMPLES = 1000
 _ENTRIES = 1 << 16  # of the states held at a time: 1 MiB complex
@@ -28,8 +29,9 @@ def choose_ensemble(ansatz: Ansatz, ensemble: str | None) -> str:
         return own
     check_ensemble(ensemble)
     if ensemble != own:
+        name = printable(shortened(ansatz.name))
         warnings.warn(
-            f"{ansatz.name} is a {own} circuit, but is compared with random {ensemble} states, as asked", stacklevel=3
+            f"{name} is a {own} circuit, but is compared with random {ensemble} states, as asked", stacklevel=3
         )
     return ensemble
 

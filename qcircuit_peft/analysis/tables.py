@@ -7,6 +7,8 @@ from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
+from qcircuit_peft.text import printable
+
 
 def _records(rows: Sequence[Any]) -> list[dict[str, Any]]:
     if not rows:
@@ -43,4 +45,4 @@ def to_text(rows: Sequence[Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else printable(str(value))

@@ -201,6 +201,8 @@ def plot(table: Sequence[Row], what: str = "both") -> Figure:
                 n, seconds, spread if rows else None, label=label, color=color, ls=style, marker="o", ms=3, capsize=2
             )
         axes.plot(lost, [0.97] * len(lost), "x", color=color, transform=axes.get_xaxis_transform())
-    axes.set(xscale="log", yscale="log", xlabel="dimension N", ylabel=f"{_PASSES[what]}, process time (s)")
+    axes.set(xscale="log", xlabel="dimension N", ylabel=f"{_PASSES[what]}, process time (s)")
+    if any(row[what] for row in table):
+        axes.set_yscale("log")
     axes.legend(fontsize=8)
     return figure

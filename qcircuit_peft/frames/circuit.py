@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from qcircuit_peft import backends
-from qcircuit_peft.ansatz import Ansatz, Step, load, wire_dims
+from qcircuit_peft.ansatz import Ansatz, Step, adapter_gates, load, wire_dims
 from qcircuit_peft.checks import whole
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
@@ -36,7 +36,7 @@ def check_real(ansatz: Ansatz) -> None:
 
 @lru_cache(maxsize=4096)
 def _qudit_circuit(n: int, ansatz: Ansatz, layers: int) -> Circuit:
-    return ansatz.circuit(dim=n, layers=layers)
+    return ansatz.circuit(dim=n, layers=layers, max_gates=adapter_gates())
 
 
 @lru_cache(maxsize=4096)
@@ -50,13 +50,14 @@ def qudit_parameters(n: int, ansatz: Ansatz, layers: int) -> int | None:
     if n < 2:
         return None
     dims = wire_dims(n)
-    steps = (*ansatz.first, *(ansatz.layer * layers), *ansatz.last)
+    ansatz.check_gates(len(dims), layers, adapter_gates())
     total = 0
-    for op in (op for step in steps for op in step.ops(len(dims))):
+    parts = ((ansatz.first, 1), (ansatz.layer, layers), (ansatz.last, 1))
+    for op, times in ((op, times) for steps, times in parts if times for step in steps for op in step.ops(len(dims))):
         gate, on = GATES[op.gate], tuple(dims[w] for w in op.wires)
         if gate.qudit_matrix is None and any(d != 2 for d in on):
             return None
-        total += gate.n_angles(on)
+        total += times * gate.n_angles(on)
     return total
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qcircuit_peft import backends
-from qcircuit_peft.ansatz import Ansatz
+from qcircuit_peft.ansatz import Ansatz, adapter_gates
 from qcircuit_peft.circuit import Circuit
 
 Splits = tuple[tuple[int, int], ...]  # widths N and the N1 that each is split into, in place of the usual one
@@ -30,7 +30,7 @@ MAX_LEAVES = 1 << 16  # about 1.5 N where all binary digits of N are one
 @lru_cache(maxsize=4096)
 def leaf(n: int, ansatz: Ansatz, layers: int) -> Circuit | None:
     """The circuit of a power of two ``n``; None for n = 1, where the matrix is the number 1."""
-    return ansatz.circuit(qubits=n.bit_length() - 1, layers=layers) if n > 1 else None
+    return ansatz.circuit(qubits=n.bit_length() - 1, layers=layers, max_gates=adapter_gates()) if n > 1 else None
 
 
 def split(n: int, splits: Splits = ()) -> tuple[int, int]:

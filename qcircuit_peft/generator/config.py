@@ -17,10 +17,12 @@ from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.gates import did_you_mean
 from qcircuit_peft.generator.recipe import SCOPES, Recipe, one_of
 from qcircuit_peft.generator.targets import MARKS, SAVED
+from qcircuit_peft.text import shown
 
 VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
 _LAYOUT = ("parameters", "digest", "start")
+_MAX_SIZE = 1 << 16  # of a rank or another size of the base method: it is built before it can be counted
 _INITS = (True, False, "gaussian", "orthogonal", "mica")  # of LoRA; all others change the model or read data
 
 
@@ -167,5 +169,10 @@ def _check_base(base: Any) -> None:
             f"base has init_lora_weights={init!r}, which changes the model's own weights for good or needs data; "
             f"it is one of {', '.join(map(repr, _INITS))}"
         )
+    for name, value in vars(base).items():
+        several = value.values() if isinstance(value, dict) else [value]
+        largest = max((v for v in several if isinstance(v, int)), default=0)
+        if largest > _MAX_SIZE and not any(word in name for word in ("seed", "key", "step")):
+            raise ValueError(f"base has {name}={shown(largest)}, but a size is at most {_MAX_SIZE}")
     if getattr(base, "bias", "none") != "none":
         raise ValueError(f"base has bias={base.bias!r}, but biases of the model itself are not generated; use 'none'")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qcircuit_peft.ansatz import load
+from qcircuit_peft.ansatz import adapter_gates, load
 from qcircuit_peft.backends import probabilities
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.generator.recipe import ACTIVATIONS, FEATURES, Recipe
@@ -47,9 +47,14 @@ def generator_count(m: int, recipe: Recipe) -> Count:
     n = recipe.qubits(m)
     sizes = (n + 1, *recipe.widths, recipe.chunk_size)
     network = sum((into + 1) * out for into, out in pairwise(sizes))
-    angles = load(recipe.ansatz).circuit(qubits=n, layers=recipe.layers).n_angles
+    angles = circuit_of(recipe, n).n_angles
     features = {"scalars": recipe.chunks(m), "zero": 0, "frozen": 0}.get(recipe.control or "", angles)
     return Count(n, network, features)
+
+
+def circuit_of(recipe: Recipe, n: int) -> Circuit:
+    """The circuit on n qubits; raises ValueError for more gates than an adapter may have."""
+    return load(recipe.ansatz).circuit(qubits=n, layers=recipe.layers, max_gates=adapter_gates())
 
 
 def bits(n: int, device: torch.device | None = None) -> Float[Tensor, "states {n}"]:
@@ -119,7 +124,7 @@ class Generator(nn.Module):
 
     def circuit(self, n: int) -> Circuit:
         """The circuit on n qubits."""
-        return load(self.recipe.ansatz).circuit(qubits=n, layers=self.recipe.layers)
+        return circuit_of(self.recipe, n)
 
     def _add_features(self, n: int, groups: int, chunks: int, source: torch.Generator) -> None:
         """What the features of a family are made of: angles, frozen or not, or scalars, or nothing."""

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from qcircuit_peft.quantization import Quantization, pack, unpack
+from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.tuner.sparse import filled
 
 PREFIX = "qcircuit_"
@@ -66,7 +67,9 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
             )
     extra = sorted(key for key in found if is_ours(key) and key not in wanted)
     if extra:
-        raise ValueError(f"the checkpoint has {extra[0]}, but no adapted module of this model takes it")
+        raise ValueError(
+            f"the checkpoint has {printable(shortened(extra[0]))}, but no adapted module of this model takes it"
+        )
 
 
 def state_loading(kind: str) -> dict[str, Tensor] | None:
@@ -77,12 +80,16 @@ def state_loading(kind: str) -> dict[str, Tensor] | None:
 
 def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shapes of our parameters in a state dict; raises ValueError for a dtype or an entry that they cannot have."""
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{where}: the weights of an adapter are a table of tensors, got {shown(state)}")
     ours = {key: value for key, value in state.items() if is_ours(key)}
     for key, value in ours.items():
         allowed = (*_DTYPES, torch.uint8) if PREFIX in key else _DTYPES  # the last: packed bits
         if value.dtype not in allowed:
-            raise ValueError(f"{where}: {key} holds {value.dtype}; allowed are {', '.join(map(str, allowed))}")
-        check_finite(f"{where}: {key}", value)
+            raise ValueError(
+                f"{where}: {printable(key)} holds {value.dtype}; allowed are {', '.join(map(str, allowed))}"
+            )
+        check_finite(f"{where}: {printable(key)}", value)
     return {bare(key): tuple(value.shape) for key, value in ours.items()}
 
 
@@ -134,7 +141,7 @@ def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dic
         raise ValueError(f"{folder} holds no adapter weights; {' or '.join(file.name for file in files)} is wanted")
     try:
         return load_peft_weights(source, device="cpu", key_mapping=names, **hub)
-    except (SafetensorError, UnpicklingError, RuntimeError, OSError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError, AttributeError, TypeError) as error:
         if not folder.is_dir():
             raise
         told = str(error).partition("\n")[0]
