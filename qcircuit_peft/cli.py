@@ -94,10 +94,9 @@ def _say(code: int, message: str) -> int:
 def _gone() -> int:
     """The reader of the output has gone, which is no error; what is still buffered goes nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.__stdout__, sys.__stderr__):
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
         try:
-            if stream:
-                stream.flush()
+            stream.flush()
         except (OSError, ValueError):
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

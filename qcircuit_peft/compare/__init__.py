@@ -65,10 +65,10 @@ def compare(
     >>> row["status"], row["columns"], row["agreement"]
     ('ok', 8, 0.0)
     """
-    several = [sorted(set(islice(numbers, _MOST_SIZES + 1))) for numbers in (qubits, layers)]
-    if len(several[0]) * len(several[1]) > _MOST_SIZES:
+    widths, depths = (sorted(set(islice(numbers, _MOST_SIZES + 1))) for numbers in (qubits, layers))
+    if len(widths) * len(depths) > _MOST_SIZES:
         raise ValueError(f"compare: at most {_MOST_SIZES} sizes, qubits times layers, are measured, got more")
-    sizes = list(product(*several))
+    sizes = list(product(widths, depths))
     for name, value in {"columns": 1 if columns is None else columns, "batch": batch, "repeats": repeats}.items():
         checks.whole_number(f"compare: {name}", value, 1)
     if not checks.number("compare: budget", budget) > 0:
