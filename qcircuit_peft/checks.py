@@ -35,9 +35,6 @@ def _range(low: int, high: int | None) -> str:
     return f">= {low}" if high is None else f"{low} to {high}"
 
 
-whole = whole_number  # its old name, until the rooms that others are rebuilding have the new one
-
-
 def whole_numbers(name: str, values: object, low: int, high: int | None = None, least: int = 1) -> tuple[int, ...]:
     """A list of ``least`` or more whole numbers from ``low`` to ``high``, as a tuple.
 

@@ -12,8 +12,6 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from qcircuit_peft.text import did_you_mean as did_you_mean
-
 _I = np.eye(2)
 _X = np.array([[0, 1], [1, 0]])
 _Y = np.array([[0, -1j], [1j, 0]])

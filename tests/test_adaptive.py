@@ -357,7 +357,7 @@ def test_models_without_a_trained_adapter_are_refused() -> None:
     [
         ({"budget": 0}, "budget is a whole number >= 1"),
         ({"every": 0}, "every is a whole number"),
-        ({"warmup": -0.1}, "warmup is a number of at least 0 and below 1"),
+        ({"warmup": -0.1}, "warmup is a number from 0 to below 1"),
         ({"beta1": 1.0}, "beta1 is a number"),
         ({"warmup": 0.5, "final": 0.5}, "a sum below 1"),
     ],

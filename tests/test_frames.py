@@ -133,7 +133,7 @@ def test_widths_are_split_as_asked(n: int, splits: object, count: int) -> None:
 @pytest.mark.parametrize(
     ("splits", "says"),
     [
-        ({768: 383}, "N1 is a whole number, 384 to 767, for N = 768, got 383"),
+        ({768: 383}, "the larger part N1 of 768 is a whole number 384 to 767, got 383"),
         ({768: 768}, "got 768"),
         ({768: 512.0}, "got 512.0"),
         ({768: True}, "got True"),

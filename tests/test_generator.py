@@ -199,10 +199,10 @@ def test_the_affine_map_has_rank_n_plus_two() -> None:
         ({"init": "ones"}, "init is one of zero, paper"),
         ({"ansatz": "nothing"}, "there is no circuit named 'nothing'"),
         ({"backend": "abacus"}, "unknown backend 'abacus'"),
-        ({"shots": 0}, "shots is a whole number of at least 1, got 0"),
+        ({"shots": 0}, "shots is a whole number 1 to 9007199254740992, got 0"),
         ({"noise": 0.1}, "noise is a Noise or a table of its rates, got 0.1"),
-        ({"noise": {"depolarising": 0.1}}, "noise has the unknown key 'depolarising'"),
-        ({"noise": {"depolarizing": 2}}, "depolarizing is a probability from 0 to 1, got 2"),
+        ({"noise": {"depolarising": 0.1}}, "noise: unknown key 'depolarising'"),
+        ({"noise": {"depolarizing": 2}}, "noise: the probability depolarizing is a number from 0 to 1, got 2"),
     ],
 )
 def test_bad_recipes_are_refused_in_one_sentence(settings: dict, says: str) -> None:

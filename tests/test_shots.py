@@ -180,14 +180,14 @@ def test_the_distribution_that_estimated_columns_draw_from_is_that_of_a_real_had
 @pytest.mark.parametrize("shots", [0, -1, 1.5, True, "many"])
 def test_a_wrong_number_of_shots_is_refused(shots):
     circuit = asymmetric()
-    with pytest.raises(ValueError, match="shots is a whole number of at least 1, got"):
+    with pytest.raises(ValueError, match="shots is a whole number 1 to 9007199254740992, got"):
         state(circuit, drawn(circuit.n_angles), shots=shots)
-    with pytest.raises(ValueError, match="shots is a whole number of at least 1, got"):
+    with pytest.raises(ValueError, match="shots is a whole number 1 to 9007199254740992, got"):
         estimated_columns(load("tree").circuit(qubits=2, layers=0), drawn(2), 1, shots=shots)
 
 
 def test_more_shots_than_can_be_counted_are_refused():
-    with pytest.raises(ValueError, match=r"shots is at most 2\^53, got 1000"):
+    with pytest.raises(ValueError, match="shots is a whole number 1 to 9007199254740992, got 1000"):
         state(asymmetric(), drawn(asymmetric().n_angles), shots=10**18)
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
         ({"r": 2.5}, "r is a whole number >= 1, got 2.5"),
         ({"r": "4"}, "r is a whole number >= 1, got '4'"),
         ({"alpha": float("nan")}, "alpha is a finite number, of size .* at most, got nan"),
-        ({"dropout": 1.0}, "dropout is a probability of at least 0 and below 1, got 1.0"),
+        ({"dropout": 1.0}, "dropout is a number from 0 to below 1, got 1.0"),
         ({"frame": "lie_"}, "frame is one of circuit.*, got 'lie_'"),
         ({"factorization": 3}, "factorization is one of svd.*, got 3"),
         ({"frame_options": 3}, "frame_options is a table of options, got 3"),

@@ -14,6 +14,7 @@ from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, signed
 from qcircuit_peft.backends.simulator import check, simulate
 from qcircuit_peft.backends.table import BACKENDS, Backend, check_gates, check_wires, find_backend, having
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 
 __all__ = [
@@ -37,8 +38,7 @@ def _check(circuit: Circuit, angles: Tensor) -> None:
 
 
 def _check_columns(circuit: Circuit, k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= circuit.dim:
-        raise ValueError(f"the number of columns is 1 to {circuit.dim} for this circuit, got {k!r}")
+    whole_number("the number of columns", k, 1, circuit.dim)
 
 
 def _check_noise(noise: object) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.backends import native
+from qcircuit_peft.checks import number
 from qcircuit_peft.circuit import Circuit
 
 
@@ -31,9 +32,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"noise: {field.name} is a probability from 0 to 1, got {value!r}")
+            number(f"noise: the probability {field.name}", getattr(self, field.name), 0, 1)
 
 
 def _on_wire(noise: Noise, rho: Tensor, left: int, d: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.gates import GATES
 
@@ -18,10 +19,7 @@ Frequencies = Callable[[Circuit, Tensor], Tensor]  # angles (B, P) -> relative f
 
 def check_shots(shots: int, generator: torch.Generator | None) -> None:
     """Raise ValueError if the number of shots is not a whole number of at least 1 that counts exactly in float64."""
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise ValueError(f"shots is a whole number of at least 1, got {shots!r}")
-    if shots > 1 << 53:
-        raise ValueError(f"shots is at most 2^53, got {shots!r}")
+    whole_number("shots", shots, 1, 1 << 53)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator is a torch.Generator, got {type(generator).__name__}")
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 
-from qcircuit_peft.gates import GATES, Gate, did_you_mean
+from qcircuit_peft.gates import GATES, Gate
+from qcircuit_peft.text import did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def find_backend(name: str) -> Backend:
     """
     base, colon, device = str(name).partition(":")
     if base not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; {did_you_mean(base, BACKENDS)}")
+        raise ValueError(f"unknown backend {shown(name)}; {did_you_mean(base, BACKENDS)}")
     backend = BACKENDS[base]
     if colon and not backend.device:
         named = having(lambda row: row.device, "{}:NAME")

@@ -5,7 +5,7 @@ from functools import lru_cache
 from math import isqrt, log, prod
 from typing import Any
 
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 
 
 @lru_cache(maxsize=4096)
@@ -65,7 +65,7 @@ def given(name: str, widths: Sequence[int], axes: Any) -> tuple[int, ...]:
     if not isinstance(axes, list | tuple) or not axes:
         raise ValueError(f"{name}: the axes of a width are a list of whole numbers, got {axes!r}")
     for axis in axes:
-        whole(f"{name}: an axis", axis, 1, 1 << 31)
+        whole_number(f"{name}: an axis", axis, 1, 1 << 31)
     if prod(axes) not in widths:
         raise ValueError(
             f"{name}: axes multiply to the width, but {_times(axes)} is {prod(axes)} and the width {widths[0]}; "
@@ -87,7 +87,7 @@ def split(name: str, n: int, side: int, axes: Any, order: int, least: int = 2) -
     >>> split("cp", 768, 0, None, 2), split("cp", 768, 1, [[12], [48, 16]], 2), split("cp", 64, 1, {"64": [4, 16]}, 2)
     ((32, 24), (48, 16), (4, 16))
     """
-    whole(f"{name}: order", order, 1, 12)
+    whole_number(f"{name}: order", order, 1, 12)
     if isinstance(axes, dict):
         axes = {str(width): value for width, value in axes.items()}
         return given(name, (n,), axes[str(n)]) if str(n) in axes else balanced(n, order, least)

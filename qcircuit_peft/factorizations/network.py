@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.factorizations.axes import split
 from qcircuit_peft.factorizations.parts import Base, Built, FrameOf, Part, Vector
 from qcircuit_peft.frames.kind import Spec
@@ -133,6 +133,6 @@ def network(
     refuses.
     """
     name = layout.__name__
-    whole(f"{name}: r", r, 1, min(n_out, n_in))
+    whole_number(f"{name}: r", r, 1, min(n_out, n_in))
     out, into = (split(name, n, side, axes, order, max(r, 2) if wide else 2) for side, n in enumerate((n_out, n_in)))
     return layout(out, into, r, frame, scaling)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.frames.kind import Spec
-from qcircuit_peft.gates import did_you_mean
+from qcircuit_peft.text import did_you_mean
 
 Base = Callable[[Tensor], Tensor]
 FrameOf = Callable[[int, int], Spec]  # the frame of n rows and k columns

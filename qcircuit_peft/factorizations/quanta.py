@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.factorizations.axes import balanced, given
 from qcircuit_peft.factorizations.parts import Base, Part, Vector
 
@@ -139,8 +139,8 @@ def quanta(
     >>> quanta(97, 97, 1, None).axes  # of 108
     (4, 3, 3, 3)
     """
-    whole("quanta: seed", seed, 0, 2**32 - 1)
-    whole("quanta: order", order, 2, 12)
+    whole_number("quanta: seed", seed, 0, 2**32 - 1)
+    whole_number("quanta: order", order, 2, 12)
     width = max(n_out, n_in)
     if isinstance(axes, dict):
         axes = {str(key): value for key, value in axes.items()}.get(str(width))

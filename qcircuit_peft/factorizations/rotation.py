@@ -1,7 +1,6 @@
 """delta W = (R - I) W or W (R - I): an orthogonal circuit turns what a layer gives or takes."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from qcircuit_peft.factorizations.parts import Acting, Base, FrameOf, Part
 from qcircuit_peft.frames.kind import Spec
+from qcircuit_peft.precision import no_autocast
 
 SIDES = ("out", "in")
 
@@ -83,8 +83,7 @@ class Rotation:
     def turn(self, z: Tensor, angles: Tensor) -> Tensor:
         """(R - I) z for (*rows, n), in float32 or float64 also under autocast, since R z is near z."""
         dtype = torch.promote_types(torch.promote_types(z.dtype, angles.dtype), torch.float32)
-        kind = z.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        with no_autocast(z):
             columns = z.reshape(-1, self.spec.n).mT.to(dtype)
             sources, signs = (part.to(z.device) for part in _start(self.spec))
             back = columns.index_select(0, sources) * signs.to(dtype)  # C(0)^T z

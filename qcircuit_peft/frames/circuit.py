@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, Step, adapter_gates, load, wire_dims
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
 from qcircuit_peft.frames.kind import check_count, draw_angles
@@ -117,9 +117,9 @@ class CircuitFrame:
     splits: Any = ()
 
     def __post_init__(self) -> None:
-        whole("frame: n", self.n, 1)
-        whole("frame: k", self.k, 1, self.n)
-        whole("frame: layers", self.layers, 0, MAX_LAYERS)
+        whole_number("frame: n", self.n, 1)
+        whole_number("frame: k", self.k, 1, self.n)
+        whole_number("frame: layers", self.layers, 0, MAX_LAYERS)
         object.__setattr__(self, "ansatz", load(self.ansatz))
         if self.width not in WIDTHS:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")

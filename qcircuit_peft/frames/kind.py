@@ -1,7 +1,6 @@
 """What all frames share: a ``Kind`` for each entry of ``FRAMES``, the module ``Frame``, how parameters start."""
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +9,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from qcircuit_peft.circuit import Circuit
-from qcircuit_peft.gates import did_you_mean
+from qcircuit_peft.precision import no_autocast
+from qcircuit_peft.text import did_you_mean
 
 INITS = ("uniform", "normal", "zeros")
 
@@ -76,8 +76,8 @@ class Frame(nn.Module):
 
     def forward(self) -> Float[Tensor, "n k"]:
         """The frame, in the dtype and on the device of ``theta``, also under autocast; no less than float32 inside."""
-        theta, kind = self.theta, self.theta.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        theta = self.theta
+        with no_autocast(theta):
             return self.spec.columns(theta.to(torch.promote_types(theta.dtype, torch.float32))).to(theta.dtype)
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames.givens import givens
 from qcircuit_peft.frames.householder import householder
@@ -77,17 +77,17 @@ class LowerFrame:
     def __post_init__(self) -> None:
         if self.map not in MAPS:
             raise ValueError(f"frame: map is one of {', '.join(MAPS)}, got {self.map!r}")
-        whole(f"{self.map}: n", self.n, 1)
-        whole(f"{self.map}: k", self.k, 1, self.n)
+        whole_number(f"{self.map}: n", self.n, 1)
+        whole_number(f"{self.map}: k", self.k, 1, self.n)
         if self.intrinsic_rank is None:
             object.__setattr__(self, "intrinsic_rank", self.k)
-        whole(f"{self.map}: intrinsic_rank", self.intrinsic_rank, 1, self.k)
+        whole_number(f"{self.map}: intrinsic_rank", self.intrinsic_rank, 1, self.k)
         if self.order is None:
             object.__setattr__(self, "order", MAPS[self.map].order or None)
         elif MAPS[self.map].order is None:
             raise ValueError(f"{self.map}: order is for the truncated series taylor and neumann, got {self.order!r}")
         if self.order is not None:
-            whole(f"{self.map}: order", self.order, 1, MAX_ORDER)
+            whole_number(f"{self.map}: order", self.order, 1, MAX_ORDER)
             self._check_order()
 
     @property

@@ -20,7 +20,9 @@ from torch.nn.functional import pad
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, adapter_gates
+from qcircuit_peft.checks import whole_number, whole_numbers
 from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.text import shown
 
 Splits = tuple[tuple[int, int], ...]  # widths N and the N1 that each is split into, in place of the usual one
 
@@ -81,15 +83,11 @@ def read_splits(n: int, splits: object) -> Splits:
     try:
         pairs = splits.items() if isinstance(splits, Mapping) else tuple(splits)  # type: ignore[arg-type]
         found = tuple(sorted((int(width) if isinstance(width, str) else width, n1) for width, n1 in pairs))
-        whole = all(isinstance(width, int) and not isinstance(width, bool) for width, _ in found)
+        whole_numbers("shannon: widths", [width for width, _ in found], 2, least=0)
     except (TypeError, ValueError):
-        whole, found = False, ()
-    if not whole:
-        raise ValueError(f"shannon: splits maps widths N to their larger part N1, got {splits!r}")
+        raise ValueError(f"shannon: splits maps widths N to their larger part N1, got {shown(splits)}") from None
     for width, n1 in found:
-        if isinstance(n1, bool) or not isinstance(n1, int) or not (width + 1) // 2 <= n1 < width:
-            allowed = f"a whole number, {(width + 1) // 2} to {width - 1}, for N = {width}"
-            raise ValueError(f"shannon: the larger part N1 is {allowed}, got {n1!r}")
+        whole_number(f"shannon: the larger part N1 of {width}", n1, (width + 1) // 2, width - 1)
     try:
         met = widths(n, found)
     except RecursionError:

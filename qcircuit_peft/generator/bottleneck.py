@@ -11,8 +11,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.checks import whole
-from qcircuit_peft.generator.recipe import one_of
+from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.tuner.layer import features
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,7 +45,7 @@ class BottleneckConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
-        whole("r", self.r, 1)
+        whole_number("r", self.r, 1)
         one_of("activation", self.activation, ACTIVATIONS)
 
 

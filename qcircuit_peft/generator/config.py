@@ -1,7 +1,6 @@
 """The configuration of a generated adapter, and how it is stored in adapter_config.json."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import CONFIG_NAME, PeftType
+from peft.utils import PeftType
 
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.gates import did_you_mean
-from qcircuit_peft.generator.recipe import SCOPES, Recipe, one_of
+from qcircuit_peft.checks import keys, one_of
+from qcircuit_peft.generator.recipe import SCOPES, Recipe
 from qcircuit_peft.generator.targets import MARKS, SAVED
 from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.config import read_config, write_config
 
 VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
@@ -89,12 +89,12 @@ class QPAConfig(PeftConfig):
         return Recipe(**{name: getattr(self, name) for name in _RECIPE})
 
     def _restore(self, stored: object) -> None:
-        keys = ("version", "scope", "layout", *_RECIPE)
-        if not isinstance(stored, dict) or set(stored) != set(keys):
-            raise ValueError(f"the key 'generator' of an adapter configuration is a table of {', '.join(keys)}")
+        names = ("version", "scope", "layout", *_RECIPE)
+        if not isinstance(stored, dict) or set(stored) != set(names):
+            raise ValueError(f"the key 'generator' of an adapter configuration is a table of {', '.join(names)}")
         if stored["version"] != VERSION:
             raise ValueError(
-                f"the generator has format version {stored['version']!r}, but this qcircuit_peft reads {VERSION}"
+                f"the generator has format version {shown(stored['version'])}, but this qcircuit_peft reads {VERSION}"
             )
         layout = stored["layout"]
         if layout is not None and not _is_layout(layout):
@@ -115,18 +115,17 @@ class QPAConfig(PeftConfig):
         data = self.to_dict()
         if (auto_mapping := kwargs.pop("auto_mapping_dict", None)) is not None:
             data["auto_mapping"] = auto_mapping
-        path = Path(save_directory) / CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
+        write_config(save_directory, data)
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """The contents of an adapter_config.json; raises ValueError if it is too large or not a JSON table."""
+        return read_config(path_json_file)
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Refuse stored keys that this class does not have: PEFT would drop them with a warning."""
-        known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(kwargs) - set(known)):
-            raise ValueError(f"adapter configuration: unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-        if missing := sorted({"base", "generator"} - set(kwargs)):
-            raise ValueError(f"adapter configuration: the key {missing[0]!r} is missing")
+        keys("adapter configuration", kwargs, [f.name for f in fields(cls)], needed=["base", "generator"])
         return kwargs
 
     def base_config(self) -> PeftConfig:
@@ -156,7 +155,7 @@ def _check_base(base: Any) -> None:
     """Raise ValueError unless it is a method whose adapters PEFT puts into a model, or before its inputs."""
     kind = getattr(base, "peft_type", None)
     if PeftConfig not in type(base).__mro__ or kind is None:
-        raise ValueError(f"base is the configuration of a PEFT method, such as LoraConfig(...), got {base!r}")
+        raise ValueError(f"base is the configuration of a PEFT method, such as LoraConfig(...), got {shown(base)}")
     if kind == "QPA":
         raise ValueError("base is a method whose parameters are generated, but QPA's are those of a generator itself")
     if not base.is_prompt_learning and not issubclass(PEFT_TYPE_TO_TUNER_MAPPING[kind], BaseTuner):

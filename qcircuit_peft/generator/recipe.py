@@ -12,8 +12,8 @@ from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.backends import find_backend
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.backends.shots import check_shots
-from qcircuit_peft.checks import whole
-from qcircuit_peft.gates import did_you_mean
+from qcircuit_peft.checks import keys, one_of, whole_number
+from qcircuit_peft.text import shown
 
 # f(p) for the probabilities p of 2^n basis states; "paper" is the rescaling of the authors' code.
 FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -72,14 +72,14 @@ class Recipe:
     noise: Noise | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        whole("chunk_size", self.chunk_size, 1)
-        whole("layers", self.layers, 1, MAX_LAYERS)
-        whole("seed", self.seed, 0, (1 << 63) - 1)
+        whole_number("chunk_size", self.chunk_size, 1)
+        whole_number("layers", self.layers, 1, MAX_LAYERS)
+        whole_number("seed", self.seed, 0, (1 << 63) - 1)
         if not isinstance(self.widths, list | tuple) or len(self.widths) > MAX_WIDTHS:
-            found = f"{len(self.widths):,} entries" if isinstance(self.widths, list | tuple) else repr(self.widths)
+            found = f"{len(self.widths):,} entries" if isinstance(self.widths, list | tuple) else shown(self.widths)
             raise ValueError(f"widths is a list of at most {MAX_WIDTHS} whole numbers, got {found}")
         for width in self.widths:
-            whole("a width", width, 1)
+            whole_number("a width", width, 1)
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "ansatz", load(self.ansatz))
         tables = {"features": FEATURES, "activation": ACTIVATIONS, "control": CONTROLS, "init": INITS}
@@ -91,13 +91,12 @@ class Recipe:
             check_shots(self.shots, None)
         if isinstance(self.noise, Mapping):
             known = [f.name for f in fields(Noise)]
-            if unknown := sorted(set(self.noise) - set(known)):
-                raise ValueError(f"noise has the unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+            keys("noise", self.noise, known)
             object.__setattr__(self, "noise", Noise(**self.noise))
         if self.control in ("scalars", "zero", "classical") and (self.shots is not None or self.noise is not None):
             raise ValueError(f"control={self.control!r} has no circuit, to which shots or noise could apply")
         if self.noise is not None and not isinstance(self.noise, Noise):
-            raise ValueError(f"noise is a Noise or a table of its rates, got {self.noise!r}")
+            raise ValueError(f"noise is a Noise or a table of its rates, got {shown(self.noise)}")
 
     def chunks(self, m: int) -> int:
         """The number of chunks that m numbers are cut into."""
@@ -117,9 +116,3 @@ class Recipe:
         ansatz, noise = load(self.ansatz).to_dict(), None if self.noise is None else asdict(self.noise)  # type: ignore[call-overload]
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**plain, "ansatz": ansatz, "widths": list(self.widths), "noise": noise}
-
-
-def one_of(name: str, value: object, allowed: Any) -> None:
-    """Raise ValueError unless a value is one of these names."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qcircuit_peft.checks import number, whole_number
 from qcircuit_peft.factorizations.parts import groups
 from qcircuit_peft.tuner.checkpoint import PREFIX, bare
-from qcircuit_peft.tuner.config import whole
 from qcircuit_peft.tuner.layer import QCircuitLayer, adapted_layers
 
 
@@ -52,12 +52,10 @@ class AdaptiveRank:
     beta2: float = 0.85
 
     def __post_init__(self) -> None:
-        whole("budget", self.budget, 1)
-        whole("every", self.every, 1)
+        whole_number("budget", self.budget, 1)
+        whole_number("every", self.every, 1)
         for name in ("warmup", "final", "beta1", "beta2"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"{name} is a number of at least 0 and below 1, got {value!r}")
+            number(name, getattr(self, name), 0, below=1)
         if self.warmup + self.final >= 1:
             raise ValueError(
                 f"warmup and final are shares of the training with a sum below 1, got {self.warmup} and {self.final}"
@@ -161,7 +159,7 @@ class Allocator:
     """
 
     def __init__(self, model: nn.Module, settings: AdaptiveRank, total_steps: int, adapter: str | None = None) -> None:
-        whole("total_steps", total_steps, 1)
+        whole_number("total_steps", total_steps, 1)
         self.settings, self.total_steps, self.adapter = settings, total_steps, _chosen_adapter(model, adapter)
         self._parts = _trained_parts(model, self.adapter)
         if not self._parts:

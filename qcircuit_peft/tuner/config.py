@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 
-from qcircuit_peft import backends
+from qcircuit_peft import backends, checks, files
 from qcircuit_peft.ansatz import Ansatz, load
-from qcircuit_peft.checks import whole
+from qcircuit_peft.checks import boolean, number, one_of, texts, whole_number
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
-from qcircuit_peft.gates import did_you_mean
 from qcircuit_peft.quantization import Quantization
+from qcircuit_peft.text import shown
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -32,7 +31,6 @@ _CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the fra
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
-_MAX_NUMBER = 3.4e38
 
 
 @dataclass
@@ -111,52 +109,51 @@ class QCircuitConfig(PeftConfig):
         if stored is not None:
             self._restore(stored)
         for name, table in (("frame", FRAMES), ("factorization", FACTORIZATIONS)):
-            _one_of(name, getattr(self, name), table)
+            one_of(name, getattr(self, name), table)
         if stored is None and self.share is None:
             self.share = FACTORIZATIONS[self.factorization].share
         self._take_circuit_options()
         self.ansatz = load(self.ansatz)
         check_real(self.ansatz)
-        whole("layers", self.layers, 0, MAX_LAYERS)
-        whole("r", self.r, 1)
-        _number("alpha", self.alpha)
-        if not 0 <= _number("dropout", self.dropout) < 1:
-            raise ValueError(f"dropout is a probability of at least 0 and below 1, got {self.dropout!r}")
+        whole_number("layers", self.layers, 0, MAX_LAYERS)
+        whole_number("r", self.r, 1)
+        number("alpha", self.alpha)
+        number("dropout", self.dropout, 0, below=1)
         frame_options = set(FRAMES[self.frame].options) - set(_CIRCUIT_FIELDS)
-        _options("frame_options", self.frame, self.frame_options, frame_options)
+        checks.options("frame_options", self.frame, self.frame_options, frame_options)
         options = set(FACTORIZATIONS[self.factorization].options)
-        _options("factorization_options", self.factorization, self.factorization_options, options)
+        checks.options("factorization_options", self.factorization, self.factorization_options, options)
         if self.intrinsic_rank_pattern and "intrinsic_rank" not in frame_options:
             having = [name for name, kind in FRAMES.items() if "intrinsic_rank" in kind.options]
             raise ValueError(
                 f"intrinsic_rank_pattern is for the frames {', '.join(having)}, but the frame is {self.frame!r}"
             )
         if self.share is not None:
-            _one_of("share", self.share, _SHARE)
+            one_of("share", self.share, _SHARE)
         backends.find_backend(self.backend)
-        _one_of("width", self.width, WIDTHS)
-        _one_of("init", self.init, INITS)
-        _one_of("bias", self.bias, _BIAS)
+        one_of("width", self.width, WIDTHS)
+        one_of("init", self.init, INITS)
+        one_of("bias", self.bias, _BIAS)
         if self.seed is not None:
-            whole("seed", self.seed, 0)
+            whole_number("seed", self.seed, 0)
         for name in ("train_angles", "init_weights"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false, got {getattr(self, name)!r}")
+            boolean(name, getattr(self, name))
         if self.quantization is not None:
             self.quantization = Quantization.from_dict(self.quantization)
         for name in ("rank_pattern", "intrinsic_rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name) or {}
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
-                raise ValueError(f"{name} maps names or patterns of modules to numbers, got {pattern!r}")
+                raise ValueError(f"{name} maps names or patterns of modules to numbers, got {shown(pattern)}")
             for key, value in pattern.items():
-                _pattern(name, key)
-                _number(f"{name}[{key!r}]", value) if name == "alpha_pattern" else whole(f"{name}[{key!r}]", value, 1)
+                checks.pattern(name, key)
+                here = f"{name}[{shown(key)}]"
+                number(here, value) if name == "alpha_pattern" else whole_number(here, value, 1)
             setattr(self, name, pattern)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
-            _texts(name, value, single=True)
+            texts(name, value, single=True)
             if isinstance(value, str):
-                _pattern(name, value)
+                checks.pattern(name, value)
             elif value is not None:
                 setattr(self, name, set(value))
         if isinstance(self.layers_to_transform, range | tuple):
@@ -166,11 +163,11 @@ class QCircuitConfig(PeftConfig):
                 self.layers_to_transform if isinstance(self.layers_to_transform, list) else [self.layers_to_transform]
             )
             for index in several:
-                whole("an entry of layers_to_transform", index, 0)
+                whole_number("an entry of layers_to_transform", index, 0)
         for name in ("layers_pattern", "modules_to_save"):
-            _texts(name, getattr(self, name), single=name == "layers_pattern")
+            texts(name, getattr(self, name), single=name == "layers_pattern")
         for value in [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ():
-            _pattern("layers_pattern", value)
+            checks.pattern("layers_pattern", value)
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
                 f"layers_pattern needs layers_to_transform, got layers_pattern={self.layers_pattern!r} alone"
@@ -194,11 +191,11 @@ class QCircuitConfig(PeftConfig):
 
     def _restore(self, stored: object) -> None:
         if not isinstance(stored, dict):
-            raise ValueError(f"the key 'circuit' of an adapter configuration is a table, got {stored!r}")
+            raise ValueError(f"the key 'circuit' of an adapter configuration is a table, got {shown(stored)}")
         version = stored.get("version")
         if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= CIRCUIT_VERSION:
             raise ValueError(
-                f"the adapter's circuit has format version {version!r}, but this qcircuit_peft reads up to "
+                f"the adapter's circuit has format version {shown(version)}, but this qcircuit_peft reads up to "
                 f"{CIRCUIT_VERSION}; a newer one may read it"
             )
         unknown = sorted(map(str, set(stored) - {"version", *_CIRCUIT_KEYS}))
@@ -206,10 +203,10 @@ class QCircuitConfig(PeftConfig):
         if unknown or missing:
             raise ValueError(
                 f"the adapter's circuit has the keys version, {', '.join(_CIRCUIT_KEYS)}, but "
-                + (f"{unknown[0]!r} was found" if unknown else f"{missing[0]!r} is missing")
+                + (f"{shown(unknown[0])} was found" if unknown else f"{missing[0]!r} is missing")
             )
         if not isinstance(stored["ansatz"], dict):
-            raise ValueError(f"the adapter's circuit holds its ansatz as a table, got {stored['ansatz']!r}")
+            raise ValueError(f"the adapter's circuit holds its ansatz as a table, got {shown(stored['ansatz'])}")
         for key in _CIRCUIT_KEYS:
             setattr(self, key, stored[key])
 
@@ -231,85 +228,34 @@ class QCircuitConfig(PeftConfig):
         data = {key: sorted(value) if isinstance(value, set) else value for key, value in self.to_dict().items()}
         if auto_mapping is not None:
             data["auto_mapping"] = auto_mapping
-        text = json.dumps(data, indent=2, sort_keys=True)
-        if len(text.encode()) > _MAX_JSON_BYTES:
-            raise ValueError(
-                f"an adapter configuration has at most {_MAX_JSON_BYTES} bytes, this has {len(text.encode())}"
-            )
-        if os.path.isfile(save_directory):
-            raise ValueError(f"an adapter is saved in a folder, but {save_directory} is a file")
-        path = Path(save_directory) / CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".json.part")
-        try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_config(save_directory, data)
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
         """The contents of an adapter_config.json; raises ValueError if it is too large or not a JSON table."""
-        size = os.path.getsize(path_json_file)
-        if size > _MAX_JSON_BYTES:
-            raise ValueError(
-                f"{path_json_file}: an adapter configuration has at most {_MAX_JSON_BYTES} bytes, this has {size}"
-            )
-        try:
-            data = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path_json_file}: not a JSON file: {error}") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{path_json_file}: an adapter configuration is a table, got {type(data).__name__}")
-        return data
+        return read_config(path_json_file)
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Refuse stored keys that this class does not have: PEFT would drop them with a warning."""
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(kwargs) - set(known))
-        if unknown:
-            raise ValueError(f"adapter configuration: unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-        if "circuit" not in kwargs:
-            raise ValueError("adapter configuration: the key 'circuit' is missing")
+        checks.keys("adapter configuration", kwargs, [f.name for f in fields(cls)], needed=["circuit"])
         return kwargs
 
 
-def _options(name: str, of: str, given: object, allowed: set[str]) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{name} is a table of options, got {given!r}")
-    for key in given:
-        if key not in allowed:
-            told = did_you_mean(key, sorted(allowed)) if allowed else "it has none"
-            raise ValueError(f"{name} has {key!r}, which is not an option of {of!r}; {told}")
-    try:
-        json.dumps(given, allow_nan=False)
-    except RecursionError:
-        raise ValueError(f"{name} is a table of options, got one that is nested too deeply") from None
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} holds plain data, as JSON has it, got {given!r}") from None
+def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """Write adapter_config.json whole or not at all; raises ValueError for what ``read_config`` would not read."""
+    text = json.dumps(data, indent=2, sort_keys=True)
+    if len(text.encode()) > _MAX_JSON_BYTES:
+        raise ValueError(f"an adapter configuration has at most {_MAX_JSON_BYTES} bytes, this has {len(text.encode())}")
+    if os.path.isfile(folder):
+        raise ValueError(f"an adapter is saved in a folder, but {folder} is a file")
+    files.make_folder(Path(folder))
+    files.write(Path(folder) / CONFIG_NAME, text)
 
 
-def _texts(name: str, value: object, single: bool) -> None:
-    if value is None or (single and isinstance(value, str)):
-        return
-    if not isinstance(value, list | tuple | set) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError(f"{name} is {'a text or ' if single else ''}a list of texts, got {value!r}")
-
-
-def _pattern(name: str, value: str) -> None:
-    try:
-        re.compile(rf"(.*\.)?({value})$")  # as PEFT matches the end of a module's name
-    except re.error as error:
-        raise ValueError(f"{name} has {value!r}, which is not a regular expression: {error}") from None
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
-        raise ValueError(f"{name} is a finite number, of size {_MAX_NUMBER:g} at most, got {value!r}")
-    return float(value)
-
-
-def _one_of(name: str, value: object, allowed: Any) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """An adapter_config.json as plain data; raises ValueError if it is too large or not a JSON table."""
+    data = files.read_json(Path(path), "configuration", _MAX_JSON_BYTES)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: an adapter configuration is a table, got {type(data).__name__}")
+    return data
