@@ -19,6 +19,7 @@ from qcircuit_peft import Ansatz, Circuit, Op, QCircuitConfig, QPAConfig, Step, 
 from qcircuit_peft.analysis.capacity import capacity
 from qcircuit_peft.analysis.plots import capacity_figure
 from qcircuit_peft.cli import app
+from qcircuit_peft.study import Grid, Study, runs
 from qcircuit_peft.tuner.checkpoint import check_values
 
 STEP = "[[{}]]\ngate = {}\non = '{}'\n"
@@ -191,6 +192,43 @@ def test_the_bound_of_adapters_is_raised_by_an_argument() -> None:
     assert len(deep.circuit(qubits=6).ops) == 18_006
     with pytest.raises(ValueError, match="at most 100 gates"):
         deep.circuit(qubits=6, max_gates=100)
+
+
+RUN = {
+    "ansatz": "tree", "control": "trained", "layers": 1, "r": 4, "seed": 0, "parameters": 9, "validation": 0.5,
+    "test": 0.5, "seconds_per_step": 0.1, "capacity": 0.5, "capacity_samples": 0, "haar": 0.5, "expressibility": 0.1,
+    "expressibility_bias": 0.0, "initial_column_entropy": None, "column_entropy": 1.0, "initial_operator_entropy": 1.0,
+    "operator_entropy": 1.0, "delta_entropy": None, "distance": 0.0,
+}  # fmt: skip
+TAMPERED = {
+    "accuracy 7": ({"test": 7.0}, "test is a number from"),
+    "less than nothing": ({"validation": -0.5}, "validation is a number from"),
+    "infinite": ({"distance": float("inf")}, "distance is a number from"),
+    "no number": ({"expressibility": float("nan")}, "expressibility is a number from"),
+    "too many digits": ({"capacity": 10**400}, "capacity is a number from"),
+    "a negative count": ({"parameters": -1}, "parameters is a whole number 0 to"),
+    "a count of a thousand digits": ({"seed": 10**1000}, "seed is a whole number 0 to"),
+    "true": ({"layers": True}, "layers is a whole number"),
+    "a text for a number": ({"test": "0.5"}, "test is a number"),
+    "a number for a text": ({"control": 1}, "control is a text"),
+    "a key more": ({"x": 1}, "other keys than a result has"),
+    "another run": ({"seed": 5}, "is not the result of a run of this study"),
+    "a name that steers": ({"ansatz": EVIL[:-1]}, "is not the result of a run of this study"),
+}
+
+
+@pytest.mark.parametrize("change, said", TAMPERED.values(), ids=TAMPERED)
+def test_tampered_results_of_a_study_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    study = Study("small", "digits", [0], [Grid([load("tree")], [1], [4])])
+    (tmp_path / "runs").mkdir()
+    write(tmp_path / "study.json", study.to_json())
+    path = write(tmp_path / "runs" / "tree-L1-r4-trained-s0.json", json.dumps(RUN))
+    assert list(runs.finished(study, tmp_path)) == ["tree-L1-r4-trained-s0"]
+    write(path, json.dumps(RUN | change))
+    with pytest.raises(ValueError) as error:
+        runs.finished(study, tmp_path)
+    assert said in str(error.value) and str(error.value).startswith(str(path))
+    check_sentence(str(error.value))
 
 
 STUMBLES = {

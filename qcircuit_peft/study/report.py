@@ -19,6 +19,7 @@ from qcircuit_peft.analysis import tables
 from qcircuit_peft.analysis.sampling import RESAMPLES
 from qcircuit_peft.study.plan import Study
 from qcircuit_peft.study.runs import Run
+from qcircuit_peft.text import printable
 
 QUANTITIES = {
     "layers": "layers L",
@@ -216,9 +217,9 @@ def html(study: Study, runs: Sequence[Run]) -> str:
     figures = "".join(
         f"<p>{_image(accuracy_figure(runs, quantity), QUANTITIES[quantity])}</p>" for quantity in QUANTITIES
     )
-    count = f"{len(runs)} of {len(study.points)} runs"
+    count, about = f"{len(runs)} of {len(study.points)} runs", escape(printable(study.about))
     parts = [
-        f"<h1>{escape(study.name)}</h1><p>{escape(study.about)}</p><p>Task {escape(study.task)}, {count}.</p>",
+        f"<h1>{escape(study.name)}</h1><p>{about}</p><p>Task {escape(study.task)}, {count}.</p>",
         f"<h2>Accuracy</h2>{_table(rows)}<p>{_NOTES[0]}</p>{figures}",
         f"<h2>Rank correlation with the test accuracy</h2>{_table(found)}<p>{_NOTES[1]}</p>",
         f"<h2>Gain over the controls</h2>{_table(gains(runs))}<p>{_NOTES[2]}</p>",

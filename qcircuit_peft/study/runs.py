@@ -16,6 +16,7 @@ from qcircuit_peft import files
 from qcircuit_peft.analysis.capacity import Capacity, capacity
 from qcircuit_peft.analysis.expressibility import expressibility
 from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
+from qcircuit_peft.checks import LARGEST, number, text, whole_number
 from qcircuit_peft.methods import Method, circuit
 from qcircuit_peft.study.plan import Point, Study, run_key
 from qcircuit_peft.tasks import TASKS, Split, Splits, Task, pretrained
@@ -23,6 +24,8 @@ from qcircuit_peft.training import accuracy, train, trained
 from qcircuit_peft.tuner import parameter_count
 
 _MAX_RESULT_BYTES = 1 << 16
+_ROUNDING = 1e-6
+_SHARES = ("validation", "test", "capacity", "haar")  # numbers from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Run:
     expressibility_bias. Means over the adapted layers: column_entropy of the frames' columns and operator_entropy of
     the circuits U and V before and after training, delta_entropy of the weight update, distance of a circuit from
     where it started. None is not defined: a prime width has no cut, a zero update no entropy.
+
+    Raises ValueError for a number that none of this can be: below 0, not finite, an accuracy above 1.
     """
 
     ansatz: str
@@ -56,6 +61,16 @@ class Run:
     operator_entropy: float | None
     delta_entropy: float | None
     distance: float | None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is str:
+                text(field.name, value)
+            elif field.type is int:
+                whole_number(field.name, value, 0, (1 << 63) - 1)
+            elif value is not None or field.type is float:
+                number(field.name, value, -_ROUNDING, 1 + _ROUNDING if field.name in _SHARES else LARGEST)
 
     @property
     def key(self) -> str:
@@ -220,16 +235,9 @@ def _read(path: Path) -> Run:
         data = files.read_json(path, "result", _MAX_RESULT_BYTES)
         if not isinstance(data, dict) or set(data) != {field.name for field in fields(Run)}:
             raise ValueError("other keys than a result has")
-        wrong = [field.name for field in fields(Run) if not _is(field.type, data[field.name])]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {data[wrong[0]]!r}")
-    except (ValueError, RecursionError) as error:
+        return Run(**data)
+    except ValueError as error:
         raise ValueError(f"{path} is not a result of a study, remove it: {error}") from None
-    return Run(**data)
-
-
-def _is(kind: Any, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value == value
 
 
 def _check_sizes(study: Study, task: Task) -> None:
