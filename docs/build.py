@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from qcircuit_peft import QCircuitConfig, load, parameter_count
-from qcircuit_peft.ansatz import names
+from qcircuit_peft.ansatz import WIRINGS, names
 from qcircuit_peft.backends import BACKENDS
 from qcircuit_peft.drawing import draw
 from qcircuit_peft.factorizations import FACTORIZATIONS
@@ -116,11 +116,16 @@ def _part(part: Part) -> str:
     return f"{part.gate}{angle} {' '.join('ab'[wire] for wire in part.wires)}"
 
 
+def _within(page: str, table: str, lines: list[str]) -> str:
+    """The text of a page with the lines of a table behind its mark, up to the next empty line."""
+    before, mark, rest = (
+        (HERE / page).read_text(encoding="utf-8").partition(f"<!-- {table}, written by `make docs` -->\n")
+    )
+    return before + mark + "\n".join(lines) + rest[rest.index("\n\n") :]
+
+
 def simulators() -> str:
     """The table of backends, within what people wrote."""
-    text = (HERE / "simulators.md").read_text(encoding="utf-8")
-    before, mark, rest = text.partition("<!-- BACKENDS, written by `make docs` -->\n")
-    after = rest[rest.index("\n\n") :]
     lines = [
         "| backend | install | gradient | wires | shots | noise | precision inside | what runs |",
         "|---|---|---|---|---|---|---|---|",
@@ -142,7 +147,16 @@ def simulators() -> str:
             lines.append(
                 f"| `{row.name}:DEVICE` | the same, and the device | - | qubits | its own | - | the device's | any |"
             )
-    return before + mark + "\n".join(lines) + after
+    return _within("simulators.md", "BACKENDS", lines)
+
+
+def frames() -> str:
+    """The table of frames, within what people wrote."""
+    lines = ["| frame | what it is | options | P(768) | P(8192) |", "|---|---|---|---:|---:|"]
+    for name, kind in FRAMES.items():
+        counts = " | ".join(f"{kind.n_parameters(n, 8):,}" for n in (768, 8192))
+        lines.append(f"| `{name}` | {kind.about} | {', '.join(f'`{option}`' for option in kind.options)} | {counts} |")
+    return _within("frames.md", "FRAMES", lines)
 
 
 def circuits() -> str:
@@ -171,6 +185,17 @@ def circuits() -> str:
         called = (getattr(gate.names, field) for field in ("pennylane", "torchquantum", "qiskit", "qasm3", "qasm2"))
         there = " | ".join(f"`{name}`" if name else "" for name in called)
         lines.append(f"| `{gate.name}` | {there} | {'; '.join(map(_part, gate.parts))} |")
+    lines += [
+        "",
+        "## Wirings",
+        "",
+        "On four wires; `on` of a circuit file names one.",
+        "",
+        "| wiring | wires |",
+        "|---|---|",
+    ]
+    for name, wiring in WIRINGS.items():
+        lines.append(f"| `{name}` | {', '.join(' '.join(map(str, wires)) for wires in wiring(4))} |")
     lines += ["", "## Circuits", "", "Drawn on four qubits with one layer.", ""]
     for name in names():
         ansatz = load(name)
@@ -210,22 +235,22 @@ def factorizations() -> str:
         f"options are the defaults. Products: the floating-point operations of `forward` on {rows} rows, frames not",
         f"included, as a share of the base layer's own; LoRA of the same r has {2 * r / n:.2%}.",
         "",
-        "| factorization | delta W / scaling | parameters | `circuit` | `taylor` | rank | products |",
-        "|---|---|---|---|---|---|---|",
+        "| factorization | what it is | delta W / scaling | parameters | `circuit` | `taylor` | rank | products |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, kind in FACTORIZATIONS.items():
         made = [kind(n, n, r, FRAMES[frame].spec) for frame in ("circuit", "taylor")]
         counts = " | ".join(f"{sum(sizes(factors).values()):,}" for factors in made)
         share = _products(made[0], rows) / (2 * rows * n * n)
         rank = "full" if made[0].rank is None else made[0].rank
-        lines.append(f"| `{name}` | {kind.update} | {kind.count} | {counts} | {rank} | {share:.2%} |")
+        lines.append(f"| `{name}` | {kind.about} | {kind.update} | {kind.count} | {counts} | {rank} | {share:.2%} |")
     model = torch.nn.Sequential(torch.nn.Linear(n, n, bias=False))
     for method, config in {
         "LoRA": LoraConfig(r=r, target_modules=["0"]),
         "AdaLoRA": AdaLoraConfig(init_r=r, target_r=r, total_step=9, target_modules=["0"]),
     }.items():
         formula = {"LoRA": "2 N r", "AdaLoRA": "2 N r + r (PEFT adds 1)"}[method]
-        lines.append(f"| {method} (PEFT) | B A | {formula} | {parameter_count(config, model):,} | | {r} | |")
+        lines.append(f"| {method} (PEFT) | | B A | {formula} | {parameter_count(config, model):,} | | {r} | |")
     published = FACTORIZATIONS["quanta"](4096, 4096, 1, FRAMES["circuit"].spec, axes=[16, 8, 8, 4])
     count = sum(sizes(published).values())
     lines += ["", f"QuanTA as published, 4096 x 4096 with axes 16-8-8-4: {count:,} parameters."]
@@ -234,8 +259,14 @@ def factorizations() -> str:
 
 PAGES = {
     "parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations,
-    "simulators.md": simulators,
+    "simulators.md": simulators, "frames.md": frames,
 }  # fmt: skip
+
+
+def is_stale(name: str) -> bool:
+    """Whether a page is not what ``make docs`` would write."""
+    return (HERE / name).read_text(encoding="utf-8") != PAGES[name]()
+
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

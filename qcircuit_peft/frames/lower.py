@@ -25,7 +25,7 @@ MAX_ORDER = 256
 
 @dataclass(frozen=True)
 class Map:
-    """How B (*batch, N, K') acts on X (*batch, N, m), and where a "uniform" start draws B from.
+    """How B (*batch, N, K') acts on X (*batch, N, m), what that is, and where a "uniform" start draws B from.
 
     Entries are uniform with standard deviation ``spread`` / sqrt(N), or ``spread`` / (sqrt(N) + sqrt(K')) for a
     ``bounded`` map; without a spread they are angles uniform in [0, 2 pi). A truncated series has a default ``order``,
@@ -33,20 +33,28 @@ class Map:
     """
 
     act: Callable[..., Tensor]
+    about: str
     spread: float | None
     order: int | None = None
     bounded: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of its options."""
+        return ("intrinsic_rank",) if self.order is None else ("intrinsic_rank", "order")
 
 
 # Spreads by measurement (N = 64 and 768, K = 1 to 64): at these a column of the frame keeps no more of its weight in
 # the first K rows, and has no larger entries, than one of a random frame. Neumann diverges there, at a norm of 2.
 MAPS: dict[str, Map] = {
-    "taylor": Map(taylor, torch.pi / 2, order=0),
-    "exponential": Map(exponential, torch.pi / 2),
-    "cayley": Map(cayley, 2.0),
-    "neumann": Map(neumann, 1.4, order=32, bounded=True),
-    "householder": Map(householder, 1.0),
-    "givens": Map(givens, None),
+    "taylor": Map(
+        taylor, "the exponential of a low-rank skew-symmetric matrix, as a series (Q_T)", torch.pi / 2, order=0
+    ),
+    "exponential": Map(exponential, "the same through the whole N x N matrix, as a reference", torch.pi / 2),
+    "cayley": Map(cayley, "(1 - A/2)^-1 (1 + A/2) of a low-rank skew-symmetric A", 2.0),
+    "neumann": Map(neumann, "cayley with its inverse as a truncated series", 1.4, order=32, bounded=True),
+    "householder": Map(householder, "a product of reflections", 1.0),
+    "givens": Map(givens, "a product of plane rotations, in trees of log2 N steps", None),
 }
 
 
@@ -85,7 +93,8 @@ class LowerFrame:
         if self.order is None:
             object.__setattr__(self, "order", MAPS[self.map].order or None)
         elif MAPS[self.map].order is None:
-            raise ValueError(f"{self.map}: order is for the truncated series taylor and neumann, got {self.order!r}")
+            series = " and ".join(name for name, row in MAPS.items() if row.order is not None)
+            raise ValueError(f"{self.map}: order is for the truncated series {series}, got {self.order!r}")
         if self.order is not None:
             whole_number(f"{self.map}: order", self.order, 1, MAX_ORDER)
             self._check_order()
