@@ -13,9 +13,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch starts; more threads only add noise to a ratio
 
 import torch  # after the number of threads
-from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+from dispatched import Dispatched  # noqa: E402, F401  what the tests count with
 
 
 def medians(runs: dict[str, Callable[[], Any]], repeats: int, warmups: int = 2) -> dict[str, float]:
@@ -49,13 +51,3 @@ def memory() -> tuple[int, int]:
 def in_fresh_process(*arguments: str) -> str:
     """What the calling script prints when it runs with these arguments in a process of its own."""
     return subprocess.run([sys.executable, sys.argv[0], *arguments], check=True, capture_output=True, text=True).stdout
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the torch operations that are dispatched inside the ``with`` block."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))

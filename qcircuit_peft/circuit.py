@@ -178,5 +178,10 @@ class Circuit:
     def __repr__(self) -> str:
         return f"Circuit({self.dims}, {self.ops})"
 
-    def __str__(self) -> str:
+    @cached_property
+    def text(self) -> str:
+        """A line for the wires, then a line for each op: what ``print`` shows."""
         return "\n".join([f"wires {' '.join(map(str, self.dims))}", *map(str, self.ops)])
+
+    def __str__(self) -> str:
+        return self.text

@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` in float64; in float32 on Apple's GPUs, which have no float64."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+    """``x`` in double precision; in single precision on Apple's GPUs, which have no other."""
+    real = torch.float32 if x.device.type == "mps" else torch.float64
+    return x.to(real.to_complex() if x.is_complex() else real)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:

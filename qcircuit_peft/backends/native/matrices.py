@@ -1,11 +1,12 @@
-"""The matrices of blocks of wires, of all levels at once: angles in, a few batches of small matrices out."""
+"""The matrices of blocks of wires, of all levels at once: angles in, batches of small matrices out.
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+A block is the Kronecker product of two groups of wires. Every entry of a group's matrix is a product of entries of the
+table, one for each wire, so one gather and one product make all groups of all blocks, and their derivatives with them.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from itertools import groupby
-from math import pi, prod
+from math import prod
 
 import numpy as np
 import torch
@@ -13,153 +14,291 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcircuit_peft.backends.native import plan
+from qcircuit_peft.backends.native.table import Constants, Table, make_table, turns_of
 from qcircuit_peft.circuit import Circuit
-from qcircuit_peft.gates import GATES
-from qcircuit_peft.precision import wide
 
-Job = tuple[int, tuple[int, ...]]  # a level, and neighbouring wires: the Kronecker product of their matrices is wanted
-ToTensor = Callable[[NDArray], Tensor]
+Job = tuple[int, tuple[int, ...]]  # a level, and neighbouring wires: the Kronecker product of their matrices
+Wanted = tuple[Job, plan.Gather | None]  # and what follows it
+
+
+def conj(x: Tensor) -> Tensor:
+    """The complex conjugate: for a real tensor no operation."""
+    return x.conj() if x.is_complex() else x
 
 
 @dataclass(frozen=True)
-class Matrices:
-    """Products of one-wire gates on wires of one dimension d, as a function of the angles.
+class Batch:
+    """Blocks of one padded shape (n, n), n = a b, for one or both sides of a cut, ``count`` a side.
 
-    A qubit gate with scaled angle t is ``constant + (cos t, sin t) @ basis``; on d > 2 it is the exponential of the
-    skew-symmetric matrix whose entries are found in (t, -t, 0) at the positions ``basis``.
-    Factors without an angle, and those that fill up short products, have scale 0. The r-th factors of all products
-    stand together.
+    A block is the product of a group (a, a) and a group (b, b), then a signed permutation, then transposed. It has
+    ``1 + more_a`` rows of a^2 numbers, then ``1 + more_b`` rows of b^2: the group itself, then what it is with the
+    derivative of one of its qubits instead of that qubit, or with 1 instead of a wire of dimension d > 2.
     """
 
-    d: int
-    length: int
+    sides: int
     count: int
-    angles: Tensor
-    scales: Tensor
-    constant: Tensor | None
-    basis: Tensor
+    a: int
+    b: int
+    more_a: int
+    more_b: int
+    wires: int
+    factors: Tensor  # (wires ...): where the numbers stand in the table
+    spread: Tensor  # (sides, a, count, n) entries of the left, (sides, b, count, n) of the right groups
+    pairs: Tensor  # (sides, a, b, count, n) -> (sides, count, a, a, b, b)
+    weights: Tensor | None  # (sides, 1, 1, count n)
 
-    def __call__(self, angles: Tensor) -> Tensor:
-        """(F, n_angles) -> (F, count, d, d)."""
-        f, d = angles.shape[0], self.d
-        t = angles.index_select(1, self.angles) * self.scales
-        if d == 2:
-            turn = torch.stack((t.cos(), t.sin()), -1).to(self.basis.dtype)
-            rows = turn @ self.basis if self.basis.ndim == 2 else (turn.unsqueeze(-2) @ self.basis).squeeze(-2)
-            rows = rows if self.constant is None else rows + self.constant
-        else:
-            t = t.unflatten(1, (-1, d * (d - 1) // 2))
-            skew = torch.cat((t, -t, torch.zeros_like(t[..., :1])), -1).index_select(-1, self.basis)
-            rows = torch.linalg.matrix_exp(wide(skew).unflatten(-1, (d, d))).to(t.dtype)
-        first, *others = rows.view(f, self.length, self.count, d, d).unbind(1)
-        return reduce(lambda product, factor: factor @ product, others, first)
+    @property
+    def n(self) -> int:
+        """The dimension of a block."""
+        return self.a * self.b
 
+    def rows(self, entries: Tensor) -> Tensor:
+        """(F, entries of the table) -> (F, numbers of all blocks)."""
+        rows = entries.index_select(1, self.factors)
+        return rows if self.wires == 1 else rows.view(len(rows), self.wires, -1).prod(1)
 
-def _harmonics(factor: plan.Factor | None, turn: str) -> tuple[NDArray, NDArray]:
-    """``(C0, (C1, C2))``: the matrix is C0 + C1 cos(t) + C2 sin(t) at the scaled angle t. Read off at three angles.
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(F sides, n, count n): the transposed blocks side by side."""
+        f, width = len(rows), self.count * self.n
+        left, right = rows.index_select(1, self.spread).split([self.sides * d * width for d in (self.a, self.b)], 1)
+        left = left.view(f, self.sides, self.a, 1, width)
+        left = left if self.weights is None else left * self.weights
+        return (left * right.view(f, self.sides, 1, self.b, width)).view(-1, self.n, width)
 
-    Nothing stands for the identity: the gate ``turn`` at t = 0.
-    """
-    gate = GATES[factor.gate if factor else turn]
-    if not gate.angles:
-        matrix = gate.matrix().ravel()
-        return matrix.conj().reshape(2, 2).T.ravel() if factor and factor.adjoint else matrix, np.zeros((2, 4))
-    at = [gate.matrix((x / gate.frequency,)).ravel() for x in (0, pi, pi / 2)]
-    constant = (at[0] + at[1]) / 2
-    return constant, np.array([(at[0] - at[1]) / 2, at[2] - constant])
+    def undo(self, rows: Tensor, g: Tensor, wanted: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """From the gradient g (F sides, n, count n) of the blocks: what those of the angles and of other wires are in.
 
-
-def _matrices(
-    d: int, products: Sequence[tuple[plan.Factor, ...]], real: ToTensor, work: ToTensor, index: ToTensor
-) -> Matrices:
-    length = max(1, *map(len, products))
-    factors = [product[r] if r < len(product) else None for r in range(length) for product in products]
-    constant = None
-    if d == 2:
-        turn = next((g.gate for g in factors if g and g.angles), "RY")
-        angles = [g.angles[0] if g and g.angles else 0 for g in factors]
-        scales = [g.scale * GATES[g.gate].frequency if g and g.angles else 0.0 for g in factors]
-        constants, bases = map(np.array, zip(*(_harmonics(g, turn) for g in factors), strict=True))
-        constant = work(constants) if constants.any() else None
-        basis = bases[0] if (bases == bases[0]).all() else bases
-    else:
-        rows, cols = np.tril_indices(d, -1)
-        each = np.arange(len(rows))
-        angles = [a for g in factors for a in (g.angles if g else np.zeros_like(each))]
-        scales = np.repeat([g.scale / 2 if g else 0.0 for g in factors], len(rows))
-        basis = np.full((d, d), 2 * len(rows))
-        basis[rows, cols], basis[cols, rows] = each, len(rows) + each
-        basis = basis.ravel()
-    basis = work(basis) if d == 2 else index(basis)
-    return Matrices(d, length, len(products), index(np.array(angles)), real(np.array(scales)), constant, basis)
-
-
-def _kron(factors: Sequence[Tensor]) -> Tensor:
-    """The Kronecker product of (..., n, n), (..., m, m), ...: (..., n m ..., n m ...)."""
-    if len(factors) == 1:
-        return factors[0]
-    lead, sizes = factors[0].shape[:-2], [factor.shape[-1] for factor in factors]
-    axes = [[n if at == own else 1 for at in range(len(sizes))] for own, n in enumerate(sizes)]
-    spread = [factor.view(*lead, *own, *own) for factor, own in zip(factors, axes, strict=True)]
-    return reduce(torch.mul, spread).view(*lead, prod(sizes), prod(sizes))
-
-
-def _kron_all(wires: Tensor) -> Tensor:
-    """(F, w, J, d, d) -> (F, J, d^w, d^w), wire 0 first; groups of three or two wires go in one batch."""
-    f, w, j, d, _ = wires.shape
-    each = next((e for e in (3, 2) if w > e and w % e == 0), None)
-    if each is None:
-        return _kron(wires.unbind(1))
-    return _kron_all(_kron(wires.view(f, w // each, each, j, d, d).unbind(2)))
-
-
-def _runs(dims: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Neighbouring wires of equal dimension: ``(dimension, how many)``."""
-    return [(d, len(list(group))) for d, group in groupby(dims)]
+        The first is (F, blocks (1 + more_a) (1 + more_b)), with a row's derivative where the other group stands as it
+        is. The second (F, ...) is the gradient of the left groups, then of the right: if 1 row is ``wanted``, as it is,
+        if all are, times each of them, if none, left out.
+        """
+        f, a, b = len(rows), self.a, self.b
+        if self.weights is not None:
+            g = g.view(f, self.sides, a, b, -1) * conj(self.weights)
+        g = g.reshape(f, -1).index_select(1, self.pairs).view(-1, a * a, b * b)
+        rows = conj(rows.view(len(g), -1))
+        left, right = rows.split([(1 + self.more_a) * a * a, (1 + self.more_b) * b * b], 1)
+        left, right = left.view(-1, 1 + self.more_a, a * a), right.view(-1, 1 + self.more_b, b * b)
+        slopes = torch.bmm(torch.bmm(left, g), right.transpose(1, 2))
+        others = []
+        if wanted[0]:
+            own = torch.bmm(right[:, :1], g.transpose(1, 2))
+            others.append((own if wanted[0] == 1 else left * own).view(f, -1))
+        if wanted[1]:
+            own = torch.bmm(left[:, :1], g)
+            others.append((own if wanted[1] == 1 else right * own).view(f, -1))
+        return slopes.view(f, -1), _joined(others) if others else None
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The matrices of many jobs: for each tuple of wire dimensions, all its jobs in one batch."""
+    """The matrices of many jobs in a few batches, as a function of the angles."""
 
-    kinds: tuple[Matrices, ...]
-    groups: tuple[tuple[tuple[int, ...], int], ...]  # (wire dimensions, number of jobs)
-    sizes: tuple[tuple[int, ...], ...]  # per kind, how its matrices are dealt out to the runs of the groups
-    dtype: torch.dtype
+    table: Table
+    batches: tuple[Batch, ...]
+    wanted: tuple[tuple[int, int], ...]  # for each batch, how many rows its left and right groups' gradients take
+    slopes: Tensor  # which of the batches' slopes count
+    angles: Tensor  # for the angles at these positions; then the positions of the angles of the other wires
+    entries: Tensor | None  # of the matrices of the wires of d > 2, to which the groups' gradients add; one is for none
 
-    def __call__(self, angles: Tensor) -> tuple[Tensor, ...]:
-        """(F, n_angles) -> for each group (F, jobs, n, n)."""
-        f = angles.shape[0]
-        dealt = zip(self.kinds, self.sizes, strict=True)
-        tables = {kind.d: iter(kind(angles).split(sizes, 1)) for kind, sizes in dealt}
-        out = []
-        for dims, jobs in self.groups:
-            runs = [_kron_all(next(tables[d]).view(f, w, jobs, d, d)) for d, w in _runs(dims)]
-            out.append(_kron(runs).to(self.dtype) if runs else angles.new_ones(f, jobs, 1, 1, dtype=self.dtype))
-        return tuple(out)
+    def rows(self, angles: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """(F, n_angles) -> what ``matrices`` and ``undo`` start from: the table's skews, and the rows of each batch."""
+        turns, skews = self.table.turns(angles)
+        entries = self.table(turns, skews)
+        return skews, tuple(batch.rows(entries) for batch in self.batches)
+
+    def matrices(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The blocks of each batch, (F sides, n, count n)."""
+        return tuple(batch(own) for batch, own in zip(self.batches, rows, strict=True))
+
+    def undo(
+        self, angles: Tensor, skews: Tensor | None, rows: tuple[Tensor, ...], gradients: Sequence[Tensor]
+    ) -> Tensor:
+        """The gradient of the angles from those of the matrices."""
+        each = zip(self.batches, rows, gradients, self.wanted, strict=True)
+        found = [batch.undo(*arguments) for batch, *arguments in each]
+        slopes = _joined([slopes for slopes, _ in found])
+        slopes = (slopes.real if slopes.is_complex() else slopes).index_select(1, self.slopes)
+        if skews is not None and self.entries is not None:
+            others = _joined([other for _, other in found if other is not None])
+            others = others.real if others.is_complex() else others
+            total = others.new_zeros(len(others), skews.shape[1] + 1).index_add(1, self.entries, others)
+            slopes = torch.cat((slopes, self.table.pull(skews, total)), 1).to(angles.dtype)
+        return torch.zeros_like(angles, memory_format=torch.contiguous_format).index_add(1, self.angles, slopes)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), 1)
+
+
+def _shape(sides: frozenset[tuple[int, ...]]) -> tuple[float, int, int]:
+    """``(cost, a, b)`` of blocks on wires of these dimensions in one batch: the right groups are equally large.
+
+    The cost counts the numbers that one block takes. What fills up a smaller left group is 0.
+    """
+    found = []
+    ends = [{prod(side[cut:]): cut for cut in range(len(side), -1, -1)} for side in sides]
+    for b in set.intersection(*map(set, ends)):
+        a = max(prod(side[: end[b]]) for side, end in zip(sides, ends, strict=True))
+        w = max(max(end[b], len(side) - end[b], 1) for side, end in zip(sides, ends, strict=True))
+        found.append((w * (1 + w) * (a * a + b * b) + (2 * a * a * b * b if b > 1 else 0), a, b))
+    return min(found)
+
+
+def together(sides: Sequence[tuple[int, ...]]) -> bool:
+    """Whether blocks on wires of these dimensions are worth one batch: what fills them up costs less than calls do."""
+    one = len(sides) * _shape(frozenset(sides))[0]
+    return one <= 1.5 * sum(_shape(frozenset([side]))[0] for side in sides) + 100_000
+
+
+class _Places:
+    """Where the entries of each wire's matrix in each level stand in the table."""
+
+    def __init__(self, circuit: Circuit, jobs: Sequence[Job]) -> None:
+        levels, dims = plan.levels(circuit), circuit.dims
+        wanted = dict.fromkeys((level, w) for level, wires in jobs for w in wires)
+        gates = {at: levels[at[0]].factors[at[1]] for at in wanted}
+        turn = next((g.gate for at in wanted if dims[at[1]] == 2 for g in gates[at] if g.angles), "RY")
+        self.qubits = {at: turns_of(gates[at], turn) for at in wanted if dims[at[1]] == 2}
+        self.qudits = {d: {at: gates[at] for at in wanted if dims[at[1]] == d} for d in sorted({*dims} - {2})}
+        self.qudits = {d: each for d, each in self.qudits.items() if each}
+        self.all = [*self.qubits.values(), turns_of((), turn)]
+        self.variants = 1 + max(map(len, self.all))
+        self.one = 4 * self.variants * len(self.qubits)
+        self.zero = self.one + 1
+        self.start = {at: 4 * self.variants * place for place, at in enumerate(self.qubits)}
+        start = self.first = 4 * self.variants * len(self.all)
+        for d, each in self.qudits.items():
+            for at in each:
+                self.start[at] = start
+                start += d * d
+        self.end = start
+
+    def group(self, job: Job, dims: tuple[int, ...], size: int, w: int) -> list[NDArray]:
+        """For the group itself, then for what replaces each wire, the (w, size, size) entries that are multiplied."""
+        level, wires = job
+        n = prod(dims)
+        digits = np.indices(dims).reshape(len(dims), n)
+
+        def product(replaced: int | None = None, variant: int = 0) -> NDArray:
+            numbers = np.full((w, size, size), self.one)
+            numbers[0] = self.zero
+            numbers[0, :n, :n] = self.one
+            for i, (wire, d) in enumerate(zip(wires, dims, strict=True)):
+                if i != replaced or d == 2:
+                    shift = 4 * variant if i == replaced else 0
+                    numbers[i, :n, :n] = self.start[level, wire] + shift + digits[i][:, None] * d + digits[i]
+            return numbers
+
+        rows = [product()]
+        for i, d in enumerate(dims):
+            rows += [product(i, v) for v in (range(1, self.variants) if d == 2 else (0,))]
+        return rows
+
+    def turned(self, job: Job, dims: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+        """``(row, position of the angle)`` for each rotation of a qubit in a group."""
+        row = 1
+        for wire, d in zip(job[1], dims, strict=True):
+            if d == 2:
+                yield from ((row + r, t.angle) for r, t in enumerate(self.qubits[job[0], wire]) if t.scale)
+            row += self.variants - 1 if d == 2 else 1
+
+    def others(self, job: Job, dims: tuple[int, ...], size: int, rows: int) -> NDArray:
+        """(rows size size): to which entry of the wires' matrices a number of a group's gradient adds."""
+        n, row = prod(dims), 1
+        digits = np.indices(dims).reshape(len(dims), n)
+        ends = np.full((rows, size, size), self.end - self.first)
+        for i, (wire, d) in enumerate(zip(job[1], dims, strict=True)):
+            if d > 2:
+                own = digits[i][:, None] * d + digits[i]
+                ends[0 if rows == 1 else row, :n, :n] = self.start[job[0], wire] - self.first + own
+            row += self.variants - 1 if d == 2 else 1
+        return ends.ravel()
 
 
 def make_blocks(
-    circuit: Circuit, jobs: Sequence[Job], real: ToTensor, work: ToTensor, index: ToTensor
-) -> tuple[Blocks, list[tuple[int, int]]]:
-    """The blocks of these jobs, and for each job ``(group, place in the group)``."""
-    levels = plan.levels(circuit)
-    groups: dict[tuple[int, ...], list[Job]] = defaultdict(list)
-    places = []
-    for level, wires in jobs:
-        dims = tuple(circuit.dims[w] for w in wires)
-        groups[dims].append((level, wires))
-        places.append((list(groups).index(dims), len(groups[dims]) - 1))
-    products: dict[int, list[tuple[plan.Factor, ...]]] = defaultdict(list)
-    sizes: dict[int, list[int]] = defaultdict(list)
-    for dims, members in groups.items():
-        position = 0
-        for d, w in _runs(dims):
-            products[d] += [
-                levels[lv].factors[wires[p]] for p in range(position, position + w) for lv, wires in members
-            ]
-            sizes[d].append(w * len(members))
-            position += w
-    kinds = tuple(_matrices(d, products[d], real, work, index) for d in products)
-    counted = tuple((dims, len(members)) for dims, members in groups.items())
-    return Blocks(kinds, counted, tuple(tuple(sizes[d]) for d in products), work(np.ones(0)).dtype), places
+    circuit: Circuit, batches: Sequence[Sequence[Sequence[Wanted]]], dtype: torch.dtype, make: Constants
+) -> Blocks:
+    """The blocks of these batches, each a list of sides, each a list of what is wanted."""
+    places = _Places(circuit, [job for sides in batches for wanted in sides for job, _ in wanted])
+    slopes, angles, entries = [], [], []
+    slopes_before = 0
+    made, wanted_rows = [], []
+    for sides in batches:
+        wanted = [own for side in sides for own in side]
+        dims = [tuple(circuit.dims[w] for w in wires) for (_, wires), _ in wanted]
+        _, a, b = _shape(frozenset(dims))
+        groups = []  # for each block its left and its right group: job, dimensions, filled up to
+        for ((level, wires), _), own in zip(wanted, dims, strict=True):
+            cut = next(c for c in range(len(own) + 1) if prod(own[c:]) == b)
+            groups.append((((level, wires[:cut]), own[:cut], a), ((level, wires[cut:]), own[cut:], b)))
+        w = max(1, *(len(own) for both in groups for _, own, _ in both))
+        rows = [[places.group(*own, w) for own in both] for both in groups]
+        more_a, more_b = (max(len(both[i]) for both in rows) - 1 for i in (0, 1))
+        flat = []
+        for both in rows:
+            for own, more, size in zip(both, (more_a, more_b), (a, b), strict=True):
+                blank = np.full((w, size, size), places.zero)
+                flat += [row.reshape(w, -1) for row in own + [blank] * (1 + more - len(own))]
+        of_left, of_right = (1 + more_a) * a * a, (1 + more_b) * b * b
+        for j, (left, right) in enumerate(groups):
+            base = slopes_before + j * (1 + more_a) * (1 + more_b)
+            for step, (job, own, _) in (1 + more_b, left), (1, right):
+                for row, angle in places.turned(job, own):
+                    slopes.append(base + row * step)
+                    angles.append(angle)
+        slopes_before += len(groups) * (1 + more_a) * (1 + more_b)
+        counts = []
+        for i, more in (0, more_a), (1, more_b):
+            parts = [both[i] for both in groups]
+            alone = all(len(own) == 1 for _, own, _ in parts if {*own} - {2})
+            counts.append((1 if alone else 1 + more) if any({*own} - {2} for _, own, _ in parts) else 0)
+            entries += [places.others(*part, counts[i]) for part in parts if counts[i]]
+        wanted_rows.append(tuple(counts))
+        n, count = a * b, len(sides[0])
+        gathers = [_filled(gather or (np.arange(n), np.ones(n)), n) for _, gather in wanted]
+        source = np.array([rows for rows, _ in gathers]).reshape(len(sides), 1, count, n)
+        starts = (of_left + of_right) * np.arange(len(wanted)).reshape(len(sides), 1, count, 1)
+        spread_left = starts + source // b * a + np.arange(a)[:, None, None]
+        spread_right = starts + of_left + source % b * b + np.arange(b)[:, None, None]
+        inverse = np.argsort(source, -1).reshape(len(sides), count, a, 1, b, 1)
+        side, j, _, column_a, _, column_b = np.indices((len(sides), count, a, a, b, b), sparse=True)
+        weights = np.array([weights for _, weights in gathers]).reshape(len(sides), 1, 1, count * n)
+        made.append(
+            Batch(
+                sides=len(sides),
+                count=count,
+                a=a,
+                b=b,
+                more_a=more_a,
+                more_b=more_b,
+                wires=w,
+                factors=make.index(np.concatenate(flat, 1).ravel()),
+                spread=make.index(np.concatenate((spread_left.ravel(), spread_right.ravel()))),
+                pairs=make.index((((side * a + column_a) * b + column_b) * count + j) * n + inverse).view(-1),
+                weights=None if (weights == 1).all() else make.work(weights),
+            )
+        )
+    table = make_table(places.all, {d: [*each.values()] for d, each in places.qudits.items()}, dtype, make)
+    ends = np.concatenate(entries) if entries else None
+    turned = table.angles[len(table.radius) :]
+    return Blocks(
+        table=table,
+        batches=tuple(made),
+        wanted=tuple(wanted_rows),
+        slopes=make.index(np.array(slopes, np.int64)),
+        angles=torch.cat((make.index(np.array(angles, np.int64)), turned)),
+        entries=None if ends is None else make.index(ends),
+    )
+
+
+def _filled(gather: plan.Gather, n: int) -> plan.Gather:
+    """A gather with n rows that takes every row once: what has coefficient 0 may come from anywhere."""
+    m = len(gather[0])
+    source, coefficient = np.full(n, -1), np.zeros(n, gather[1].dtype)
+    source[:m], coefficient[:m] = np.where(gather[1] == 0, -1, gather[0]), gather[1]
+    free, open_ = np.setdiff1d(np.arange(n), source), np.flatnonzero(source < 0)
+    stay = np.intersect1d(free, open_)
+    source[stay] = stay
+    source[np.setdiff1d(open_, stay)] = np.setdiff1d(free, stay)
+    return source, coefficient

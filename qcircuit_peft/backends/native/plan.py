@@ -91,7 +91,8 @@ def levels(circuit: Circuit) -> tuple[Level, ...]:
         for gate, wires, angles, scale, adjoint in _parts(op):
             if len(wires) == 1:
                 (w,) = wires
-                level[w], closed[w] = level[w] + closed[w], False
+                taken = circuit.dims[w] > 2 and bool(factors[level[w]][w])  # a qubit takes several factors, a qudit one
+                level[w], closed[w] = level[w] + (closed[w] or taken), False
                 at(level[w])
                 factors[level[w]][w].append(Factor(gate, angles, scale, adjoint))
             else:

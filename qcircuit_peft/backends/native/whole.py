@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from qcircuit_peft.backends.native import plan
-from qcircuit_peft.backends.native.matrices import Blocks, ToTensor, make_blocks
+from qcircuit_peft.backends.native.matrices import Blocks, Job, conj, make_blocks
+from qcircuit_peft.backends.native.table import Constants
 from qcircuit_peft.circuit import Circuit
 
 BLOCK = 64  # largest dimension of a block of wires on the whole state
@@ -32,14 +33,26 @@ class Whole:
 
     def __call__(self, angles: Tensor, x: Tensor) -> Tensor:
         """(F, n_angles), (F, N, K) -> (F, N, K)."""
-        return self.run(self.matrices(angles), x)
+        return self._run(self._matrices(self.blocks.rows(angles)[1]), x)
 
-    def matrices(self, angles: Tensor) -> tuple[Tensor, ...]:
-        """The block matrices in the order of the steps, each (F, n, n)."""
-        groups = [group.unbind(1) for group in self.blocks(angles)]
+    def undo(self, angles: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the result y and its gradient g: the gradients of the angles and of x, and x."""
+        skews, rows = self.blocks.rows(angles)
+        found, x, g = self._back(self._matrices(rows), y, g)
+        if not found:
+            return torch.zeros_like(angles), g, x
+        each: list[list[Tensor]] = [[] for _ in self.blocks.batches]
+        for (group, _), own in zip((block for step in self.steps for block in step.blocks), found, strict=True):
+            each[group].append(own)
+        gradients = [torch.cat(own, 2) for own in each]
+        return self.blocks.undo(angles, skews, rows, gradients), g, x
+
+    def _matrices(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The transposed block matrices in the order of the steps, each (F, n, n)."""
+        groups = [group.split(group.shape[1], 2) for group in self.blocks.matrices(rows)]
         return tuple(groups[group][place] for step in self.steps for group, place in step.blocks)
 
-    def run(self, matrices: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    def _run(self, matrices: tuple[Tensor, ...], x: Tensor) -> Tensor:
         """The levels with these matrices on x."""
         f, n, k = x.shape
         todo, rows_first = iter(matrices), True
@@ -48,18 +61,18 @@ class Whole:
                 own = [next(todo) for _ in step.blocks]
                 if rows_first:
                     for m in own:
-                        x = torch.bmm(x.reshape(f, m.shape[1], n * k // m.shape[1]).transpose(1, 2), m.transpose(1, 2))
+                        x = torch.bmm(x.reshape(f, m.shape[1], n * k // m.shape[1]).transpose(1, 2), m)
                     x = x.reshape(f, k, n)
                 else:
                     for m in reversed(own):
-                        x = torch.bmm(m, x.reshape(f, n * k // m.shape[1], m.shape[1]).transpose(1, 2))
+                        x = torch.bmm(m.transpose(1, 2), x.reshape(f, n * k // m.shape[1], m.shape[1]).transpose(1, 2))
                     x = x.reshape(f, n, k)
                 rows_first = not rows_first
             x = _gather(x, step.index, step.weights, 1 if rows_first else 2)
         return x if rows_first else x.transpose(1, 2)
 
-    def undo(self, matrices: tuple[Tensor, ...], y: Tensor, g: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Gradients of the matrices and of x, from the result y and its gradient g; x is recovered on the way."""
+    def _back(self, matrices: tuple[Tensor, ...], y: Tensor, g: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The gradients of the matrices, x, and its gradient, from the result y and its gradient g."""
         f, n, k = y.shape
         rows_first = sum(bool(step.blocks) for step in self.steps) % 2 == 0
         both = torch.cat((y, g)) if rows_first else torch.cat((y, g)).transpose(1, 2)
@@ -74,15 +87,15 @@ class Whole:
                 d, twice = m.shape[1], torch.cat((m, m))
                 if rows_first:  # it was: out (R, d) = in (d, R)^T m^T
                     out = both.reshape(2 * f, n * k // d, d)
-                    both = torch.bmm(twice.mH, out.transpose(1, 2))
-                    here.append(torch.bmm(out[f:].transpose(1, 2), both[:f].mH))
+                    both = torch.bmm(conj(twice), out.transpose(1, 2))
+                    here.append(torch.bmm(conj(both[:f]), out[f:]))
                 else:  # it was: out (d, R) = m in (R, d)^T
                     out = both.reshape(2 * f, d, n * k // d)
-                    both = torch.bmm(out.transpose(1, 2), twice.conj())
-                    here.append(torch.bmm(out[f:], both[:f].conj()))
+                    both = torch.bmm(out.transpose(1, 2), conj(twice).transpose(1, 2))
+                    here.append(torch.bmm(conj(both[:f]).transpose(1, 2), out[f:].transpose(1, 2)))
             gradients += here if rows_first else here[::-1]
             both = both.reshape(2 * f, n, k) if rows_first else both.reshape(2 * f, k, n)
-        return tuple(reversed(gradients)), both[f:]
+        return gradients[::-1], both[:f], both[f:]
 
 
 def _gather(x: Tensor, index: Tensor | None, weights: Tensor | None, dim: int) -> Tensor:
@@ -97,25 +110,30 @@ def _scatter(y: Tensor, inverse: Tensor | None, weights: Tensor | None, dim: int
     return y if inverse is None else y.index_select(dim, inverse)
 
 
-def make_whole(circuit: Circuit, done: int | None, real: ToTensor, work: ToTensor, index: ToTensor) -> Whole:
+def make_whole(circuit: Circuit, done: int | None, dtype: torch.dtype, make: Constants) -> Whole:
     """All levels (``done`` is None), or those after a prefix that took the permutations of ``done`` levels."""
     dims, levels = circuit.dims, plan.levels(circuit)
     wires = plan.blocks(dims, BLOCK)
     first = done or 0
     turning = range(first if done is None else first + 1, len(levels))
-    blocks, places = make_blocks(circuit, [(level, block) for level in turning for block in wires], real, work, index)
+    groups: dict[tuple[int, ...], list[Job]] = {}
+    places = {}
+    for job in ((level, block) for level in turning for block in wires):
+        own = tuple(dims[w] for w in job[1])
+        groups.setdefault(own, []).append(job)
+        places[job] = list(groups).index(own), len(groups[own]) - 1
     steps = []
     for level in range(first, len(levels)):
-        at = (level - turning.start) * len(wires)
         rows, weights = plan.permutation(levels[level].monomials, dims)
         moved = not np.array_equal(rows, np.arange(len(rows)))
         steps.append(
             _Step(
-                blocks=tuple(places[at : at + len(wires)]) if level in turning else (),
-                index=index(rows) if moved else None,
-                inverse=index(np.argsort(rows)) if moved else None,
-                weights=None if (weights == 1).all() else work(weights),
+                blocks=tuple(places[level, block] for block in wires) if level in turning else (),
+                index=make.index(rows) if moved else None,
+                inverse=make.index(np.argsort(rows)) if moved else None,
+                weights=None if (weights == 1).all() else make.work(weights),
             )
         )
     acts = (step for step in steps if step.blocks or step.index is not None or step.weights is not None)
-    return Whole(blocks, tuple(acts))
+    batches = [[[(job, None) for job in jobs]] for jobs in groups.values()]
+    return Whole(make_blocks(circuit, batches, dtype, make), tuple(acts))
