@@ -101,9 +101,10 @@ def find_backend(name: str) -> Backend:
     if colon and not backend.device:
         named = having(lambda row: row.device, "{}:NAME")
         raise ValueError(f"backend {base!r} has no devices to choose from, got {name!r}; {named}")
-    module = backend.module()
-    if colon:
-        module.check_device(device)
+    if backend.install:  # not ours: is it there, and the device in it? (A compiler cannot look.)
+        module = backend.module()
+        if colon:
+            module.check_device(device)
     return replace(backend, device=device, derivatives=0, noise=False) if colon else backend
 
 

@@ -7,7 +7,7 @@ operations. Forward mode and ``torch.jit.trace`` see the operations themselves.
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -185,6 +185,11 @@ def _batch_first(info: Any, in_dims: tuple, args: tuple) -> tuple:
     )  # fmt: skip
 
 
+def _recorded() -> bool:
+    """Whether someone differentiates or transforms a backward pass."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+
+
 class _Columns(torch.autograd.Function):
     """Keeps only the angles, and for a deep circuit the result."""
 
@@ -199,7 +204,8 @@ class _Columns(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _ColumnsBackward.apply(grads[0], *ctx.saved_tensors, ctx.text, ctx.k), None, None
+        run = _ColumnsBackward.apply if _recorded() else partial(_below, _COLUMNS_BACKWARD)
+        return run(grads[0], *ctx.saved_tensors, ctx.text, ctx.k), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
