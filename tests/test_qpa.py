@@ -215,15 +215,15 @@ def test_one_generation_a_step_and_none_that_is_stale() -> None:
     source = tuner(net).sources["default"]
     for _ in range(3):
         logits(net, "llama")
-    assert source.generations == 1
+    assert source.passes.generations == 1
     steps(net, 3)
-    assert source.generations == 4  # with a graph, then after each of two steps
+    assert source.passes.generations == 4  # with a graph, then after each of two steps
     for _ in range(3):
         logits(net, "llama")
-    assert source.generations == 5
+    assert source.passes.generations == 5
     for _ in range(2):  # accumulated gradients share a generation
         net(**inputs("llama")).loss.backward()
-    assert source.generations == 6
+    assert source.passes.generations == 6
     weight = next(p for name, p in net.named_parameters() if "weight2" in name and p.requires_grad)
     for write in (lambda: weight.data.mul_(2), lambda: setattr(weight, "data", weight.data / 3)):
         before = logits(net, "llama")

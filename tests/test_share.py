@@ -63,10 +63,10 @@ def test_outputs_and_gradients_are_those_of_copies(model: str) -> None:
 def test_a_shared_circuit_is_generated_once() -> None:
     net = adapted("bert", **SHARED)
     logits(net, "bert")
-    [generation] = net.base_model.bank._current.values()
-    rows = sum(len(parameters) for parameters in generation.plan.sources)
-    assert rows == len([p for name, p in net.named_parameters() if p.requires_grad and "lambda" not in name])
-    assert net.base_model.bank.generations == 1
+    [generation] = net.base_model.bank.passes._thread.kept.values()
+    angles = [p for name, p in net.named_parameters() if p.requires_grad and "lambda" not in name]
+    assert sorted(map(id, generation.batch.parameters)) == sorted(map(id, angles))
+    assert net.base_model.bank.passes.generations == 1
 
 
 def test_a_layer_that_did_not_take_part_leaves_its_lambda_alone() -> None:

@@ -23,6 +23,7 @@ from tiny import (
     inputs,
     layers,
     logits,
+    made_together,
     shake,
 )
 from torch import Tensor, nn
@@ -311,9 +312,10 @@ def test_autocast(model: str) -> None:
         output = net(**inputs(model))
     assert (output.logits.float() - expected).abs().max() / expected.abs().max() < 0.06
     for layer in layers(net):  # generated in float32, cast once
-        current = layer.bank._current[torch.device("cpu"), torch.bfloat16]
         v = layer.factors["default"].v.columns(layer.qcircuit_v["default"].detach())
-        assert torch.allclose(current.of(layer)["default"]["v"], v.to(torch.bfloat16), rtol=1e-2, atol=1e-6)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = made_together(layer, "default")["default"]["v"]
+        assert torch.allclose(found, v.to(torch.bfloat16), rtol=1e-2, atol=1e-6)
     output.loss.backward()
     reference = adapted(model).train()
     reference(**inputs(model)).loss.backward()
@@ -331,7 +333,7 @@ def test_copies_and_pickles_share_nothing_with_the_original(model: str) -> None:
         made.eval()
         assert torch.equal(logits(made, model), expected)
         assert len({id(layer.bank) for layer in layers(made)} - {layers(net)[0].bank}) == 1
-        assert layers(made)[0].bank is not layers(net)[0].bank and layers(made)[0].bank.generations == 1
+        assert layers(made)[0].bank is not layers(net)[0].bank and layers(made)[0].bank.passes.generations == 1
         shake(made, seed=9)
         assert not torch.equal(logits(made, model), expected)
     assert torch.equal(logits(net.eval(), model), expected)

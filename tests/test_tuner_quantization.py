@@ -11,7 +11,7 @@ from dispatched import Dispatched
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.conversion import save_as_lora
 from safetensors.torch import load_file, save_file
-from tiny import FRESH, adapted, base, config, inputs, layers, logits, shake, told_by_a_fresh_process
+from tiny import FRESH, adapted, base, config, inputs, layers, logits, made_together, shake, told_by_a_fresh_process
 from torch import Tensor
 
 from qcircuit_peft import QCircuitConfig, circuits
@@ -84,7 +84,7 @@ def test_one_batched_call_quantizes_all_layers() -> None:
             config("llama", quantization=quantization, target_modules=["q_proj"]),
         )
         with Dispatched() as ops:
-            layers(net)[0].bank.frames(layers(net)[0], ("default",), torch.float32)
+            made_together(layers(net)[0], "default")
         counts.append(ops.count)
     assert counts[1] - counts[0] <= 30  # one family of frames
     assert counts[2] - counts[1] <= 4 * 10  # each parameter is detached, stacked, handed out
@@ -322,10 +322,9 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(base("llama").to(dtype), tmp_path)
     assert torch.equal(logits(loaded, "llama"), logits(net, "llama"))
     for layer in layers(net):
-        made = layer.made_now("default")
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        for part, p in layer.bank.frames(layer, ("default",), wide)["default"].items():
-            assert torch.equal(p, made[part])
+        for part, p in layer.made_now("default").items():
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            assert torch.equal(p, made_together(layer, "default", dtype=wide)["default"][part])
 
 
 def test_adapters_of_different_bits_side_by_side() -> None:
@@ -336,11 +335,10 @@ def test_adapters_of_different_bits_side_by_side() -> None:
     names = ["default", "plain", "finer"]
     net.base_model.set_adapter(names)
     layer = layers(net)[0]
-    found = layer.bank.frames(layer, tuple(names), torch.float32)
+    found = made_together(layer, *names)
     for name in names:
-        made = layer.made_now(name)
-        for part, frame in found[name].items():
-            assert torch.allclose(made[part], frame, atol=1e-6)
-    assert layer.bank.generations == 1
+        for part, frame in layer.made_now(name).items():
+            assert torch.allclose(found[name][part], frame, atol=1e-6)
+    assert layer.bank.passes.generations == 1
     net.delete_adapter("default")
     assert set(layer.schemes) == set(layer.packed) == {"plain", "finer"}

@@ -148,6 +148,15 @@ def layers(model: nn.Module) -> list[QCircuitLinear]:
     return [module for _, module in adapted_layers(model)]
 
 
+def made_together(layer: QCircuitLinear, *adapters: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What a layer works on in a forward pass, in which it is made for all layers at once."""
+    layer.bank.passes.begin()
+    try:
+        return layer._made(torch.empty(0, dtype=dtype), adapters)
+    finally:
+        layer.bank.passes.end()
+
+
 # What scripts for a fresh process begin with: ``base``, ``adapter`` and the outputs expected of it lie in the folder.
 FRESH = """
 import sys, warnings

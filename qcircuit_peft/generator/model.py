@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.integrations import skip_init_on_device
 from torch import Tensor, nn
 
+from qcircuit_peft.generation import Passes
 from qcircuit_peft.generator.config import QPAConfig
 from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
@@ -65,6 +66,7 @@ class QPAModel(BaseTuner):
         self.targeted_parameter_names: list[str] = []
         object.__setattr__(self, "wrapped", None)  # not a submodule: it would list all parameters a second time
         self.sources: dict[str, Source] = {}
+        self.passes = Passes()
         self.prompt = _Prompt() if self.peft_config[adapter_name].base.is_prompt_learning else None
         setattr(self, HOLDER, nn.ModuleDict())
         self.model = model
@@ -87,10 +89,7 @@ class QPAModel(BaseTuner):
                 self._same_method(config)
                 self._add(adapter_name, config, known)
         if first:
-            self._hooks = (
-                self.model.register_forward_pre_hook(self._begin),
-                self.model.register_forward_hook(self._end, always_call=True),
-            )
+            self.passes.watch(self.model)
         self.set_adapter(active, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -132,7 +131,7 @@ class QPAModel(BaseTuner):
             check_shapes({key: tuple(value.shape) for key, value in found.items() if is_ours(key)}, shapes)
         config.layout = layout
         getattr(self, HOLDER)[name] = generator.to(targets[0].start.device)
-        self.sources[name] = Source(generator, targets, saved)
+        self.sources[name] = Source(generator, targets, self.passes, saved)
 
     def _same_method(self, config: QPAConfig) -> None:
         kinds = {other.base.peft_type for other in self.peft_config.values()}
@@ -143,22 +142,12 @@ class QPAModel(BaseTuner):
 
     def _still(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Let PEFT work on tensors without a graph: it sets requires_grad on what it takes for parameters."""
-        for source in self.sources.values():
-            source.forget()
+        self.passes.clear()
         try:
             with torch.no_grad():
                 return call(*args, **kwargs)
         finally:
-            for source in self.sources.values():
-                source.forget()
-
-    def _begin(self, *args: Any) -> None:
-        for name in self.active_adapters:
-            self.sources[name].begin()
-
-    def _end(self, *args: Any) -> None:
-        for source in self.sources.values():
-            source.end()
+            self.passes.clear()
 
     def _runs(self) -> nn.Module:
         """What a call of this model runs."""
@@ -295,8 +284,7 @@ class QPAModel(BaseTuner):
             if self.prompt is None:
                 unload = self.wrapped.base_model._unload_and_optionally_merge
                 model = unload(merge, progressbar, safe_merge, adapter_names)
-        for hook in self._hooks:
-            hook.remove()
+        self.passes.unwatch(self.model)
         return model
 
     @classmethod

@@ -1,7 +1,7 @@
 """From the probabilities of a circuit to the parameters of a model: circuits and mapping networks, batched."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import pi, sqrt
@@ -138,33 +138,38 @@ class Generator(nn.Module):
         elif control != "zero":
             self.register_parameter(name, nn.Parameter(angles))
 
-    def _features(self, n: int, groups: int, device: torch.device) -> Tensor:
+    def _features(self, n: int, groups: int, values: Mapping[str, Tensor]) -> Tensor:
         """One number for each basis state, (groups, chunks at least)."""
         recipe = self.recipe
         if recipe.control == "scalars":
-            return getattr(self, f"n{n}_scalars")
+            return values[f"n{n}_scalars"]
         if recipe.control == "zero":
-            return torch.zeros(groups, 1 << n, device=device)
-        angles = getattr(self, f"n{n}_angles")
+            return torch.zeros(groups, 1 << n, device=values[f"n{n}_weight0"].device)
+        angles = values[f"n{n}_angles"]
         if recipe.control == "classical":
             weights = nn.functional.pad(angles, (0, -angles.shape[-1] % n)).unflatten(-1, (-1, n))
-            f = torch.cos(weights @ bits(n, device).to(angles.dtype).mT).mean(-2)
+            f = torch.cos(weights @ bits(n, angles.device).to(angles.dtype).mT).mean(-2)
             return f - f.mean(-1, keepdim=True)
         how: dict[str, Any] = {"shots": recipe.shots, "noise": recipe.noise, "backend": recipe.backend}
         return features(probabilities(self.circuit(n), angles, **how), recipe.features)
 
-    def forward(self) -> list[Tensor]:
-        """The parameters of every group, (m,), with mean 0."""
+    def values(self) -> dict[str, Tensor]:
+        """Its parameters and buffers by name, of which it generates."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def forward(self, values: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """The parameters of every group, (m,), with mean 0; of other ``values`` than its own, if they are given."""
+        values = self.values() if values is None else values
         made: dict[int, Tensor] = {}
         activation = ACTIVATIONS.get(self.recipe.activation or "")
         for n, groups in self.families.items():
-            weights = [getattr(self, f"n{n}_weight{k}") for k in range(len(self.recipe.widths) + 1)]
-            f = self._features(n, len(groups), weights[0].device)
+            weights = [values[f"n{n}_weight{k}"] for k in range(len(self.recipe.widths) + 1)]
+            f = self._features(n, len(groups), values)
             chunks = max(self.recipe.chunks(self.sizes[group]) for group in groups)
             states = bits(n, f.device).to(f.dtype).expand(len(groups), -1, -1)
             x = torch.cat([states[:, :chunks], f[:, :chunks].unsqueeze(-1)], -1)
             for k, weight in enumerate(weights):
-                x = torch.baddbmm(getattr(self, f"n{n}_bias{k}").unsqueeze(1), x, weight)
+                x = torch.baddbmm(values[f"n{n}_bias{k}"].unsqueeze(1), x, weight)
                 x = activation(x) if activation is not None and k < len(weights) - 1 else x
             for row, group in zip(x.flatten(1), groups, strict=True):
                 vector = row[: self.sizes[group]]

@@ -3,9 +3,11 @@
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
@@ -13,8 +15,10 @@ from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, frames, initial, make, sizes
+from qcircuit_peft.generation import unhooked
+from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.quantization import Quantization, schemes
-from qcircuit_peft.tuner.bank import FrameBank, Frames
+from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.checkpoint import PREFIX, Packed, check_finite
 from qcircuit_peft.tuner.grid import Grid
 
@@ -32,6 +36,11 @@ def generators(seed: int | None, name: str, parts: Iterable[str]) -> dict[str, t
         return None
     digests = {part: hashlib.blake2b(f"{seed}/{name}/{part}".encode(), digest_size=7).digest() for part in parts}
     return {part: torch.Generator().manual_seed(int.from_bytes(digest)) for part, digest in digests.items()}
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether this process has a part of a tensor: FSDP2's are DTensors, FSDP1 marks those that it flattened."""
+    return hasattr(parameter, "placements") or getattr(parameter, "_fsdp_flattened", False)
 
 
 class Held(NamedTuple):
@@ -102,11 +111,18 @@ class QCircuitLayer(BaseTunerLayer):
         lenders = self.lenders[adapter]
         return {part: getattr(lenders.get(part, self), PREFIX + part)[adapter] for part in sizes(self.factors[adapter])}
 
-    def generated_from(self, adapter: str) -> dict[str, Tensor]:
-        """Those parameters from which frames are built, or that are quantized; the others are used as they are."""
-        parts, quantized = self.factors[adapter].parts, self.schemes[adapter]
-        values = self.intrinsic_parameters(adapter).items()
-        return {part: value for part, value in values if isinstance(parts[part], Built) or part in quantized}
+    def wants(self, adapter: str) -> dict[str, Want]:
+        """What this layer wants made for an adapter it has, by part: matrices, and vectors that are quantized."""
+        if adapter not in self.factors:
+            return {}
+        found, grids = {}, self.grids(adapter)
+        for name, parameter in self.intrinsic_parameters(adapter).items():
+            part, grid = self.factors[adapter].parts[name], grids.get(name)
+            if isinstance(part, Built):
+                found[name] = Want(parameter, part.frame, grid)
+            elif grid is not None:
+                found[name] = Want(parameter, None, grid)
+        return found
 
     def held(self, adapter: str) -> dict[str, Held]:
         """The parameters of an adapter by part, without those that other layers hold."""
@@ -167,7 +183,16 @@ class QCircuitLayer(BaseTunerLayer):
                 warnings.warn(f"{PREFIX}{part} of adapter {adapter!r}: {flaw}", stacklevel=2)
 
     def made_now(self, adapter: str) -> dict[str, Tensor]:
-        """What the factorization of an adapter works on, generated for it by itself; differentiable."""
+        """What the factorization of an adapter works on, made for it by itself; differentiable.
+
+        Raises ValueError if a parameter is in shards here, such as one that a layer of another FSDP unit holds.
+        """
+        for part, value in self.intrinsic_parameters(adapter).items():
+            if is_sharded(value):
+                raise ValueError(
+                    f"{PREFIX}{part} of adapter {adapter!r} is in shards where a layer needs it whole; share circuits "
+                    "among layers of one FSDP unit only, or leave out share, and gather parameters outside of training"
+                )
         return make(self.factors[adapter], self.values(adapter))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -283,15 +308,37 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         if dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         own = [name for name in adapters if name in self.factors]
-        if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing() or torch.compiler.is_exporting():
-            # they see neither past a call nor into a graph that layers share
-            return {name: {part: t.to(dtype) for part, t in self.made_now(name).items()} for name in own}
-        banked: dict[str, Frames] = self.bank.frames(self, adapters, dtype)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+            return {name: self._made_alone(name, x, dtype) for name in own}  # they see into no graph that layers share
+        wants = {name: self.wants(name) for name in own}
+        give = self.bank.made(self, [want for parts in wants.values() for want in parts.values()], adapters, dtype)
+        if give is None:
+            with unhooked(), self._onloaded(own):
+                return {name: self._made_alone(name, x, dtype) for name in own}
         made = {}
         for name in own:
-            found, values = banked.get(name, {}), self.intrinsic_parameters(name)
-            made[name] = found | {part: values[part].to(dtype) for part in values if part not in found}
+            found = {part: give(want) for part, want in wants[name].items()}
+            plain = self.intrinsic_parameters(name).items()
+            made[name] = found | {part: value.to(dtype) for part, value in plain if part not in found}
         return made
+
+    def _made_alone(self, adapter: str, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        with no_autocast(x):
+            return {part: value.to(dtype) for part, value in self.made_now(adapter).items()}
+
+    @contextmanager
+    def _onloaded(self, adapters: list[str]) -> Iterator[None]:
+        """Within it, parameters that accelerate keeps elsewhere are here: it brings them when their module is called.
+
+        But theirs is a ParameterDict, which nobody calls.
+        """
+        holders = {id(layer): layer for name in adapters for layer in (self, *self.lenders[name].values())}
+        with ExitStack() as stack:
+            for holder in holders.values():
+                for name in holder.adapter_layer_names:
+                    if has_offloaded_params(parameters := getattr(holder, name)):
+                        stack.enter_context(align_module_device(parameters))
+            yield
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         """Every sample with an adapter of its own; "__base__" stands for none."""

@@ -160,6 +160,15 @@ class QCircuitModel(BaseTuner):
 
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
         _remember(model, adapter_name, self._packed)
+        self.bank.passes.watch(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapted model's output; BaseTuner passes by the hooks of the model, which begin and end a pass."""
+        self.bank.passes.begin(self)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.bank.passes.end()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's option ``autocast_adapter_dtype``: without it, parameters are in the half precision of the base."""
@@ -282,7 +291,9 @@ class QCircuitModel(BaseTuner):
     ) -> Any:
         if merge:
             self._check_before_merge(adapter_names, safe_merge)
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        self.bank.passes.unwatch(self.model)
+        return model
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a weighted sum of circuit parameters is not the weighted sum of the updates."""
