@@ -106,12 +106,12 @@ class FrameBank:
     Layers are held weakly, so that a layer can be copied or freed by itself. A copied or unpickled bank starts empty.
     """
 
-    def __init__(self) -> None:
-        self.passes = Passes()
+    def __init__(self, passes: Passes | None = None) -> None:
+        self.passes = passes or Passes()
         self._layers: dict[int, weakref.ref[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FrameBank, ()
+        return FrameBank, (self.passes,)  # a copied model's hooks know the same one
 
     def register(self, layer: Any) -> None:
         """Make what this layer wants together with the others' from now on."""
