@@ -109,13 +109,14 @@ def near(found: Tensor, wanted: Tensor) -> bool:
     return torch.allclose(found, wanted, rtol=0, atol=rounding(torch.float32, 400 * N, size))
 
 
-def scaled(p: Tensor) -> Tensor:
-    return p.detach() * 0.5 + 0.25
+def moved(p: Tensor) -> Tensor:
+    """Other values, of the size of the old ones and different from each other."""
+    return p.detach() * 0.9 + torch.cos(torch.arange(p.numel(), dtype=p.dtype)).view_as(p) / 10
 
 
 def _swap(net: Any) -> None:
     for p in ours(net).values():
-        torch.utils.swap_tensors(p, nn.Parameter(scaled(p), requires_grad=p.requires_grad))
+        torch.utils.swap_tensors(p, nn.Parameter(moved(p), requires_grad=p.requires_grad))
 
 
 def _optimize(net: Any, **options: bool) -> None:
@@ -128,35 +129,35 @@ def _optimize(net: Any, **options: bool) -> None:
 
 
 def _load(net: Any, assign: bool) -> None:
-    state = {name: scaled(value) if name in ours(net) else value for name, value in net.state_dict().items()}
+    state = {name: moved(value) if name in ours(net) else value for name, value in net.state_dict().items()}
     net.load_state_dict(state, assign=assign)
 
 
 def _in_place(net: Any) -> None:
     with torch.no_grad():
         for p in ours(net).values():
-            p.mul_(0.5).add_(0.25)
+            p.copy_(moved(p))
 
 
 def _data_copy(net: Any) -> None:
     for p in ours(net).values():
-        p.data.copy_(scaled(p))
+        p.data.copy_(moved(p))
 
 
 def _new_data(net: Any) -> None:
     for p in ours(net).values():
-        p.data = scaled(p)
+        p.data = moved(p)
 
 
 def _set(net: Any) -> None:
     with torch.no_grad():
         for p in ours(net).values():
-            p.set_(scaled(p))
+            p.set_(moved(p))
 
 
 def _numpy(net: Any) -> None:
     for p in ours(net).values():
-        p.detach().numpy()[...] = scaled(p).numpy()
+        p.detach().numpy()[...] = moved(p).numpy()
 
 
 def _one_entry(net: Any) -> None:
@@ -288,7 +289,7 @@ def test_nothing_is_stale_where_checkpoints_recompute(kind: str, write: str, ree
 def test_a_functional_call_uses_what_it_is_given(kind: str) -> None:
     net = adapted(kind)
     net(X)
-    given = {name: scaled(p).requires_grad_() for name, p in ours(net).items()}
+    given = {name: moved(p).requires_grad_() for name, p in ours(net).items()}
     found = torch.func.functional_call(net, given, (X,))
     after = net(X)
     wanted = copy.deepcopy(net)
