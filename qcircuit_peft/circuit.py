@@ -124,6 +124,8 @@ class Circuit:
             missing = next(angle for angle in range(free) if angle not in used)
             raise ValueError(f"every angle up to the largest is used by some op, but angle {missing} of {free} is not")
         object.__setattr__(self, "ops", tuple(numbered))
+        for made_now in ("dim", "n_angles", "is_real", "text"):  # a compiler cannot trace the lock of a cached property
+            getattr(self, made_now)
 
     def __hash__(self) -> int:
         return self._hash
