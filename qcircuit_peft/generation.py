@@ -144,8 +144,8 @@ class _Rows(torch.autograd.Function):
 class Generation:
     """What a batch makes (``made``), at one time, of the parameters as they were then.
 
-    ``looked_in`` is the last pass in which the parameters were looked at; ``recorded`` has marks of those who used rows
-    to record a graph, set by them.
+    ``looked_in`` is the last pass in which the parameters were looked at. Whoever asks sets the rest: ``recorded`` has
+    marks of those who recorded a graph with it, ``lacks`` says that someone missed something in the batch.
     """
 
     def __init__(self, batch: Batch, now: Pass) -> None:
@@ -155,6 +155,7 @@ class Generation:
         self.made_in = now
         self.looked_in: Pass | int = now
         self.recorded: set[int] = set()
+        self.lacks = False
         with torch.inference_mode(False), torch.no_grad(), unhooked():
             self.leaves = batch.leaves()
             if not self.grad:
@@ -247,6 +248,14 @@ class Passes:
             return None
         found.looked_in = now
         return found
+
+    def batch_before(self, key: Any, parameters: Sequence[Tensor]) -> Batch | None:
+        """The last batch for ``key``, if it has these parameters, and its own are where and as trained as before."""
+        last = self._thread.kept.get(key)
+        if last is None or last.lacks or not all(id(p) in last.seen for p in parameters):
+            return None
+        kept = all(last.seen[id(p)][2:] == _signature(p)[2:] for p in last.batch.parameters)
+        return last.batch if kept else None
 
     def make(self, key: Any, batch: Batch, now: Pass) -> Generation:
         """A generation for this pass, in the place of an older one; others whose parameters have changed go too."""

@@ -19,11 +19,16 @@ from qcircuit_peft.tuner.grid import Grid, stacked
 
 
 class Want(NamedTuple):
-    """What a layer wants made of one of its parameters: a frame of it, or the vector itself on its grid, or both."""
+    """What a layer wants of one of its parameters: a frame, or the vector itself, on its grid if there is one."""
 
     parameter: Tensor
     frame: Spec | None
     grid: Grid | None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is more than the parameter as it is."""
+        return self.frame is not None or self.grid is not None
 
     @property
     def k(self) -> int:
@@ -125,7 +130,7 @@ class FrameBank:
     def made(
         self, layer: Any, wants: Sequence[Want], adapters: tuple[str, ...], dtype: torch.dtype
     ) -> Callable[[Want], Tensor] | None:
-        """What gives a layer each of its ``wants`` in ``dtype``; None if it has to make them alone.
+        """What gives a layer each of its ``wants``, and parameters as they are, in ``dtype``; None: it makes its own.
 
         ``adapters`` are all adapters that the model now uses: the first request has those of all layers made.
         """
@@ -141,6 +146,8 @@ class FrameBank:
             serving[trained] = found
 
         def give(want: Want) -> Tensor:
+            if not want.is_made:
+                return want.parameter if want.parameter.dtype == dtype else want.parameter.to(dtype)
             generation = serving[want.parameter.requires_grad]
             return generation.made[generation.batch.places[want.place]]
 
@@ -157,9 +164,13 @@ class FrameBank:
             # that its gradient comes now, without those of all others; what recorded a graph then needs the same again.
             return found if fits and (not trains or id(layer) in found.recorded) else None  # type: ignore[union-attr]
         if not fits and (found is None or trains > found.grad or found.made_in is not now):
-            found = self.passes.make(key, batch_of(self._all_wants(now, trains, *key[:3]), key[3]), now)
+            batch = None if trains and now.unrecorded else self.passes.batch_before(key, mine)
+            batch = batch or batch_of(self._all_wants(now, trains, *key[:3]), key[3])
+            found = self.passes.make(key, batch, now)
             fits = found.knows(mine)
         if found is None or not fits:
+            if found is not None:
+                found.lacks = True
             return None
         (found.recorded.add if trains else found.recorded.discard)(id(layer))
         if not trains:
@@ -174,5 +185,5 @@ class FrameBank:
             if not (trains and key in now.unrecorded):
                 for want in (want for adapter in adapters for want in layer.wants(adapter).values()):
                     p = want.parameter
-                    if _is_plain(p) and p.requires_grad is trained and p.device == device:
+                    if want.is_made and _is_plain(p) and p.requires_grad is trained and p.device == device:
                         yield want

@@ -112,17 +112,14 @@ class QCircuitLayer(BaseTunerLayer):
         return {part: getattr(lenders.get(part, self), PREFIX + part)[adapter] for part in sizes(self.factors[adapter])}
 
     def wants(self, adapter: str) -> dict[str, Want]:
-        """What this layer wants made for an adapter it has, by part: matrices, and vectors that are quantized."""
+        """What this layer wants of the parameters of an adapter, by part; nothing if it does not have the adapter."""
         if adapter not in self.factors:
             return {}
-        found, grids = {}, self.grids(adapter)
-        for name, parameter in self.intrinsic_parameters(adapter).items():
-            part, grid = self.factors[adapter].parts[name], grids.get(name)
-            if isinstance(part, Built):
-                found[name] = Want(parameter, part.frame, grid)
-            elif grid is not None:
-                found[name] = Want(parameter, None, grid)
-        return found
+        parts, grids = self.factors[adapter].parts, self.grids(adapter)
+        return {
+            name: Want(parameter, part.frame if isinstance(part := parts[name], Built) else None, grids.get(name))
+            for name, parameter in self.intrinsic_parameters(adapter).items()
+        }
 
     def held(self, adapter: str) -> dict[str, Held]:
         """The parameters of an adapter by part, without those that other layers hold."""
@@ -311,16 +308,12 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
             return {name: self._made_alone(name, x, dtype) for name in own}  # they see into no graph that layers share
         wants = {name: self.wants(name) for name in own}
-        give = self.bank.made(self, [want for parts in wants.values() for want in parts.values()], adapters, dtype)
+        made = [want for parts in wants.values() for want in parts.values() if want.is_made]
+        give = self.bank.made(self, made, adapters, dtype)
         if give is None:
             with unhooked(), self._onloaded(own):
                 return {name: self._made_alone(name, x, dtype) for name in own}
-        made = {}
-        for name in own:
-            found = {part: give(want) for part, want in wants[name].items()}
-            plain = self.intrinsic_parameters(name).items()
-            made[name] = found | {part: value.to(dtype) for part, value in plain if part not in found}
-        return made
+        return {name: {part: give(want) for part, want in parts.items()} for name, parts in wants.items()}
 
     def _made_alone(self, adapter: str, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         with no_autocast(x):
