@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.tuner.layer import features
+from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -47,6 +48,10 @@ class BottleneckConfig(PeftConfig):
         self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
         whole_number("r", self.r, 1)
         one_of("activation", self.activation, ACTIVATIONS)
+
+    def check_takes(self, stored: PeftConfig, adapter: str) -> None:
+        """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
+        check_same(adapter, meaning(self.to_dict(), INCIDENTAL), meaning(stored.to_dict(), INCIDENTAL))
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):

@@ -15,9 +15,10 @@ from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.checks import keys, one_of
 from qcircuit_peft.generator.recipe import SCOPES, Recipe
-from qcircuit_peft.generator.targets import MARKS, SAVED
+from qcircuit_peft.generator.targets import MARKS, SAVED, check_layout
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.config import read_config, write_config
+from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 
 VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
@@ -128,11 +129,24 @@ class QPAConfig(PeftConfig):
         keys("adapter configuration", kwargs, [f.name for f in fields(cls)], needed=["base", "generator"])
         return kwargs
 
+    def check_takes(self, stored: "QPAConfig", adapter: str) -> None:
+        """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
+        mine, theirs = (meaning(config.to_dict(), _incidental(config)) for config in (self, stored))
+        check_same(adapter, mine, theirs)
+        if self.layout is not None and stored.layout is not None:
+            check_layout(self.layout, stored.layout, self.init == "zero")
+
     def base_config(self) -> PeftConfig:
         """A copy of the base method's configuration that PEFT may change, with everything trainable."""
         config = copy.deepcopy(self.base)
         config.inference_mode, config.task_type = False, self.task_type
         return config
+
+
+def _incidental(config: QPAConfig) -> set[str]:
+    """What changes nothing in what is generated; the layout is compared on its own."""
+    dropouts = {name for name in config.base.to_dict() if "dropout" in name}
+    return {*INCIDENTAL, "backend", "layout", *dropouts}
 
 
 def _is_layout(stored: object) -> bool:

@@ -1,5 +1,6 @@
 """Checks of saved adapters that run before a model is changed, and saving that never leaves half a checkpoint."""
 
+import copy
 import functools
 import inspect
 import os
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
@@ -148,11 +150,38 @@ def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dic
         raise ValueError(f"{folder}: not a whole weights file ({told}); save or copy the checkpoint again") from None
 
 
+def _check_meaning(source: str, kind: str, given: dict[str, Any], config: Any, hub: dict[str, Any]) -> None:
+    """Raise ValueError if what is stored means something else by the configuration that it would be loaded with."""
+    name = given.get("adapter_name") or "default"
+    loaded = (getattr(given.get("self"), "peft_config", None) or {}).get(name)
+    if loaded is None and config is None:
+        return
+    try:
+        stored = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig._get_peft_type(source, **hub)].from_pretrained(source, **hub)
+    except (ValueError, KeyError, TypeError, OSError):
+        if config is None:
+            raise
+        return  # there is none that could be compared
+    if config is not None and hasattr(config, "modules_to_save"):  # PEFT adds the heads of a task as it loads
+        config = copy.copy(config)
+        config.modules_to_save = getattr(stored, "modules_to_save", None)
+    for mine, whose in ((config, "the configuration that is given"), (loaded, f"the adapter {name!r}")):
+        if mine is None:
+            continue
+        if mine.peft_type != stored.peft_type:
+            raise ValueError(
+                f"the checkpoint holds an adapter of type {stored.peft_type.value}, but {whose} is of type "
+                f"{mine.peft_type.value}; load it under another name"
+            )
+        mine.check_takes(stored, whose)
+
+
 def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
     """A loading function of PEFT or transformers that reads and checks a checkpoint of ours before it goes to work.
 
-    It raises ValueError for a weights file that is damaged or not finite; whether names and shapes fit is asked by
-    the tuner, which knows the model but not the file. What is not ours is loaded as ever.
+    It raises ValueError for a weights file that is damaged or not finite, and if its numbers would get another
+    meaning by a configuration that is given, or that an adapter of this name has; whether names and shapes fit is
+    asked by the tuner, which knows the model but not the file. What is not ours is loaded as ever.
     """
     signature = inspect.signature(load)
 
@@ -171,6 +200,8 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
                 found = PeftConfig._get_peft_type(os.fspath(source), **hub)
         if found != kind or (source is None and state is None):
             return load(*args, **kwargs)
+        if source is not None:
+            _check_meaning(os.fspath(source), kind, given, config, hub)
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
             state = _read(str(source), names, hub)

@@ -17,6 +17,7 @@ from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
 from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -28,6 +29,10 @@ _CIRCUIT_KEYS = (
     *("factorization", "factorization_options", "share", "init", "seed", "train_angles", "quantization"),
 )
 _CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
+# How an adapter starts, is trained and computed: the numbers that are loaded mean the same whatever these are.
+_INCIDENTAL = frozenset(
+    ("backend", "dropout", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles", *INCIDENTAL)
+)
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
@@ -209,6 +214,10 @@ class QCircuitConfig(PeftConfig):
             raise ValueError(f"the adapter's circuit holds its ansatz as a table, got {shown(stored['ansatz'])}")
         for key in _CIRCUIT_KEYS:
             setattr(self, key, stored[key])
+
+    def check_takes(self, stored: PeftConfig, adapter: str) -> None:
+        """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
+        check_same(adapter, meaning(self.to_dict(), _INCIDENTAL), meaning(stored.to_dict(), _INCIDENTAL))
 
     def wants_all_linear(self) -> bool:
         """Whether the targets are PEFT's "all-linear"."""

@@ -1,0 +1,42 @@
+"""What of a stored configuration gives the numbers of an adapter their meaning, and what does not."""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from qcircuit_peft.text import shown
+
+# PEFT's notes, and what the names of the parameters tell: which modules are adapted.
+INCIDENTAL = frozenset(
+    ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
+    + ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+)
+
+
+def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, Any]:
+    """A configuration's fields that give numbers their meaning, as JSON would hold them; tables are opened.
+
+    >>> meaning({"alpha": 8.0, "circuit": {"layers": 1, "seed": None}, "revision": None}, {*INCIDENTAL, "seed"})
+    {'alpha': 8.0, 'circuit.layers': 1}
+    """
+    found = {}
+    for key, value in data.items():
+        if key in incidental:
+            continue
+        if isinstance(value, Mapping) and key in ("circuit", "generator", "base"):
+            found |= {f"{key}.{inner}": entry for inner, entry in meaning(value, incidental).items()}
+        else:
+            unordered = isinstance(value, set) or (key == "modules_to_save" and value)
+            found[key] = json.loads(json.dumps(sorted(value) if unordered else value, default=str))
+    return found
+
+
+def check_same(adapter: str, mine: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the first field that differs, unless two meanings are one."""
+    for field in sorted({*mine, *stored}):
+        ours, theirs = mine.get(field), stored.get(field)
+        if ours != theirs:
+            raise ValueError(
+                f"the checkpoint was made with {field.removeprefix('circuit.')} = {shown(theirs)}, but {adapter} has "
+                f"{shown(ours)}; load it under another name, or delete the adapter of this name first"
+            )

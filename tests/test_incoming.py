@@ -1,0 +1,168 @@
+"""What a checkpoint brings in means what it meant when it was saved, whatever it is loaded onto."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bounds import close
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
+from test_qpa import adapted as generated
+from test_qpa import config as generator
+from test_qpa import steps
+from tiny import CHAIN, adapted, base, config, logits, shake
+
+from qcircuit_peft import QCircuitConfig
+from qcircuit_peft.generator import Recipe
+from qcircuit_peft.tuner.config import _CIRCUIT_KEYS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+
+START: dict[str, Any] = {"r": 4, "seed": 1, "init": "uniform", "target_modules": ["q_proj"]}
+# For every field: settings that stay, and a change that keeps the shapes wherever there is one that does.
+FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ansatz": ({}, {"ansatz": "ring_ry_cz", "layers": 2}),
+    "layers": ({"ansatz": "ring_ry_cz", "layers": 2}, {"layers": 3}),
+    "width": ({}, {"width": "qudit"}),
+    "backend": ({}, {"backend": "pennylane"}),
+    "frame": ({"frame": "cayley"}, {"frame": "taylor"}),
+    "frame_options": ({"frame": "taylor", "frame_options": {"order": 18}}, {"frame_options": {"order": 16}}),
+    "intrinsic_rank_pattern": ({"frame": "cayley"}, {"intrinsic_rank_pattern": {"q_proj": 3}}),
+    "factorization": ({"factorization": "cp"}, {"factorization": "tucker"}),
+    "factorization_options": (
+        {"factorization": "quanta", "factorization_options": {"seed": 1}},
+        {"factorization_options": {"seed": 2}},
+    ),
+    "share": ({}, {"share": "kind"}),
+    "init": ({}, {"init": "normal"}),
+    "seed": ({}, {"seed": 2}),
+    "train_angles": ({}, {"train_angles": False}),
+    "quantization": ({}, {"quantization": {"bits": 3, "packed": False}}),
+    "r": ({}, {"r": 5, "alpha": 160.0}),
+    "alpha": ({}, {"alpha": 32.0}),
+    "rank_pattern": ({}, {"rank_pattern": {"layers.0.*q_proj": 2}}),
+    "alpha_pattern": ({}, {"alpha_pattern": {".*layers.1.*q_proj": 3.0}}),
+    "modules_to_save": ({}, {"modules_to_save": ["lm_head"]}),
+    "bias": ({}, {"bias": "all"}),
+}
+MEANT_THE_SAME = ("backend", "init", "seed", "train_angles")
+
+
+def test_the_table_has_every_field_of_a_stored_circuit() -> None:
+    assert {*_CIRCUIT_KEYS, "r", "alpha", "rank_pattern", "alpha_pattern"} <= set(FIELDS)
+
+
+def net_of(settings: dict[str, Any], seed: int) -> PeftModel:
+    net = get_peft_model(base("llama"), QCircuitConfig(**settings)).eval()
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in net.named_parameters():
+        if "qcircuit_" in name:
+            parameter.data += torch.randn(parameter.shape, generator=random) / 20
+    return net
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_an_adapter_takes_what_means_the_same_and_refuses_the_rest_by_the_field(field: str, tmp_path: Path) -> None:
+    stay, change = FIELDS[field]
+    saved = net_of({**START, **stay, **change}, seed=1)
+    saved.save_pretrained(tmp_path)
+    expected = logits(saved, "llama")
+    mine = QCircuitConfig(**START | stay)
+    other = net_of(START | stay, seed=2)
+    before = logits(other, "llama")
+    if field in MEANT_THE_SAME:
+        other.load_adapter(tmp_path, "default")
+        close(logits(other, "llama"), expected, CHAIN)
+        close(logits(PeftModel.from_pretrained(base("llama"), tmp_path, config=mine), "llama"), expected, CHAIN)
+        return
+    named = "layers|ansatz" if field == "ansatz" else "alpha|r" if field == "r" else field
+    says = rf"^the checkpoint was made with ({named}) = .*, but .* has .*; load it under another name"
+    model = base("llama")
+    ways = {
+        "onto the name": lambda: other.load_adapter(tmp_path, "default"),
+        "given to PEFT": lambda: PeftModel.from_pretrained(model, tmp_path, config=mine),
+        "given to transformers": lambda: model.load_adapter(str(tmp_path), peft_config=mine),
+    }
+    for way, load_it in ways.items():
+        if field == "modules_to_save" and way != "onto the name":
+            continue  # PEFT adds heads to a configuration that is given
+        with pytest.raises(ValueError, match=says):
+            load_it()
+    assert torch.equal(logits(other, "llama"), before) and not hasattr(model, "peft_config")
+    other.load_adapter(tmp_path, "second")
+    other.set_adapter("second")
+    assert torch.equal(logits(other, "llama"), expected)
+
+
+def test_the_same_adapter_is_loaded_onto_its_name_again(tmp_path: Path) -> None:
+    net = adapted("llama", "patterns")
+    net.save_pretrained(tmp_path)
+    expected = logits(net, "llama")
+    shake(net, seed=9)
+    net.load_adapter(tmp_path, "default")
+    assert torch.equal(logits(net, "llama"), expected)
+
+
+def test_another_method_of_the_name_and_other_doors_are_refused(tmp_path: Path) -> None:
+    net = adapted("llama")
+    net.save_pretrained(tmp_path)
+    before = logits(net, "llama")
+    lora = get_peft_model(base("llama"), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="of type QCIRCUIT, but the adapter 'default' is of type LORA"):
+        lora.load_adapter(tmp_path, "default")
+    with pytest.raises(ValueError, match="[Hh]otswapping only supports LORA"):
+        hotswap_adapter(net, tmp_path, "default")
+    model = base("llama")
+    model.load_adapter(str(tmp_path))
+    for option in (True, "auto"):
+        with pytest.raises(ValueError, match="only supported for LoRA|already exists"):
+            model.load_adapter(str(tmp_path), adapter_name="default", hotswap=option)
+    assert torch.equal(logits(net, "llama"), before) and torch.equal(logits(model, "llama"), before)
+
+
+RECIPES: dict[str, Any] = {
+    "chunk_size": {"chunk_size": 33},
+    "layers": {"layers": 3},
+    "ansatz": {"ansatz": "ring_ry_cz"},
+    "features": {"features": "log"},
+    "widths": {"widths": [8, 17]},
+    "activation": {"activation": "tanh"},
+    "control": {"control": "frozen"},
+    "init": {"init": "paper"},
+    "seed": {"seed": 7},
+    "backend": {"backend": "pennylane"},
+    "shots": {"shots": 10_000},
+    "noise": {"noise": {"depolarizing": 0.01}},
+    "scope": {"scope": "model"},
+    "base.lora_alpha": {"base": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_alpha=3)},
+    "base.use_rslora": {"base": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_rslora=True)},
+    "base.peft_type": {"base": QCircuitConfig(r=4, target_modules=["q_proj", "v_proj"])},
+}
+
+
+def test_the_table_has_every_field_of_a_recipe() -> None:
+    assert {field.name for field in fields(Recipe)} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("field", RECIPES)
+def test_a_generated_adapter_too(field: str, tmp_path: Path) -> None:
+    changed = generator()
+    for name, value in RECIPES[field].items():
+        setattr(changed, name, value)
+    changed.__post_init__()
+    saved = get_peft_model(base("llama"), changed).eval()
+    steps(saved, 1)
+    saved.save_pretrained(tmp_path)
+    other = generated()
+    before = logits(other, "llama")
+    if field == "backend":
+        other.load_adapter(tmp_path, "default")
+        close(logits(other, "llama"), logits(saved, "llama"), 10 * CHAIN)
+        return
+    with pytest.raises(ValueError, match=rf"made with (base\.\w+|generator\.{field}) = .*, but the adapter 'default'"):
+        other.load_adapter(tmp_path, "default")
+    with pytest.raises(ValueError, match="but the configuration that is given has"):
+        PeftModel.from_pretrained(base("llama"), tmp_path, config=generator())
+    assert torch.equal(logits(other, "llama"), before)
