@@ -11,11 +11,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from bounds import close
 from peft import PeftModel, get_peft_model
 from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from safetensors.torch import load_file
 from test_tuner_io import Rows
-from tiny import base, inputs, logits
+from tiny import CHAIN, base, close_logits, inputs, logits
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -88,7 +89,7 @@ def plain(method: str, seed: int = 0) -> Any:
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_it_starts_where_the_base_method_starts_and_trains_the_generator_alone(method: str, scope: str) -> None:
     net, reference = adapted(method, scope=scope), plain(method)
-    assert torch.allclose(logits(net, "llama"), logits(reference, "llama"), atol=1e-6)
+    close_logits(net, "llama", logits(reference, "llama"))
     m = sum(p.numel() for p in reference.parameters() if p.requires_grad)
     generator = net.base_model.qpa_generators["default"]
     assert sum(generator.sizes) == m and (len(generator.sizes) == 1) >= (scope == "model" or method in PROMPTS)
@@ -119,7 +120,7 @@ def test_saved_and_loaded_it_is_the_same_and_the_plain_adapter_too(method: str, 
         assert torch.equal(logits(loaded.eval(), "llama"), expected), options
         assert not any(p.requires_grad for p in loaded.parameters())
     stock = PeftModel.from_pretrained(base("llama"), tmp_path / "plain").eval()
-    assert torch.allclose(logits(stock, "llama"), expected, atol=1e-6)
+    close_logits(stock, "llama", expected)
     assert json.loads((tmp_path / "plain/adapter_config.json").read_text())["peft_type"] != "QPA"
     again = PeftModel.from_pretrained(base("llama"), tmp_path / "generator", is_trainable=True)
     before, after = steps(again, 1), steps(net, 1)
@@ -145,11 +146,11 @@ def test_disabled_it_is_the_base_model_and_merged_it_is_itself(method: str) -> N
         assert torch.equal(logits(unloaded, "llama"), untouched)
         return
     net.merge_adapter()
-    assert torch.allclose(logits(net, "llama"), expected, atol=1e-5)
+    close_logits(net, "llama", expected)
     net.unmerge_adapter()
-    assert torch.allclose(logits(net, "llama"), expected, atol=1e-5)
+    close_logits(net, "llama", expected)
     merged = net.merge_and_unload()
-    assert torch.allclose(logits(merged, "llama"), expected, atol=1e-5)
+    close_logits(merged, "llama", expected)
     assert set(merged.state_dict()) == set(base("llama").state_dict())
     steps(merged.requires_grad_(True), 1)  # nothing of ours is left in it
 
@@ -188,7 +189,7 @@ def test_rows_with_adapters_of_their_own() -> None:
     steps(net)
     two = logits(net, "llama")
     mixed = logits(net, "llama", adapter_names=["second", "default", "__base__"])
-    assert torch.allclose(mixed, torch.stack([two[0], one[1], logits(base("llama"), "llama")[2]]), atol=1e-5)
+    close(mixed, torch.stack([two[0], one[1], logits(base("llama"), "llama")[2]]), CHAIN)
 
 
 def grads(net: nn.Module) -> list[Tensor]:
@@ -279,7 +280,7 @@ def test_a_task_type_may_be_given_outside(tmp_path: Path) -> None:
     save_base_adapter(net, tmp_path / "plain")
     for folder in ("generator", "plain"):
         loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
-        assert torch.allclose(logits(loaded, "llama"), logits(net.eval(), "llama"), atol=1e-6)
+        close_logits(loaded, "llama", logits(net.eval(), "llama"))
 
 
 def test_a_prefix_may_start_at_the_keys_and_values_of_a_text(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_prefix_may_start_at_the_keys_and_values_of_a_text(tmp_path: Path) -> 
         initialize_kv_prefix_from_past_key_values(plain, past_key_values=cache)
     with torch.no_grad():
         behind = base("llama")(torch.cat([text.expand(len(ids), -1), ids], 1)).logits[:, 4:]
-        assert torch.allclose(net(input_ids=ids).logits, behind, atol=1e-5)
+        close(net(input_ids=ids).logits, behind, CHAIN)
     losses = steps(net)
     assert losses[-1] < losses[0]
     expected = logits(net, "llama")
@@ -298,14 +299,14 @@ def test_a_prefix_may_start_at_the_keys_and_values_of_a_text(tmp_path: Path) -> 
     save_base_adapter(net, tmp_path / "plain")
     for folder in ("generator", "plain"):
         loaded = PeftModel.from_pretrained(base("llama"), tmp_path / folder).eval()
-        assert torch.allclose(logits(loaded, "llama"), expected, atol=1e-6), folder
+        close_logits(loaded, "llama", expected)
     steps(again := PeftModel.from_pretrained(base("llama"), tmp_path / "generator", is_trainable=True))
     expected = logits(again.eval(), "llama")
     again.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path / "again").eval(), "llama"), expected)
     with started_from(again) as plain:  # as it is now, trained: nothing changes
         pass
-    assert torch.allclose(logits(again, "llama"), expected, atol=1e-6)
+    close_logits(again, "llama", expected)
     with (
         pytest.raises(ValueError, match="starts from other values, got init='paper'"),
         started_from(adapted(init="paper")),
@@ -367,7 +368,7 @@ def test_a_classifier_keeps_its_head_beside_the_generator(tmp_path: Path) -> Non
     save_base_adapter(net, tmp_path / "plain")
     for folder in ("generator", "plain"):
         loaded = PeftModel.from_pretrained(base("bert"), tmp_path / folder).eval()
-        assert torch.allclose(logits(loaded, "bert"), expected, atol=1e-6), folder
+        close_logits(loaded, "bert", expected)
 
 
 def test_measured_with_shots_and_noise(tmp_path: Path) -> None:

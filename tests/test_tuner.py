@@ -7,7 +7,7 @@ import re
 import peft
 import pytest
 import torch
-from bounds import close
+from bounds import close, rounding
 from dispatched import Dispatched
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tiny import (
@@ -169,7 +169,8 @@ def test_injection_shares_one_bank_also_for_a_second_adapter() -> None:
     plain = shake(get_peft_model(nn.Sequential(nn.Linear(8, 8)), config("llama", target_modules=["0"])).eval())
     x = torch.randn(2, 8)
     mixed = plain(x, adapter_names=["default", "__base__"])
-    assert torch.allclose(mixed[0], plain(x)[0]) and torch.equal(mixed[1], plain.base_model.model[0].base_layer(x)[1])
+    close(mixed[0], plain(x)[0], 2 * 8**0.5)
+    assert torch.equal(mixed[1], plain.base_model.model[0].base_layer(x)[1])
     assert not torch.equal(mixed[0], plain.base_model.model[0].base_layer(x)[0])
 
 
@@ -189,8 +190,9 @@ def test_the_fast_path_of_torchs_own_encoder_does_not_pass_the_adapter_by() -> N
             torch.backends.mha.set_fastpath_enabled(True)
         trained = net(x, src_key_padding_mask=mask)
         kept = ~padding if mask is not None else torch.ones(3, 5, dtype=torch.bool)
-        assert torch.allclose(fast[kept], slow[kept], atol=1e-5)
-        assert torch.allclose(trained[kept], slow[kept], atol=1e-5) and trained.requires_grad
+        close(fast[kept], slow[kept], CHAIN)
+        close(trained[kept], slow[kept], CHAIN)
+        assert trained.requires_grad
 
 
 @both
@@ -234,7 +236,7 @@ def test_a_seed_fixes_the_angles_of_each_layer() -> None:
     first = start(3, 0)
     assert first == start(3, 99) and len({tuple(a) for a in first.values()}) == len(first)
     assert not any(first[name] == other for name, other in start(4, 0).items())
-    assert first["base_model.model.model.layers.0.self_attn.q_proj.u"][:3] == pytest.approx(SEED_3, abs=1e-6)
+    close(first["base_model.model.model.layers.0.self_attn.q_proj.u"][:3], SEED_3, 1, dtype=torch.float32)
     assert start(None, 0) == start(None, 0) != start(None, 1)
     assert min(map(min, first.values())) >= 0 and 6.1 < max(map(max, first.values())) < 6.2832
 
@@ -315,7 +317,7 @@ def test_autocast(model: str) -> None:
         v = layer.factors["default"].v.columns(layer.qcircuit_v["default"].detach())
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = made_together(layer, "default")["default"]["v"]
-        assert torch.allclose(found, v.to(torch.bfloat16), rtol=1e-2, atol=1e-6)
+        assert torch.allclose(found, v.to(torch.bfloat16), rtol=1e-2, atol=rounding(torch.float32, 16))
     output.loss.backward()
     reference = adapted(model).train()
     reference(**inputs(model)).loss.backward()

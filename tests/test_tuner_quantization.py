@@ -11,7 +11,19 @@ from dispatched import Dispatched
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.conversion import save_as_lora
 from safetensors.torch import load_file, save_file
-from tiny import FRESH, adapted, base, config, inputs, layers, logits, made_together, shake, told_by_a_fresh_process
+from tiny import (
+    FRESH,
+    adapted,
+    base,
+    close_logits,
+    config,
+    inputs,
+    layers,
+    logits,
+    made_together,
+    shake,
+    told_by_a_fresh_process,
+)
 from torch import Tensor
 
 from qcircuit_peft import QCircuitConfig, circuits
@@ -147,7 +159,7 @@ def test_saved_loaded_and_saved_again(settings: dict[str, Any], tmp_path: Path) 
             data = stored[f"{name}.qcircuit_{part}"]
             assert torch.equal(data, p if scheme is None else pack(p.detach(), scheme))
     merged = loaded.merge_and_unload()
-    assert torch.allclose(logits(merged, "llama"), expected, atol=1e-5)
+    close_logits(merged, "llama", expected)
 
 
 def test_training_goes_on_from_the_quantized_values(tmp_path: Path) -> None:
@@ -187,9 +199,7 @@ def test_state_dicts_in_memory_and_lora(tmp_path: Path) -> None:
     set_peft_model_state_dict(other, get_peft_model_state_dict(net))
     assert torch.equal(logits(other, "llama"), logits(net, "llama"))
     save_as_lora(tmp_path, net, rank=6)
-    assert torch.allclose(
-        logits(PeftModel.from_pretrained(base("llama"), tmp_path), "llama"), logits(net, "llama"), atol=1e-5
-    )
+    close_logits(PeftModel.from_pretrained(base("llama"), tmp_path), "llama", logits(net, "llama"))
 
 
 def test_the_file_has_the_bits_that_are_promised(tmp_path: Path) -> None:
