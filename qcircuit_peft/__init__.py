@@ -3,7 +3,7 @@
 from qcircuit_peft.ansatz import Ansatz, Step, load
 from qcircuit_peft.backends import apply, columns, density, estimated_columns, matrix, probabilities, state
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.generator import BottleneckConfig, QPAConfig, QPAModel, save_base_adapter
 from qcircuit_peft.tuner import (
     AdaptiveRank,
@@ -19,6 +19,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AdaptiveRank",
     "AdaptiveRankCallback",
+    "Affine",
     "Allocator",
     "Ansatz",
     "BottleneckConfig",

@@ -16,11 +16,12 @@ from typing import Any
 
 from qcircuit_peft import checks, files
 from qcircuit_peft.checks import whole_number
-from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 
 FORMAT_VERSION = 1
+CIRCUIT_VERSION = 2  # of what holds one circuit rather than a family, which version 0.1 does not know
 _MAX_FILE_BYTES = 1 << 20
 _MAX_DIM, _MAX_WIRES = 1 << 40, 1024  # of a circuit: what a file asks for is made only up to here
 MAX_GATES, MAX_LAYERS = 1 << 18, 1 << 20
@@ -87,8 +88,10 @@ WIRINGS: dict[str, Callable[[int], list[Wires]]] = {
     "even_pairs_up": _flip(_pairs(0)),
     "odd_pairs_up": _flip(_pairs(1)),
     "line": _line,
+    "reverse_linear": lambda n: _line(n)[::-1],
     "stair": lambda n: [(w, w - 1) for w in range(n - 1, 0, -1)],
     "ring": _ring,
+    "circular": lambda n: _ring(n)[-1:] + _line(n) if n > 2 else _line(n),
     "ring_back": lambda n: _ring(n)[::-1],
     "ring_down": _ring_down,
     "all_pairs": lambda n: list(combinations(range(n), 2)),
@@ -211,9 +214,9 @@ def wire_dims(dim: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Ansatz:
-    """A family of circuits: steps that run once, L times, and once.
+    """A family of circuits: steps that run once, L times, and once; or one circuit, ``fixed``, of one width.
 
-    Raises ValueError if a part is not a sequence of steps or a text is not a string.
+    Raises ValueError if a part is not a sequence of steps or a text is not a string, or for steps beside ``fixed``.
 
     >>> ansatz = Ansatz("line", first=[Step("RY", "each")], layer=[Step(["CZ", "RY"], "line")])
     >>> ansatz.circuit(qubits=3, layers=2).n_angles
@@ -226,6 +229,7 @@ class Ansatz:
     first: tuple[Step, ...] = ()
     layer: tuple[Step, ...] = ()
     last: tuple[Step, ...] = ()
+    fixed: Circuit | None = None
 
     def __post_init__(self) -> None:
         for key in ("name", "about", "cite"):
@@ -235,6 +239,15 @@ class Ansatz:
             if not isinstance(steps, list | tuple) or not all(isinstance(step, Step) for step in steps):
                 raise ValueError(f"ansatz {shown(self.name)}: {key!r} is a list of steps, got {shown(steps)}")
             object.__setattr__(self, key, tuple(steps))
+        if self.fixed is not None and (not isinstance(self.fixed, Circuit) or self.first or self.layer or self.last):
+            raise ValueError(f"ansatz {shown(self.name)}: 'fixed' is a Circuit, and beside it there are no steps")
+
+    @property
+    def gates(self) -> frozenset[str]:
+        """The names of all its gates."""
+        if self.fixed is not None:
+            return frozenset(op.gate for op in self.fixed.ops)
+        return frozenset(gate for step in (*self.first, *self.layer, *self.last) for gate in step.gates)
 
     def circuit(
         self,
@@ -247,15 +260,20 @@ class Ansatz:
     ) -> Circuit:
         """The member of the family with this width and ``layers`` repetitions.
 
-        Give one of ``dim`` (its odd prime factors become the first wires), ``qubits`` or ``dims``. Raises ValueError
-        for none or several of them, negative layers, a gate that the wire dimensions do not allow, or, before any is
-        made, more than ``max_gates`` gates.
+        Give one of ``dim`` (its odd prime factors become the first wires), ``qubits`` or ``dims``; none is needed for
+        a ``fixed`` circuit. Raises ValueError for none or several of them, negative layers, a gate that the wire
+        dimensions do not allow, another width or other layers than 1 of a fixed circuit, or, before any is made, more
+        than ``max_gates`` gates.
 
         >>> load("simplified_two_design").circuit(qubits=5, layers=1).n_angles
         13
         >>> load("simplified_two_design").circuit(dim=768, layers=1).dims
         (3, 2, 2, 2, 2, 2, 2, 2, 2)
         """
+        if self.fixed is not None:
+            wires = dims if qubits is None else (2,) * min(whole_number("qubits", qubits, 1), _MAX_WIRES + 1)
+            self.check_gates(len(self.fixed.dims), layers, max_gates)
+            return self._only(self.fixed, dim, wires, layers)
         if sum(width is not None for width in (dim, qubits, dims)) != 1:
             raise ValueError(f"give exactly one of dim, qubits and dims, got dim={dim}, qubits={qubits}, dims={dims}")
         whole_number("layers", layers, 0, MAX_LAYERS)
@@ -273,10 +291,20 @@ class Ansatz:
         )
         return Circuit(dims, (*first, *(layer * layers), *last))
 
+    def _only(self, fixed: Circuit, dim: int | None, dims: tuple[int, ...] | None, layers: int) -> Circuit:
+        name = shown(self.name)
+        if layers != 1:
+            raise ValueError(f"ansatz {name} is one circuit, so it has 1 layer, got {shown(layers)}")
+        if dim not in (None, fixed.dim) or dims not in (None, fixed.dims):
+            wanted = f"width {shown(dim)}" if dims is None else f"wires {shown(dims)}"
+            raise ValueError(f"ansatz {name} is one circuit on wires {shown(fixed.dims)}, which has no {wanted}")
+        return fixed
+
     def check_gates(self, n_wires: int, layers: int, max_gates: int) -> None:
         """Raise ValueError if the circuit on so many wires has more than ``max_gates`` gates, none of which is made."""
         first, layer, last = (sum(step.count(n_wires) for step in part) for part in (self.first, self.layer, self.last))
-        if (total := first + layers * layer + last) > max_gates:
+        total = first + layers * layer + last if self.fixed is None else len(self.fixed.ops)
+        if total > max_gates:
             raise ValueError(
                 f"a circuit has at most {max_gates} gates here, but {shown(self.name)} on {n_wires} wires with "
                 f"{shown(layers)} layers has {shown(total)}"
@@ -290,6 +318,8 @@ class Ansatz:
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"{where}: an ansatz is a table, got {shown(data)}")
+        if "circuit" in data:
+            return cls(str(data.get("name", "circuit")), fixed=_read_circuit(data, where))
         checks.keys(where, data, ("version", "name", "about", "cite", "first", "layer", "last"), needed=["name"])
         version = data.get("version", FORMAT_VERSION)
         if isinstance(version, bool) or version != FORMAT_VERSION:
@@ -325,12 +355,18 @@ class Ansatz:
 
     def to_dict(self) -> dict[str, Any]:
         """The ansatz as plain data with its format version; ``from_dict`` reads it back."""
+        if self.fixed is not None:
+            return {"version": CIRCUIT_VERSION, "name": self.name, "circuit": _plain_circuit(self.fixed)}
         texts = {"name": self.name, "about": self.about, "cite": self.cite}
         parts = {part: [step.to_dict() for step in getattr(self, part)] for part in ("first", "layer", "last")}
         return {"version": FORMAT_VERSION, **texts, **parts}
 
     def to_toml(self) -> str:
         """The ansatz as the text of a circuit file; ``from_file`` reads it back."""
+        if self.fixed is not None:
+            plain = self.to_dict()
+            table = [f"{key:<6} = {_toml(value)}" for key, value in plain["circuit"].items()]
+            return "\n".join([f"version = {CIRCUIT_VERSION}", f"name = {_toml(self.name)}", "[circuit]", *table, ""])
         lines = [f"{key:<5} = {_toml(getattr(self, key))}" for key in ("name", "about", "cite")]
         for part in ("first", "layer", "last"):
             for step in getattr(self, part):
@@ -340,6 +376,48 @@ class Ansatz:
                     *(f"{key:<4} = {_toml(value)}" for key, value in step.to_dict().items()),
                 ]
         return "\n".join(lines) + "\n"
+
+
+def _plain_circuit(circuit: Circuit) -> dict[str, Any]:
+    """A circuit as plain data: an op is a gate, its wires, its angles and whether it is the adjoint."""
+    ops = [[op.gate, list(op.wires), list(op.angles or ()), op.adjoint] for op in circuit.ops]
+    affine = [[[list(term) for term in one.terms], one.shift] for one in circuit.affine]
+    return {"dims": list(circuit.dims), "ops": ops, "affine": affine}
+
+
+def _read_circuit(data: Mapping[str, Any], where: str) -> Circuit:
+    """The circuit of plain data; raises ValueError if it is not what ``_plain_circuit`` writes, or too large."""
+    version, given = data.get("version"), data["circuit"]
+    if isinstance(version, bool) or version != CIRCUIT_VERSION or set(data) != {"version", "name", "circuit"}:
+        raise ValueError(
+            f"{where}: a circuit has a name and is of format version {CIRCUIT_VERSION}, got version {shown(version)} "
+            f"and the keys {', '.join(map(shown, data))}"
+        )
+    keys = ("dims", "ops", "affine")
+    if not isinstance(given, Mapping) or set(given) != set(keys) or not all(isinstance(given[k], list) for k in keys):
+        raise ValueError(f"{where}: a circuit has the lists dims, ops and affine, got {shown(given)}")
+    dims, ops, affine = (given[key] for key in keys)
+    if len(dims) > _MAX_WIRES or max(len(ops), len(affine)) > MAX_GATES:
+        raise ValueError(f"{where}: a circuit has at most {_MAX_WIRES} wires and {MAX_GATES} gates")
+    try:
+        circuit = Circuit(dims, [_read_op(op) for op in ops], [_read_affine(one) for one in affine])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if circuit.dim > _MAX_DIM:
+        raise ValueError(f"{where}: a circuit's dimension is at most 2**40, got wires {shown(circuit.dims)}")
+    return circuit
+
+
+def _read_op(entry: object) -> Op:
+    if not isinstance(entry, list) or len(entry) != 4 or not isinstance(entry[3], bool):
+        raise ValueError(f"an op is a gate, its wires, its angles and whether it is the adjoint, got {shown(entry)}")
+    return Op(entry[0], entry[1], entry[2], entry[3])
+
+
+def _read_affine(entry: object) -> Affine:
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], list):
+        raise ValueError(f"an angle is a list of terms and a number, got {shown(entry)}")
+    return Affine(tuple(entry[0]), entry[1])
 
 
 def _toml(value: object) -> str:
@@ -357,8 +435,8 @@ def names() -> list[str]:
     return sorted(_shipped())
 
 
-def load(source: "str | Path | Mapping[str, Any] | Ansatz") -> Ansatz:
-    """An ansatz from the name of a shipped file, a path, plain data, or itself.
+def load(source: "str | Path | Mapping[str, Any] | Ansatz | Circuit") -> Ansatz:
+    """An ansatz from the name of a shipped file, a path, plain data, one circuit, or itself.
 
     A text with a path separator or the ending ``.toml`` is a path; any other is a name. Raises ValueError if there
     is no such file, or it is not an ansatz.
@@ -368,10 +446,12 @@ def load(source: "str | Path | Mapping[str, Any] | Ansatz") -> Ansatz:
     """
     if isinstance(source, Ansatz):
         return source
+    if isinstance(source, Circuit):
+        return Ansatz("circuit", fixed=source)
     if isinstance(source, Mapping):
         return Ansatz.from_dict(source)
     if not isinstance(source, str | Path):
-        raise ValueError(f"an ansatz is a name, a path, a dict or an Ansatz, got {type(source).__name__}")
+        raise ValueError(f"an ansatz is a name, a path, a dict, an Ansatz or a Circuit, got {type(source).__name__}")
     if isinstance(source, Path) or source.endswith(".toml") or "/" in source or "\\" in source:
         return Ansatz.from_file(source)
     if source in _shipped():

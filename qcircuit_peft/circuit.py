@@ -9,10 +9,11 @@
 PennyLane and TorchQuantum agree with this; Qiskit, Qulacs and Stim are little-endian.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
+from typing import Any
 
 from qcircuit_peft.checks import whole_numbers
 from qcircuit_peft.gates import GATES
@@ -68,14 +69,78 @@ class Op:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """An angle made of others: ``shift`` plus the sum of scale times angle over ``terms``, (position, scale).
+
+    Without terms it is a fixed number of radians. Raises ValueError for a position that is not a whole number >= 0 or
+    stands twice, or a number that is not finite.
+
+    >>> Affine(((0, 2.0),), 0.3)([0.5])
+    1.3
+    >>> print(-Affine(((0, 2.0),), 0.3))
+    -2*t0 - 0.3
+    """
+
+    terms: tuple[tuple[int, float], ...] = ()
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        terms = tuple(self.terms) if isinstance(self.terms, Iterable) else ()
+        pairs = [term for term in terms if isinstance(term, tuple | list) and len(term) == 2]
+        if len(pairs) != len(terms) or not isinstance(self.terms, Iterable):
+            raise ValueError(f"the terms of an angle are pairs of a position and a scale, got {shown(self.terms)}")
+        positions = _integers(tuple(position for position, _ in pairs), "positions of angles")
+        if len(set(positions)) != len(positions):
+            raise ValueError(f"an angle takes every position once, got {positions}")
+        for number in (self.shift, *(scale for _, scale in pairs)):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number):
+                raise ValueError(f"the numbers of an angle are finite, got {shown(number)}")
+        kept = sorted((position, float(scale)) for position, scale in pairs if scale)
+        object.__setattr__(self, "terms", tuple(kept))
+        object.__setattr__(self, "shift", float(self.shift))
+
+    def __call__(self, angles: Sequence[Any]) -> Any:
+        """The value for these angles: numbers, or whatever can be multiplied with numbers and added."""
+        scaled = [angles[position] if scale == 1 else scale * angles[position] for position, scale in self.terms]
+        if not scaled:
+            return self.shift
+        total = scaled[0]
+        for term in scaled[1:]:
+            total = total + term
+        return total + self.shift if self.shift else total
+
+    def __neg__(self) -> "Affine":
+        return Affine(tuple((position, -scale) for position, scale in self.terms), -self.shift)
+
+    def moved(self, by: int) -> "Affine":
+        """The same of the angles ``by`` positions further on."""
+        return replace(self, terms=tuple((position + by, scale) for position, scale in self.terms))
+
+    def text(self, names: Sequence[str], number: Callable[[float], str] = "{:g}".format, times: str = "*") -> str:
+        """The sum as text, with these names of the angles and this form of numbers."""
+        parts = []
+        for position, scale in self.terms:
+            factor = "" if abs(scale) == 1 else number(abs(scale)) + times
+            parts.append(("-" if scale < 0 else "+", factor + names[position]))
+        if self.shift or not parts:
+            parts.append(("-" if self.shift < 0 else "+", number(abs(self.shift))))
+        (sign, first), *rest = parts
+        return ("-" if sign == "-" else "") + first + "".join(f" {sign} {part}" for sign, part in rest)
+
+    def __str__(self) -> str:
+        return self.text([f"t{position}" for position in range(1 + max((p for p, _ in self.terms), default=-1))])
+
+
+@dataclass(frozen=True)
 class Circuit:
     """Ops on wires of the given dimensions: immutable, hashable, checked when it is made.
 
     ``dims`` has one dimension a wire, wire 0 first. An op without ``angles`` takes the next free positions.
-    ``a + b`` runs a, then b, with the angles of b behind those of a.
+    ``affine``, one for each position, says what the angles of the ops are made of, where they are not the circuit's
+    own: multiples, sums and fixed numbers. ``a + b`` runs a, then b, with the angles of b behind those of a.
 
     Raises ValueError for a wire outside the register, a dimension below 2, a gate that a wire's dimension does not
-    allow, a wrong number of angles, or an angle position that no op uses.
+    allow, a wrong number of angles or of ``affine``, or an angle position that no op uses.
 
     >>> circuit = Circuit((2, 2), [Op("RY", (0,)), Op("RY", (1,)), Op("CZ", (0, 1))])
     >>> circuit.dim, circuit.n_angles, circuit.depth, circuit.is_real
@@ -87,12 +152,16 @@ class Circuit:
     RY[0] 0
     RY[1] 1
     CZ 0 1
+    >>> shared = Circuit((2,), [Op("RY", (0,)), Op("RX", (0,))], [Affine(((0, 1),)), Affine(((0, 2),), 0.3)])
+    >>> shared.n_angles, shared.plain.n_angles
+    (1, 2)
     """
 
     dims: tuple[int, ...]
     ops: tuple[Op, ...] = ()
+    affine: tuple[Affine, ...] = ()
 
-    def __init__(self, dims: Iterable[int], ops: Iterable[Op] = ()) -> None:
+    def __init__(self, dims: Iterable[int], ops: Iterable[Op] = (), affine: Iterable[Affine] = ()) -> None:
         dims = whole_numbers("dims of a circuit", tuple(dims) if isinstance(dims, Iterable) else dims, 2)
         if isinstance(ops, str | bytes | Op) or not isinstance(ops, Iterable):
             raise ValueError(f"ops is a sequence of Op, got {shown(ops)}")
@@ -119,23 +188,27 @@ class Circuit:
                 raise ValueError(f"{op} takes {wanted} angle(s) on wires of dimension {on}, got {len(op.angles or ())}")
             free = max(free, *(a + 1 for a in op.angles or ()), 0)
             numbered.append(op)
-        used = {angle for op in numbered for angle in op.angles or ()}
-        if len(used) != free:
-            missing = next(angle for angle in range(free) if angle not in used)
-            raise ValueError(f"every angle up to the largest is used by some op, but angle {missing} of {free} is not")
+        _check_used({angle for op in numbered for angle in op.angles or ()}, "op")
         object.__setattr__(self, "ops", tuple(numbered))
-        for made_now in ("dim", "n_angles", "is_real", "text"):  # a compiler cannot trace the lock of a cached property
-            getattr(self, made_now)
+        made = tuple(affine) if isinstance(affine, Iterable) else (affine,)
+        if made and (len(made) != free or not all(isinstance(one, Affine) for one in made)):
+            raise ValueError(f"affine has an Affine for each of the {free} angles of the ops, got {shown(affine)}")
+        _check_used({position for one in made for position, _ in one.terms}, "Affine")
+        own = tuple(Affine(((position, 1.0),)) for position in range(free))
+        object.__setattr__(self, "affine", () if made == own else made)
+        made_now = ("dim", "n_angles", "is_real", "text", "_stripped")
+        for name in made_now:  # a compiler cannot trace the lock of a cached property
+            getattr(self, name)
 
     def __hash__(self) -> int:
         return self._hash
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.dims, self.ops))
+        return hash((self.dims, self.ops, self.affine))
 
     def __reduce__(self) -> tuple:  # without what is cached: a hash of text differs in another process
-        return Circuit, (self.dims, self.ops)
+        return Circuit, (self.dims, self.ops, self.affine)
 
     @cached_property
     def dim(self) -> int:
@@ -145,7 +218,23 @@ class Circuit:
     @cached_property
     def n_angles(self) -> int:
         """The number of angles (radians) of the circuit."""
+        if self.affine:
+            return max((position + 1 for one in self.affine for position, _ in one.terms), default=0)
         return max((a + 1 for op in self.ops for a in op.angles or ()), default=0)
+
+    @property
+    def plain(self) -> "Circuit":
+        """The same ops with angles of their own: those that ``affine`` makes of the circuit's angles."""
+        return self._stripped or self
+
+    @cached_property
+    def _stripped(self) -> "Circuit | None":  # never itself, which would be a circle
+        return Circuit(self.dims, self.ops) if self.affine else None
+
+    @cached_property
+    def made(self) -> tuple[Affine, ...]:
+        """What each angle of the ops is, also where it is one of the circuit's."""
+        return self.affine or tuple(Affine(((position, 1.0),)) for position in range(self.n_angles))
 
     @cached_property
     def is_real(self) -> bool:
@@ -162,9 +251,16 @@ class Circuit:
                 front[w] = step
         return max(front)
 
+    @classmethod
+    def from_qasm(cls, text: str) -> "Circuit":
+        """A circuit from OpenQASM 2 or 3, as ``qcircuit_peft.interop.from_qasm`` reads it."""
+        from qcircuit_peft.interop import from_qasm
+
+        return from_qasm(text)
+
     def inverse(self) -> "Circuit":
         """The circuit of the conjugate transpose, with the same angle vector."""
-        return Circuit(self.dims, (replace(op, adjoint=not op.adjoint) for op in reversed(self.ops)))
+        return Circuit(self.dims, (replace(op, adjoint=not op.adjoint) for op in reversed(self.ops)), self.affine)
 
     def __add__(self, other: "Circuit") -> "Circuit":
         if not isinstance(other, Circuit):
@@ -173,17 +269,25 @@ class Circuit:
             raise ValueError(
                 f"circuits run one after the other on the same wires, got dims {self.dims} and {other.dims}"
             )
-        shift = self.n_angles
+        shift = self.plain.n_angles
         moved = (replace(op, angles=tuple(a + shift for a in op.angles or ())) for op in other.ops)
-        return Circuit(self.dims, (*self.ops, *moved))
+        return Circuit(self.dims, (*self.ops, *moved), (*self.made, *(one.moved(self.n_angles) for one in other.made)))
 
     def __repr__(self) -> str:
-        return f"Circuit({self.dims}, {self.ops})"
+        return f"Circuit({self.dims}, {self.ops}{f', {self.affine}' if self.affine else ''})"
 
     @cached_property
     def text(self) -> str:
-        """A line for the wires, then a line for each op: what ``print`` shows."""
-        return "\n".join([f"wires {' '.join(map(str, self.dims))}", *map(str, self.ops)])
+        """A line for the wires, one for each op and one for each angle that is made of others: what ``print`` shows."""
+        angles = (f"[{position}] = {one}" for position, one in enumerate(self.affine))
+        return "\n".join([f"wires {' '.join(map(str, self.dims))}", *map(str, self.ops), *angles])
 
     def __str__(self) -> str:
         return self.text
+
+
+def _check_used(positions: set[int], by: str) -> None:
+    free = max(positions, default=-1) + 1
+    if len(positions) != free:
+        missing = next(angle for angle in range(free) if angle not in positions)
+        raise ValueError(f"every angle up to the largest is used by some {by}, but angle {missing} of {free} is not")

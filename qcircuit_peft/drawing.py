@@ -68,13 +68,14 @@ def _symbol(op: Op, labels: list[str]) -> _Symbol:
 def _columns(circuit: Circuit, angles: Angles | None) -> list[list[_Symbol]]:
     """The symbols of every moment: each as early as its wires are free and no other symbol is in its way."""
     if angles is None:
-        labels = [f"θ{a}".translate(_SUBSCRIPT) for a in range(circuit.n_angles)]
+        thetas = [f"θ{a}".translate(_SUBSCRIPT) for a in range(circuit.n_angles)]
+        labels = [one.text(thetas, times="") for one in circuit.made]
     else:
         vector = torch.as_tensor(angles, dtype=torch.float64)
         if vector.shape != (circuit.n_angles,):
             wanted = (circuit.n_angles,)
             raise ValueError(f"angles have shape {wanted} for this circuit, got {tuple(vector.shape)}")
-        labels = [f"{value:z.2f}" for value in vector.tolist()]
+        labels = [f"{one(vector.tolist()):z.2f}" for one in circuit.made]
     columns: list[list[_Symbol]] = []
     free = [0] * len(circuit.dims)
     taken: set[tuple[int, int]] = set()

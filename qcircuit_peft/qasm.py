@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qcircuit_peft.circuit import Circuit, Op
+from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.gates import GATES, Gate
 
 Angles = Tensor | NDArray | Sequence[float]
@@ -73,11 +73,11 @@ def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3, in
             raise ValueError(f"OpenQASM has wires of dimension 2 only, but wire {wire} has dimension {d}")
     form, n = _VERSIONS[version], len(circuit.dims)
     if angles is not None:
-        values, inputs = [_number(value) for value in _vector(circuit, angles)], []
+        vector, names, inputs = vector_of(circuit, angles), [], []
+        values = [Affine(shift=one(vector)) for one in circuit.made]
     elif version == 3 or not circuit.n_angles:
-        digits = len(str(circuit.n_angles - 1))
-        values = [f"theta{a:0{digits}}" for a in range(circuit.n_angles)]
-        inputs = [f"input float[64] {name};" for name in values]
+        names = names_of(circuit)
+        inputs, values = [f"input float[64] {name};" for name in names], circuit.made
     else:
         raise ValueError(f"OpenQASM 2 has no inputs: give the {circuit.n_angles} angles or use version 3")
     definitions: dict[str, str] = {}
@@ -86,11 +86,18 @@ def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3, in
     wires = [f"q[{w}]" if include else f"q{w}" for w in range(n)]
     qubits = [form.register.format(n)] if include else [f"qubit {wire};" for wire in wires]
     head = [form.head, form.library] if include else [form.head]
-    calls = [_call(op, values, wires, form) for op in circuit.ops]
+    calls = [_call(op, values, names, wires, form) for op in circuit.ops]
     return "\n".join([*head, *definitions.values(), *inputs, *qubits, *calls, ""])
 
 
-def _vector(circuit: Circuit, angles: Angles) -> list[float]:
+def names_of(circuit: Circuit) -> list[str]:
+    """Names of the angles whose order as text is theirs: theta0, or theta00 if there are eleven or more."""
+    digits = len(str(circuit.n_angles - 1))
+    return [f"theta{position:0{digits}}" for position in range(circuit.n_angles)]
+
+
+def vector_of(circuit: Circuit, angles: Angles) -> list[float]:
+    """One vector of angles as numbers; raises ValueError for another shape or one that is not finite."""
     vector = torch.as_tensor(angles, dtype=torch.float64)
     if vector.shape != (circuit.n_angles,):
         wanted = (circuit.n_angles,)
@@ -115,10 +122,9 @@ def _statement(name: str, angles: Sequence[str], wires: Sequence[str]) -> str:
     return f"{name}{'(' + ', '.join(angles) + ')' if angles else ''} {', '.join(wires)}"
 
 
-def _call(op: Op, values: Sequence[str], wires: Sequence[str], form: _Version) -> str:
-    angles = [values[a] for a in op.angles or ()]
-    if op.adjoint:
-        angles = [value.removeprefix("-") if value.startswith("-") else f"-{value}" for value in angles]
+def _call(op: Op, values: Sequence[Affine], names: Sequence[str], wires: Sequence[str], form: _Version) -> str:
+    taken = [-values[a] if op.adjoint else values[a] for a in op.angles or ()]
+    angles = [one.text(names, _number) if one.terms else _number(one.shift) for one in taken]
     return _statement(form.name(GATES[op.gate], op.adjoint), angles, [wires[w] for w in op.wires]) + ";"
 
 

@@ -144,9 +144,16 @@ def _op_matrix(circuit, op, angles):
     return gate.conj().T if op.adjoint else gate
 
 
+def _made(circuit, angles):
+    """The angles that the ops take, of those of the circuit."""
+    if not circuit.affine:
+        return angles
+    return [one.shift + sum(scale * float(angles[position]) for position, scale in one.terms) for one in circuit.affine]
+
+
 def matrix(circuit: Circuit, angles):
     """The N x N matrix of a circuit, complex, for one vector of angles."""
-    total = np.eye(circuit.dim, dtype=complex)
+    angles, total = _made(circuit, angles), np.eye(circuit.dim, dtype=complex)
     for op in circuit.ops:
         total = embed(_op_matrix(circuit, op, angles), circuit.dims, op.wires) @ total
     return total
@@ -154,7 +161,7 @@ def matrix(circuit: Circuit, angles):
 
 def columns(circuit: Circuit, angles, k):
     """The first k columns of ``matrix`` without N x N products, for wide registers."""
-    total = np.eye(circuit.dim, k, dtype=complex)
+    angles, total = _made(circuit, angles), np.eye(circuit.dim, k, dtype=complex)
     for op in circuit.ops:
         row, column, gate_row, gate_column = _places(circuit.dims, op.wires)
         gate, before, total = _op_matrix(circuit, op, angles), total, np.zeros_like(total)

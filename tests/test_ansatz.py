@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qiskit.circuit.library import n_local
 from test_circuit import in_another_process
 
-from qcircuit_peft import Ansatz, Circuit, Op, Step, load
+from qcircuit_peft import Affine, Ansatz, Circuit, Op, Step, load
 from qcircuit_peft.ansatz import WIRINGS, names, wire_dims
 from qcircuit_peft.gates import GATES
 
@@ -199,8 +200,10 @@ BY_HAND = {
     "even_pairs_up": ["", "10", "10", "10 32", "10 32"],
     "odd_pairs_up": ["", "", "21", "21", "21 43"],
     "line": ["", "01", "01 12", "01 12 23"],
+    "reverse_linear": ["", "01", "12 01", "23 12 01"],
     "stair": ["", "10", "21 10", "32 21 10"],
     "ring": ["", "01", "01 12 20", "01 12 23 30"],
+    "circular": ["", "01", "20 01 12", "30 01 12 23"],
     "ring_back": ["", "01", "20 12 01", "30 23 12 01"],
     "ring_down": ["", "10", "21 02 10", "32 03 10 21", "43 04 10 21 32"],
     "all_pairs": ["", "01", "01 02 12", "01 02 03 12 13 23"],
@@ -214,6 +217,17 @@ BY_HAND = {
 def test_the_wirings_by_hand(wiring):
     for n, text in enumerate(BY_HAND[wiring], 1):
         assert WIRINGS[wiring](n) == [tuple(map(int, wires)) for wires in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("wiring", "theirs"),
+    [("line", "linear"), ("reverse_linear",) * 2, ("circular",) * 2, ("all_pairs", "full")],
+)
+def test_wirings_of_qiskit_are_qiskits(wiring, theirs):
+    for n in range(2, 8):
+        entangled = n_local(n, [], "cz", entanglement=theirs, reps=1)
+        wires = [tuple(entangled.find_bit(qubit).index for qubit in step.qubits) for step in entangled.data]
+        assert WIRINGS[wiring](n) == wires
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -409,8 +423,8 @@ BAD_CALLS = {
     "load('no/such/file')": "no/such/file: there is no such circuit file",
     "load(Path('missing'))": "missing: there is no such circuit file",
     "load(Path('.'))": ".: there is no such circuit file",
-    "load(5)": "an ansatz is a name, a path, a dict or an Ansatz, got int",
-    "load(None)": "an ansatz is a name, a path, a dict or an Ansatz, got NoneType",
+    "load(5)": "an ansatz is a name, a path, a dict, an Ansatz or a Circuit, got int",
+    "load(None)": "an ansatz is a name, a path, a dict, an Ansatz or a Circuit, got NoneType",
     "load({'gates': []})": "ansatz: unknown key 'gates'",
     "Ansatz.from_dict([])": "ansatz: an ansatz is a table, got []",
     "Ansatz.from_dict({5: 1}, 'adapter_config.json')": "adapter_config.json: unknown key 5",
@@ -430,9 +444,9 @@ BAD_CALLS = {
     "Ansatz('x').circuit(qubits=0)": "qubits is a whole number >= 1, got 0",
     "Ansatz('x').circuit(qubits=True)": "qubits is a whole number >= 1, got True",
     "Ansatz('x').circuit(qubits=2.0)": "qubits is a whole number >= 1, got 2.0",
-    "Ansatz('x').circuit(qubits=2, layers=-1)": "layers is a whole number >= 0, got -1",
-    "Ansatz('x').circuit(qubits=2, layers=True)": "layers is a whole number >= 0, got True",
-    "Ansatz('x').circuit(qubits=2, layers='1')": "layers is a whole number >= 0, got '1'",
+    "Ansatz('x').circuit(qubits=2, layers=-1)": "layers is a whole number 0 to 1048576, got -1",
+    "Ansatz('x').circuit(qubits=2, layers=True)": "layers is a whole number 0 to 1048576, got True",
+    "Ansatz('x').circuit(qubits=2, layers='1')": "layers is a whole number 0 to 1048576, got '1'",
     "Ansatz('x').circuit(dim=1)": "a circuit's dimension is a whole number >= 2, got 1",
     "Ansatz('x').circuit(dim=True)": "a circuit's dimension is a whole number >= 2, got True",
     "Ansatz('x').circuit(dim=768.0)": "a circuit's dimension is a whole number >= 2, got 768.0",
@@ -468,3 +482,86 @@ def test_a_file_of_the_largest_size_is_read(tmp_path):
     path = tmp_path / "large.toml"
     path.write_text(text + "x" * ((1 << 20) - len(text)))
     assert load(path) == Ansatz("x")
+
+
+# --- one circuit in the place of a family -------------------------------------------------------------------
+
+ONE = Circuit(
+    (3, 2),
+    [Op("RY", (0,)), Op("CZ", (0, 1)), Op("RY", (1,), adjoint=True), Op("RY", (1,), (3,))],
+    [Affine(((0, 1.0),)), Affine(((1, 1.0),)), Affine(((0, -0.1), (1, 1 / 3)), 1e-7), Affine(shift=0.25)],
+)
+
+
+@pytest.mark.parametrize(
+    "circuit", [ONE, ONE.plain, ONE.inverse(), Circuit((2,)), Circuit((2, 2), [Op("SWAP", (1, 0))])]
+)
+def test_a_circuit_is_an_ansatz_of_one_width_and_comes_back_from_data_and_files(circuit, tmp_path):
+    ansatz = load(circuit)
+    assert ansatz.circuit() == ansatz.circuit(dim=circuit.dim) == ansatz.circuit(dims=circuit.dims) == circuit
+    assert ansatz.gates == {op.gate for op in circuit.ops}
+    for data in (ansatz.to_dict(), json.loads(json.dumps(ansatz.to_dict()))):
+        assert load(data) == ansatz and hash(load(data)) == hash(ansatz)
+    (tmp_path / "one.toml").write_text(ansatz.to_toml(), encoding="utf-8")
+    assert load(tmp_path / "one.toml") == ansatz
+
+
+def test_the_gates_of_a_family_are_those_of_its_steps():
+    assert load("simplified_two_design").gates == {"RY", "CZ"}
+
+
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        ({"dim": 12}, "ansatz 'circuit' is one circuit on wires (3, 2), which has no width 12"),
+        ({"dims": (2, 3)}, "ansatz 'circuit' is one circuit on wires (3, 2), which has no wires (2, 3)"),
+        ({"qubits": 2}, "ansatz 'circuit' is one circuit on wires (3, 2), which has no wires (2, 2)"),
+        ({"layers": 2}, "ansatz 'circuit' is one circuit, so it has 1 layer, got 2"),
+        ({"qubits": 0}, "qubits is a whole number >= 1, got 0"),
+    ],
+)
+def test_one_circuit_has_no_other_width_and_no_layers(width, said):
+    with pytest.raises(ValueError) as error:
+        load(ONE).circuit(**width)
+    assert str(error.value) == said
+
+
+def changed(**change):
+    return {**load(ONE).to_dict(), **change}
+
+
+WRONG = {
+    "version": (changed(version=1), "a circuit has a name and is of format version 2, got version 1"),
+    "boolean version": (changed(version=True), "got version True"),
+    "more keys": (changed(layer=[]), "and the keys 'version', 'name', 'circuit', 'layer'"),
+    "no circuit": (changed(circuit=5), "a circuit has the lists dims, ops and affine, got 5"),
+    "no lists": (changed(circuit={"dims": 2, "ops": [], "affine": []}), "has the lists dims, ops and affine"),
+    "wires": (changed(circuit={"dims": [2] * 1025, "ops": [], "affine": []}), "at most 1024 wires and 262144 gates"),
+    "dimension": (changed(circuit={"dims": [2] * 41, "ops": [], "affine": []}), "is at most 2**40, got wires"),
+    "dims": (changed(circuit={"dims": [2.0], "ops": [], "affine": []}), "dims of a circuit"),
+    "op": (changed(circuit={"dims": [2], "ops": [["RY", [0], [0]]], "affine": []}), "an op is a gate, its wires"),
+    "gate": (changed(circuit={"dims": [2], "ops": [[{}, [0], [], False]], "affine": []}), "unknown gate {}"),
+    "wire": (changed(circuit={"dims": [2], "ops": [["X", [1], [], False]], "affine": []}), "a wire that is not there"),
+    "term": (
+        changed(circuit={"dims": [2], "ops": [], "affine": [5]}),
+        "an angle is a list of terms and a number, got 5",
+    ),
+    "number": (
+        changed(circuit={"dims": [2], "ops": [["RY", [0], [0], False]], "affine": [[[[0, float("inf")]], 0.0]]}),
+        "the numbers of an angle are finite, got inf",
+    ),
+}
+
+
+@pytest.mark.parametrize("data, said", WRONG.values(), ids=list(WRONG))
+def test_data_that_is_no_circuit_is_refused_in_one_sentence(data, said):
+    with pytest.raises(ValueError) as error:
+        load(data)
+    assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_steps_beside_one_circuit_are_refused():
+    with pytest.raises(ValueError, match="'fixed' is a Circuit, and beside it there are no steps"):
+        Ansatz("both", layer=(Step("RY", "each"),), fixed=ONE)
+    with pytest.raises(ValueError, match="'fixed' is a Circuit"):
+        Ansatz("text", fixed="RY")

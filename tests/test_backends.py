@@ -124,7 +124,8 @@ def test_a_gate_that_a_simulator_lacks_is_refused_before_anything_runs(stripped,
 @pytest.mark.parametrize("backend", QUBITS_ONLY)
 def test_where_a_simulator_lacks_a_gate_its_parts_run(stripped, backend, name):
     stripped(name, GATES[name].parts)
-    ops = [Op(name, wires, adjoint=adjoint) for wires in ((0, 2), (2, 1)) for adjoint in (False, True)]
+    n = GATES[name].wires
+    ops = [Op(name, wires[:n], adjoint=adjoint) for wires in ((0, 2), (2, 1)) for adjoint in (False, True)]
     circuit = Circuit((2, 2, 2), [op for op in ops for op in (op, Op("RY", (0,)), Op("RX", (1,)))])
     angles = drawn(2, circuit.n_angles)
     for row, found in zip(angles, matrix(circuit, angles, backend=backend), strict=True):

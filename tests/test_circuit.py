@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from bounds import close
+import torch
+from bounds import close, gates
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import qcircuit_peft
-from qcircuit_peft import Circuit, Op
+from qcircuit_peft import Affine, Circuit, Noise, Op, apply, columns, density, estimated_columns, probabilities
+from qcircuit_peft.drawing import draw as draw_text
 from qcircuit_peft.gates import GATES
 
 GATE_LIST = ", ".join(GATES)
@@ -105,6 +107,16 @@ REFUSED = {
         "every angle up to the largest is used by some op, but angle 0 of 2 is not"
     ),
     "Circuit((2,), ['RY'])": "'RY'",
+    "Affine(((-1, 2.0),))": "positions of angles has whole numbers >= 0, got -1",
+    "Affine(((0, 2.0), (0, 1.0)))": "an angle takes every position once, got (0, 0)",
+    "Affine((0,))": "the terms of an angle are pairs of a position and a scale, got (0,)",
+    "Affine(2.0)": "the terms of an angle are pairs of a position and a scale, got 2.0",
+    "Affine(((0, float('nan')),))": "the numbers of an angle are finite, got nan",
+    "Affine(shift=float('inf'))": "the numbers of an angle are finite, got inf",
+    "Affine(shift='1')": "the numbers of an angle are finite, got '1'",
+    "Circuit((2,), [Op('RY', (0,))], [Affine(), Affine()])": "affine has an Affine for each of the 1 angles of the ops",
+    "Circuit((2,), [Op('RY', (0,))], [0.5])": "affine has an Affine for each of the 1 angles of the ops, got [0.5]",
+    "Circuit((2,), [Op('RY', (0,))], [Affine(((1, 1.0),))])": "used by some Affine, but angle 0 of 2 is not",
     "Circuit((2,)) + Circuit((3,))": "on the same wires, got dims (2,) and (3,)",
 }
 
@@ -291,3 +303,102 @@ def test_the_inverse_undoes_the_circuit(circuit):
     assert inverse.depth == circuit.depth and inverse.is_real == circuit.is_real
     product = reference.matrix(inverse, angles) @ reference.matrix(circuit, angles)
     close(product, np.eye(circuit.dim), 2 * circuit.dim * (1 + len(circuit.ops)))
+
+
+# --- angles made of others ----------------------------------------------------------------------------------
+
+
+@st.composite
+def affine_circuits(draw):
+    """Circuits whose ops take sums of multiples of fewer angles, and fixed numbers."""
+    plain = draw(circuits())
+    numbers = st.floats(-3, 3, allow_subnormal=False)
+    terms = st.dictionaries(st.integers(0, 2), numbers.filter(bool), max_size=3).map(lambda found: tuple(found.items()))
+    made = [draw(st.builds(Affine, terms, numbers)) for _ in range(plain.n_angles)]
+    used = sorted({position for one in made for position, _ in one.terms})
+    rank = {position: index for index, position in enumerate(used)}
+    made = [Affine(tuple((rank[p], scale) for p, scale in one.terms), one.shift) for one in made]
+    return Circuit(plain.dims, plain.ops, made)
+
+
+def made_by_hand(circuit, angles):
+    return np.array([one.shift + sum(s * angles[p] for p, s in one.terms) for one in circuit.made])
+
+
+@hypothesis_settings(max_examples=40)
+@given(affine_circuits())
+def test_a_circuit_of_made_angles_is_the_plain_one_at_these(circuit):
+    angles = vector(circuit)
+    assert circuit.plain.affine == () and circuit.plain.ops == circuit.ops
+    inner = made_by_hand(circuit, angles)
+    expected = reference.matrix(circuit.plain, inner)
+    reach = gates(circuit.plain) + np.abs(inner).sum()
+    close(columns(circuit, torch.from_numpy(angles), circuit.dim), expected, reach, size=1)
+    eye, given = torch.eye(circuit.dim).double(), torch.from_numpy(angles).expand(2, -1)
+    close(apply(circuit, given, eye)[1], expected, reach, size=1)
+    close(probabilities(circuit, given)[1], np.abs(expected[:, 0]) ** 2, 2 * reach, size=1)
+    assert eval(repr(circuit)) == circuit == pickle.loads(pickle.dumps(circuit))
+    assert hash(circuit) == hash(Circuit(circuit.dims, circuit.ops, circuit.affine))
+
+
+@hypothesis_settings(max_examples=40)
+@given(affine_circuits())
+def test_made_angles_add_and_invert(circuit):
+    both, angles = circuit + circuit, vector(circuit)
+    assert both.n_angles == 2 * circuit.n_angles
+    once = reference.matrix(circuit, angles)
+    reach = both.dim * (1 + len(both.ops) + np.abs(made_by_hand(both, np.tile(angles, 2))).sum())
+    close(reference.matrix(both, np.tile(angles, 2)), once @ once, reach, size=1)
+    close(reference.matrix(circuit.inverse(), angles) @ once, np.eye(circuit.dim), reach, size=1)
+    assert circuit.inverse().inverse() == circuit
+
+
+SHARED = Circuit(
+    (2, 2),
+    [Op("RY", (0,)), Op("CZ", (0, 1)), Op("RY", (1,)), Op("RY", (0,)), Op("CZ", (0, 1)), Op("RY", (0,), (1,))],
+    [Affine(((0, 2.0), (1, 1.0)), 0.3), Affine(((0, -0.5),)), Affine(shift=0.7)],
+)
+
+
+def test_gradients_reach_the_angles_that_others_are_made_of():
+    angles = torch.tensor([0.4, 1.1], dtype=torch.float64)
+    step = 1e-6
+    for quantity in (
+        lambda a: columns(SHARED, a, 2),
+        lambda a: probabilities(SHARED, a, noise=Noise(depolarizing=0.1)),
+    ):
+        found = torch.autograd.functional.jacobian(quantity, angles)
+        for position in range(2):
+            moved = step * torch.eye(2, dtype=torch.float64)[position]
+            slope = (quantity(angles + moved) - quantity(angles - moved)) / (2 * step)
+            close(found[..., position], slope, gates(SHARED), size=1 / step)
+
+
+def test_shots_and_noise_know_made_angles(monkeypatch):
+    monkeypatch.setattr("qcircuit_peft.backends.draw", lambda p, shots, generator: p.detach())  # of endless shots
+    angles = torch.tensor([0.4, 1.1], dtype=torch.float64, requires_grad=True)
+    weights = torch.arange(4).double()
+    (wanted,) = torch.autograd.grad(probabilities(SHARED, angles) @ weights, angles)
+    (found,) = torch.autograd.grad(probabilities(SHARED, angles, shots=1) @ weights, angles)
+    close(found, wanted, gates(SHARED), size=40)
+    inner = torch.from_numpy(made_by_hand(SHARED, angles.tolist()))
+    noise = Noise(amplitude_damping=0.1)
+    assert torch.equal(density(SHARED, angles, noise), density(SHARED.plain, inner, noise))
+    one, other = (
+        estimated_columns(*of, 2, shots=None, noise=noise)[0] for of in ((SHARED, angles), (SHARED.plain, inner))
+    )
+    assert torch.equal(one, other)
+
+
+def test_angles_that_are_the_circuits_own_are_not_kept_as_made():
+    own = [Affine(((0, 1.0),)), Affine(((1, 1.0),))]
+    ops = [Op("RY", (0,)), Op("RX", (0,))]
+    assert Circuit((2,), ops, own) == Circuit((2,), ops) and Circuit((2,), ops, own).affine == ()
+    assert Circuit((2,), ops, own).made == tuple(own)
+
+
+def test_made_angles_are_shown():
+    assert str(SHARED).splitlines()[-3:] == ["[0] = 2*t0 + t1 + 0.3", "[1] = -0.5*t0", "[2] = 0.7"]
+    drawn = draw_text(SHARED, width=200)
+    assert "RY(2θ₀ + θ₁ + 0.3)" in drawn and "RY(-0.5θ₀)" in drawn and "RY(0.7)" in drawn
+    assert "RY(1.80)" in draw_text(SHARED, [0.5, 0.5])

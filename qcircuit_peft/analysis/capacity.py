@@ -13,6 +13,7 @@ from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number
+from qcircuit_peft.circuit import Circuit
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Capacity:
 
 
 def capacity(
-    ansatz: str | Path | Mapping[str, Any] | Ansatz,
-    qubits: int,
-    layers: int | Iterable[int] = range(1, 9),
+    ansatz: str | Path | Mapping[str, Any] | Ansatz | Circuit,
+    qubits: int | None = None,
+    layers: int | Iterable[int] | None = None,
     metric: str = "meyer_wallach",
     samples: int = 1000,
     generator: torch.Generator | None = None,
@@ -46,6 +47,7 @@ def capacity(
 ) -> list[Capacity]:
     """One row for every number of layers: the mean of ``metric`` over uniform angles, of the states U|0...0>.
 
+    ``layers`` left out are 1 to 8. A ``Circuit`` stands for itself: it needs no ``qubits`` and is one row.
     ``exact`` computes the mean without sampling (``mean_purities``), for metrics that are linear in purities:
     "meyer_wallach", "scott_2" and "purity". ``ensemble`` is that of the Haar value: left out, "real" for a real circuit
     and "complex" for another; the other one is allowed, with a warning. Where the Haar mean has no closed form it is
@@ -59,9 +61,12 @@ def capacity(
     family, measure = load(ansatz), state_metric(metric)
     whole_number("samples", samples, 2, MAX_SAMPLES)
     kind = choose_ensemble(family, ensemble)
-    haar = haar_value(metric, family.circuit(qubits=qubits, layers=0).dims, kind, samples, generator)
-    rows = []
-    for depth in [layers] if isinstance(layers, int) else layers:
+    if layers is None:
+        layers = range(1, 9) if family.fixed is None else 1
+    depths, rows = [layers] if isinstance(layers, int) else list(layers), []
+    dims = family.circuit(qubits=qubits, layers=0).dims if family.fixed is None else family.fixed.dims
+    haar = haar_value(metric, dims, kind, samples, generator)
+    for depth in depths:
         circuit = family.circuit(qubits=qubits, layers=depth)
         if exact:
             mean = linear_value(metric, mean_purities(circuit), circuit.dims)

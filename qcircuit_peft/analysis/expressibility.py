@@ -108,8 +108,8 @@ def divergences(counts: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expressibility(
-    ansatz: str | Path | Mapping[str, Any] | Ansatz,
-    qubits: int,
+    ansatz: str | Path | Mapping[str, Any] | Ansatz | Circuit,
+    qubits: int | None = None,
     layers: int = 1,
     samples: int = 5000,
     bins: int = 75,
@@ -134,7 +134,7 @@ def expressibility(
     whole_number("samples", samples, 2, MAX_SAMPLES)
     whole_number("bins", bins, 2, MAX_BINS)
     kind = choose_ensemble(family, ensemble)
-    how = binning or ("linear" if qubits < _WIDE else "quantile")
+    how = binning or ("linear" if len(circuit.dims) < _WIDE else "quantile")
     edges = bin_edges(bins, how, circuit.dim, kind)
     expected = log_probabilities(edges, circuit.dim, kind)
     found = torch.bucketize(fidelities(circuit, samples, generator), torch.from_numpy(edges[1:-1]), right=True)
@@ -176,8 +176,8 @@ def haar_frame_potential(order: int, dim: int, ensemble: str) -> float:
 
 
 def frame_potentials(
-    ansatz: str | Path | Mapping[str, Any] | Ansatz,
-    qubits: int,
+    ansatz: str | Path | Mapping[str, Any] | Ansatz | Circuit,
+    qubits: int | None = None,
     layers: int = 1,
     orders: Iterable[int] = (1, 2, 3),
     samples: int = 5000,

@@ -66,6 +66,10 @@ def _per_wire(pairs: NDArray, k: int) -> NDArray:
 def _check(circuit: Circuit) -> None:
     if any(d != 2 for d in circuit.dims):
         raise ValueError(f"the exact mean is for qubits, got wires of dimensions {circuit.dims}; sample instead")
+    if circuit.affine:
+        raise ValueError(
+            "the exact mean needs an angle of its own for every gate, but here some are made of others; sample"
+        )
     angles = [a for op in circuit.ops for a in op.angles or ()]
     if len(set(angles)) != len(angles):
         shared = next(a for a in angles if angles.count(a) > 1)

@@ -23,8 +23,7 @@ def choose_ensemble(ansatz: Ansatz, ensemble: str | None) -> str:
 
     Raises ValueError for an unknown ensemble.
     """
-    steps = (*ansatz.first, *ansatz.layer, *ansatz.last)
-    own = "real" if all(GATES[gate].real for step in steps for gate in step.gates) else "complex"
+    own = "real" if all(GATES[gate].real for gate in ansatz.gates) else "complex"
     if ensemble is None:
         return own
     check_ensemble(ensemble)

@@ -63,6 +63,19 @@ def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: i
         )
 
 
+def _plain(circuit: Circuit, angles: Tensor) -> tuple[Circuit, Tensor]:
+    """The circuit of plain ops, and the angles that they take, (*batch, n): sums of the circuit's."""
+    if not circuit.affine:
+        return circuit, angles
+    terms = [(slot, *term) for slot, one in enumerate(circuit.affine) for term in one.terms]
+    found = angles.new_tensor([one.shift for one in circuit.affine]).expand(*angles.shape[:-1], -1)
+    if terms:
+        slots, positions, scales = zip(*terms, strict=True)
+        at, source = (torch.tensor(where, device=angles.device) for where in (slots, positions))
+        found = found.index_add(-1, at, angles.index_select(-1, source) * angles.new_tensor(scales))
+    return circuit.plain, found
+
+
 def _simulated(row: Backend, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
     module = row.module()
     return simulate(lambda *given: module.run(*given, *row.on), row, circuit, angles, x)
@@ -84,6 +97,7 @@ def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native"
     _check_columns(circuit, k)
     row = find_backend(backend)
     _check_memory(circuit, angles, angles.shape[:-1], k)
+    circuit, angles = _plain(circuit, angles)
     if row.name == "native":
         return native.columns(circuit, angles, k)
     return _simulated(row, circuit, angles, torch.eye(circuit.dim, k, dtype=angles.dtype, device=angles.device))
@@ -130,6 +144,7 @@ def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "n
     if not row.noise:
         raise ValueError(f"backend {backend!r} has no noise; {having(lambda row: row.noise)}")
     _check_memory(circuit, angles, angles.shape[:-1], circuit.dim)
+    circuit, angles = _plain(circuit, angles)
     if row.name == "native":
         return native_density(circuit, angles, noise)
     module = row.module()
@@ -172,6 +187,7 @@ def probabilities(
     check_shots(shots, generator)
     row = find_backend(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
+    circuit, angles = _plain(circuit, angles)
 
     def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
         if noise is None and len(rows) and row.shots:
@@ -219,7 +235,7 @@ def estimated_columns(
     if backend != "native":
         raise ValueError(f"columns under noise are estimated by 'native', got backend {backend!r}")
     _check_memory(circuit, angles, (*angles.shape[:-1], k), circuit.dim)
-    test = noisy_interference(circuit, angles.detach(), k, noise)
+    test = noisy_interference(*_plain(circuit, angles.detach()), k, noise)
     return signed(test, shots, generator, noisy=True)
 
 
@@ -246,4 +262,5 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
         angles = angles.double()
     row = find_backend(backend)
     _check_memory(circuit, angles, batch, x.shape[-1])
+    circuit, angles = _plain(circuit, angles)
     return native.apply(circuit, angles, x) if row.name == "native" else _simulated(row, circuit, angles, x)

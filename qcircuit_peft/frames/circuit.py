@@ -24,8 +24,7 @@ _FEW = 4  # "auto" never minds fewer parameters than this many times the width
 
 def check_real(ansatz: Ansatz) -> None:
     """Raise ValueError if a gate of the ansatz is complex: a weight update is real, so its circuit has to be."""
-    steps = (*ansatz.first, *ansatz.layer, *ansatz.last)
-    names = sorted({gate for step in steps for gate in step.gates if not GATES[gate].real})
+    names = sorted(gate for gate in ansatz.gates if not GATES[gate].real)
     if names:
         real = ", ".join(name for name, gate in GATES.items() if gate.real)
         raise ValueError(
@@ -49,6 +48,8 @@ def qudit_parameters(n: int, ansatz: Ansatz, layers: int) -> int | None:
     """
     if n < 2:
         return None
+    if ansatz.fixed is not None:
+        return ansatz.circuit(dim=n, layers=layers).n_angles
     dims = wire_dims(n)
     ansatz.check_gates(len(dims), layers, adapter_gates())
     total = 0
@@ -69,6 +70,9 @@ def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
     is the user's own wish), is above the n k entries of the plain factor that LoRA would train, and above 4 n: then
     the circuit saves nothing. A larger k lifts that, since the parameters do not grow with k.
     """
+
+    if ansatz.fixed is not None:
+        return "qudit"
 
     def counts(layers: int) -> dict[str, int]:
         found = {
@@ -92,9 +96,10 @@ def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
 class CircuitFrame:
     """The first ``k`` columns of a real circuit of width ``n``: an orthonormal (n, k) matrix.
 
-    ``ansatz`` is what ``load`` takes: a name, a path, plain data or an ``Ansatz``, which it is from then on. ``width``
-    says how an n that is not a power of two is reached: "qudit" puts its odd primes on wires of their own, "shannon"
-    is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters (``choose_width``).
+    ``ansatz`` is what ``load`` takes: a name, a path, plain data, a ``Circuit`` of this width or an ``Ansatz``, as
+    which it is kept. ``width`` says how an n that is not a power of two is reached: "qudit" puts its odd primes on
+    wires of their own, "shannon" is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters
+    (``choose_width``), "qudit" for a ``Circuit``.
     ``splits``, for "shannon" only, maps widths N of the recursion to their larger part N1, such as {768: 384}.
     Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, splits that do not fit, or a
     width that does not suit the ansatz or the backend.
@@ -125,8 +130,7 @@ class CircuitFrame:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")
         backend = backends.find_backend(self.backend)
         check_real(self.ansatz)
-        steps = (*self.ansatz.first, *self.ansatz.layer, *self.ansatz.last)
-        backends.check_gates({gate for step in steps for gate in step.gates}, backend)
+        backends.check_gates(self.ansatz.gates, backend)
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
         if self.width == "shannon":
@@ -144,7 +148,7 @@ class CircuitFrame:
                     f"a frame has at most {_MAX_ANGLES} angles, but width {self.n} on qudit wires takes {count}; "
                     f"width='shannon' takes {shannon.n_parameters(self.n, self.ansatz, self.layers)}"
                 )
-            backends.check_wires(wire_dims(self.n), backend)
+            backends.check_wires(self._circuit.dims, backend)
 
     def __hash__(self) -> int:
         return self._hash

@@ -31,6 +31,8 @@ def without_entanglers(ansatz: Ansatz) -> Ansatz:
     >>> [step.gates for step in without_entanglers(load("simplified_two_design")).layer]
     [('RY',), ('RY',)]
     """
+    if ansatz.fixed is not None:
+        raise ValueError(f"the control no_entanglers is for a family of circuits, but {ansatz.name!r} is one circuit")
     parts = {}
     for part in ("first", "layer", "last"):
         kept = []

@@ -12,6 +12,7 @@ from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
 from qcircuit_peft import backends, checks, files
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import boolean, number, one_of, texts, whole_number
+from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
@@ -45,7 +46,8 @@ class QCircuitConfig(PeftConfig):
     By default every adapted weight gets delta W = (alpha / r) U diag(lambda) V^T, where U and V are the first r columns
     of circuits.
 
-    ansatz: a name in ``circuits/``, the path of a TOML file, plain data or an ``Ansatz``; read now, stored whole.
+    ansatz: a name in ``circuits/``, the path of a TOML file, plain data, an ``Ansatz`` or a
+        ``Circuit``, for layers of its width only; read now, stored whole.
     layers: the number L of times the ansatz's layer is repeated.
     r, alpha, rank_pattern, alpha_pattern: rank and scaling, for all modules and by module name, as in LoRA. Unlike
         there, r costs one number per adapted module.
@@ -78,7 +80,7 @@ class QCircuitConfig(PeftConfig):
     'simplified_two_design'
     """
 
-    ansatz: str | Path | dict[str, Any] | Ansatz = "simplified_two_design"
+    ansatz: str | Path | dict[str, Any] | Ansatz | Circuit = "simplified_two_design"
     layers: int = 1
     r: int = DEFAULT_R
     alpha: int | float = DEFAULT_ALPHA
