@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --no-input --no-warn-conflicts --disable
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFLINE := HF_HUB_OFFLINE=1
 NUMERIC := $(addprefix tests/test_,$(addsuffix .py,gates svd frames_diagonal frames_lower factorizations operators \
-	entanglement native_pennylane tuner_merge))
+	entanglement native_pennylane fixtures tuner_merge)) -k 'not gpt2 and not bert'
 AVX2 := $(shell grep -qsw avx2 /proc/cpuinfo && echo yes)
 PINS := pyproject.toml .ci/constraints.txt .ci/packages.txt
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from bounds import close
 from peft import get_peft_model
-from tiny import CONTRACT, MODELS, adapted, config, inputs, layers, logits, shake
+from tiny import CHAIN, CONTRACT, MODELS, adapted, close_gradient, config, inputs, layers, logits, shake
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -50,7 +51,7 @@ def same(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None], scal
     for name, grad in wanted.items():
         assert (found[name] is None) == (grad is None), name
         if grad is not None:
-            assert torch.allclose(found[name], scale * grad, rtol=1e-4, atol=1e-5 * max(1, scale)), name
+            close_gradient(found[name], scale * grad, name)
 
 
 def unshared(net: Any) -> Any:
@@ -102,7 +103,7 @@ def test_frozen_frames_are_kept_while_evaluating_and_never_stale(calls: list[int
         for _ in range(3):
             found = logits(net, "bert")
         assert bank.passes.generations - before == generations
-        assert torch.allclose(found, fresh(), rtol=1e-5, atol=1e-6)
+        close(found, fresh(), CHAIN)
 
     check(1)
     for _ in range(5):
@@ -135,7 +136,7 @@ def test_frozen_frames_are_kept_while_evaluating_and_never_stale(calls: list[int
     check(0)
     with torch.inference_mode():
         first = net(**inputs("bert")).logits
-    assert torch.allclose(first, fresh(), rtol=1e-5, atol=1e-6)
+    close(first, fresh(), CHAIN)
     x = torch.randn(2, 5, 32, requires_grad=True)  # inference frames would refuse this
     net.requires_grad_(False)
     layers(net)[0](x).sum().backward()
@@ -200,7 +201,8 @@ def test_a_layer_used_twice_and_a_layer_not_used() -> None:
     linear(linear(torch.tanh(linear(x, *expected[pa])), *expected[pb]), *expected[pa]).square().sum().backward()
     for layer, other in ((a, pa), (b, pb)):
         for p, q in zip(layer.parameters(), other.parameters(), strict=True):
-            assert not p.requires_grad or torch.allclose(p.grad, q.grad, atol=1e-4)
+            if p.requires_grad:
+                close_gradient(p.grad, q.grad)
     assert all(p.grad is None for p in (*c.parameters(), *pc.parameters()))
 
 
@@ -399,4 +401,4 @@ def test_export_and_trace() -> None:
     net = shake(get_peft_model(Blocks(None), QCircuitConfig(r=4, target_modules=r"front|blocks\..*"))).eval()
     x = torch.randn(3, 8)
     for made in (torch.export.export(net.base_model.model, (x,)).module(), torch.jit.trace(net.base_model.model, (x,))):
-        assert torch.allclose(made(2 * x), net(2 * x), atol=1e-6)
+        close(made(2 * x), net(2 * x), CHAIN)

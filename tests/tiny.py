@@ -132,6 +132,12 @@ def close_logits(model: nn.Module, name: str, expected: Tensor) -> None:
     close(logits(model, name), expected, CHAIN)
 
 
+def close_gradient(found: Tensor | None, expected: Tensor, where: Any = "") -> None:
+    """Assert that a gradient through a tiny model, there and back, is this up to another order of additions."""
+    assert found is not None, where
+    close(found, expected, 2 * CHAIN, where=where)
+
+
 def close_forward(layer: QCircuitLinear, x: Tensor, added: Tensor) -> None:
     """Assert that an adapted layer adds this to what its base layer gives, from which it is told by subtraction."""
     with torch.no_grad():
