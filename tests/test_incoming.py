@@ -12,7 +12,7 @@ from peft.utils.hotswap import hotswap_adapter
 from test_qpa import adapted as generated
 from test_qpa import config as generator
 from test_qpa import steps
-from tiny import CHAIN, adapted, base, config, logits, shake
+from tiny import CHAIN, adapted, base, logits, shake
 
 from qcircuit_peft import QCircuitConfig
 from qcircuit_peft.generator import Recipe
@@ -112,12 +112,12 @@ def test_another_method_of_the_name_and_other_doors_are_refused(tmp_path: Path) 
     lora = get_peft_model(base("llama"), LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="of type QCIRCUIT, but the adapter 'default' is of type LORA"):
         lora.load_adapter(tmp_path, "default")
-    with pytest.raises(ValueError, match="[Hh]otswapping only supports LORA"):
+    with pytest.raises(ValueError, match=r"[Hh]otswapping only supports LORA"):
         hotswap_adapter(net, tmp_path, "default")
     model = base("llama")
     model.load_adapter(str(tmp_path))
     for option in (True, "auto"):
-        with pytest.raises(ValueError, match="only supported for LoRA|already exists"):
+        with pytest.raises(ValueError, match=r"only supported for LoRA|already exists"):
             model.load_adapter(str(tmp_path), adapter_name="default", hotswap=option)
     assert torch.equal(logits(net, "llama"), before) and torch.equal(logits(model, "llama"), before)
 

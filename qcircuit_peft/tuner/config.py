@@ -31,9 +31,10 @@ _CIRCUIT_KEYS = (
 )
 _CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
 # How an adapter starts, is trained and computed: the numbers that are loaded mean the same whatever these are.
-_INCIDENTAL = frozenset(
-    ("backend", "dropout", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles", *INCIDENTAL)
-)
+_INCIDENTAL = {
+    *("backend", "dropout", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles"),
+    *INCIDENTAL,
+}
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20

@@ -7,10 +7,10 @@ from typing import Any
 from qcircuit_peft.text import shown
 
 # PEFT's notes, and what the names of the parameters tell: which modules are adapted.
-INCIDENTAL = frozenset(
-    ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
-    + ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-)
+INCIDENTAL = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+}
 
 
 def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, Any]:
