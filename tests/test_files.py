@@ -227,7 +227,6 @@ def test_all_that_is_written_is_written_by_the_steps() -> None:
         "files.py",
         "compare/worker.py",  # resets a counter of the kernel
         "study/report.py",  # draws into memory
-        "tuner/checkpoint.py",  # being redone
     }
     root = Path(files.__file__).parent
     others = [

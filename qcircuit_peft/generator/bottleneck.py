@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
@@ -43,6 +43,8 @@ class BottleneckConfig(PeftConfig):
     exclude_modules: str | list[str] | None = None
     modules_to_save: list[str] | None = None
 
+    incidental: ClassVar[set[str]] = INCIDENTAL
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
@@ -51,7 +53,7 @@ class BottleneckConfig(PeftConfig):
 
     def check_takes(self, stored: PeftConfig, adapter: str) -> None:
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
-        check_same(adapter, meaning(self.to_dict(), INCIDENTAL), meaning(stored.to_dict(), INCIDENTAL))
+        check_same(adapter, meaning(self.to_dict(), self.incidental), meaning(stored.to_dict(), self.incidental))
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):

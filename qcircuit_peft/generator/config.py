@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -62,6 +62,8 @@ class QPAConfig(PeftConfig):
     shots: int | None = Recipe.shots
     noise: Noise | dict[str, float] | None = None
     generator: dict[str, Any] | None = None
+
+    incidental: ClassVar[set[str]] = {*INCIDENTAL, "backend", "layout"}  # layouts are compared on their own
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +133,7 @@ class QPAConfig(PeftConfig):
 
     def check_takes(self, stored: "QPAConfig", adapter: str) -> None:
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
-        mine, theirs = (meaning(config.to_dict(), _incidental(config)) for config in (self, stored))
+        mine, theirs = (meaning(config.to_dict(), self.incidental) for config in (self, stored))
         check_same(adapter, mine, theirs)
         if self.layout is not None and stored.layout is not None:
             check_layout(self.layout, stored.layout, self.init == "zero")
@@ -141,12 +143,6 @@ class QPAConfig(PeftConfig):
         config = copy.deepcopy(self.base)
         config.inference_mode, config.task_type = False, self.task_type
         return config
-
-
-def _incidental(config: QPAConfig) -> set[str]:
-    """What changes nothing in what is generated; the layout is compared on its own."""
-    dropouts = {name for name in config.base.to_dict() if "dropout" in name}
-    return {*INCIDENTAL, "backend", "layout", *dropouts}
 
 
 def _is_layout(stored: object) -> bool:

@@ -6,9 +6,10 @@ from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.model import QCircuitModel, circuits
-from qcircuit_peft.tuner.register import register
+from qcircuit_peft.tuner.register import hook_checkpoints, register
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
+hook_checkpoints()
 
 __all__ = [
     "AdaptiveRank",

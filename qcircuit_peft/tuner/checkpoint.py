@@ -1,11 +1,9 @@
-"""Checks of saved adapters that run before a model is changed, and saving that never leaves half a checkpoint."""
+"""Checks of saved adapters that run before a model is changed."""
 
 import copy
 import functools
 import inspect
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from qcircuit_peft.quantization import Quantization, pack, unpack
 from qcircuit_peft.text import printable, shortened, shown
+from qcircuit_peft.tuner.saving import check_signed, current, is_kind
 from qcircuit_peft.tuner.sparse import filled
 
 PREFIX = "qcircuit_"
@@ -150,7 +149,7 @@ def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dic
         raise ValueError(f"{folder}: not a whole weights file ({told}); save or copy the checkpoint again") from None
 
 
-def _check_meaning(source: str, kind: str, given: dict[str, Any], config: Any, hub: dict[str, Any]) -> None:
+def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[str, Any]) -> None:
     """Raise ValueError if what is stored means something else by the configuration that it would be loaded with."""
     name = given.get("adapter_name") or "default"
     loaded = (getattr(given.get("self"), "peft_config", None) or {}).get(name)
@@ -176,7 +175,30 @@ def _check_meaning(source: str, kind: str, given: dict[str, Any], config: Any, h
         mine.check_takes(stored, whose)
 
 
-def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
+def where_it_is(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of PEFT or transformers that reads a checkpoint, and amid a save the whole one (``current``)."""
+    signature = inspect.signature(load)
+    names = ("model_id", "peft_model_id", "pretrained_model_name_or_path")
+    source = next(name for name in names if name in signature.parameters)
+
+    @functools.wraps(load)
+    def loader(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        given = call.arguments
+        tables = [name for name in ("kwargs", "hf_hub_download_kwargs", "adapter_kwargs") if given.get(name)]
+        holders = [table for table in (given, *(given[name] for name in tables)) if table.get("subfolder")]
+        place, inside = given.get(source), holders[0]["subfolder"] if holders else ""
+        if place is not None and (found := current(Path(place, inside))) != Path(place, inside):
+            given[source] = str(found)
+            given.pop("subfolder", None)
+            for name in tables:
+                given[name] = {key: value for key, value in given[name].items() if key != "subfolder"}
+        return load(*call.args, **call.kwargs)
+
+    return loader
+
+
+def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
     """A loading function of PEFT or transformers that reads and checks a checkpoint of ours before it goes to work.
 
     It raises ValueError for a weights file that is damaged or not finite, and if its numbers would get another
@@ -198,67 +220,23 @@ def look_first(load: Callable[..., Any], kind: str) -> Callable[..., Any]:
         if source is not None and config is None:
             with suppress(ValueError, KeyError, TypeError, OSError):  # the loading function says what is wrong
                 found = PeftConfig._get_peft_type(os.fspath(source), **hub)
-        if found != kind or (source is None and state is None):
+        if not is_kind(found) or (source is None and state is None):
             return load(*args, **kwargs)
         if source is not None:
-            _check_meaning(os.fspath(source), kind, given, config, hub)
+            _check_meaning(os.fspath(source), given, config, hub)
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
             state = _read(str(source), names, hub)
+        if source is not None:
+            check_signed(Path(source, hub.get("subfolder") or ""))
         check_values(str(source or "adapter_state_dict"), state)
         state = dict(state)
         if "adapter_state_dict" in signature.parameters and any(value.dtype == torch.uint8 for value in state.values()):
             call.arguments["adapter_state_dict"] = state  # the tuner opens what is packed in it before it is loaded
-        token = _loading.set((kind, state))
+        token = _loading.set((str(getattr(found, "value", found)), state))
         try:
             return load(*call.args, **call.kwargs)
         finally:
             _loading.reset(token)
 
     return loader
-
-
-def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> Callable[..., None]:
-    """A ``save_pretrained`` that writes into a folder of its own first and moves the files when all is written.
-
-    A save that fails leaves what was in the folder as it was. Models to which it does not apply are saved as ever.
-    """
-    signature = inspect.signature(save)
-
-    @functools.wraps(save)
-    def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, save_directory, *args, **kwargs).arguments
-        is_main, to_hub = given.get("is_main_process", True), given.get("push_to_hub", False)
-        if not applies(self) or not is_main or to_hub or os.path.isfile(save_directory):
-            return save(self, save_directory, *args, **kwargs)
-        target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
-        draft, old = (Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target)) for kind in ("saving", "replaced"))
-        try:
-            if (target / "README.md").is_file():  # PEFT updates the model card that it finds
-                shutil.copy2(target / "README.md", draft)
-            save(self, str(draft), *args, **kwargs)
-            _move(draft, target, old)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-        return None
-
-    return save_pretrained
-
-
-def _move(draft: Path, target: Path, old: Path) -> None:
-    """Move all files of ``draft`` into ``target``, what they replace into ``old``; if one fails, all are moved back."""
-    done: list[tuple[Path, Path]] = []
-    files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
-    try:
-        for name in files:
-            for source, goal in ((target / name, old / name), (draft / name, target / name)):
-                if source.is_file():
-                    goal.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(source, goal)
-                    done.append((source, goal))
-    except BaseException:
-        for source, goal in reversed(done):
-            os.replace(goal, source)
-        raise

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, INCLUDE_LINEAR_LAYERS_SHORTHAND, PeftType
@@ -19,6 +19,7 @@ from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
 from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.saving import settle
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -30,11 +31,6 @@ _CIRCUIT_KEYS = (
     *("factorization", "factorization_options", "share", "init", "seed", "train_angles", "quantization"),
 )
 _CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
-# How an adapter starts, is trained and computed: the numbers that are loaded mean the same whatever these are.
-_INCIDENTAL = {
-    *("backend", "dropout", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles"),
-    *INCIDENTAL,
-}
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
@@ -109,6 +105,12 @@ class QCircuitConfig(PeftConfig):
     bias: str = "none"
     fan_in_fan_out: bool = False
     circuit: dict[str, Any] | None = None
+
+    # How an adapter starts, is trained and computed: numbers that are loaded mean the same whatever these are.
+    incidental: ClassVar[set[str]] = {
+        *("backend", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles"),
+        *INCIDENTAL,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,7 +222,7 @@ class QCircuitConfig(PeftConfig):
 
     def check_takes(self, stored: PeftConfig, adapter: str) -> None:
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
-        check_same(adapter, meaning(self.to_dict(), _INCIDENTAL), meaning(stored.to_dict(), _INCIDENTAL))
+        check_same(adapter, meaning(self.to_dict(), self.incidental), meaning(stored.to_dict(), self.incidental))
 
     def wants_all_linear(self) -> bool:
         """Whether the targets are PEFT's "all-linear"."""
@@ -262,6 +264,7 @@ def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
     if os.path.isfile(folder):
         raise ValueError(f"an adapter is saved in a folder, but {folder} is a file")
     files.make_folder(Path(folder))
+    settle(Path(folder))
     files.write(Path(folder) / CONFIG_NAME, text)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qcircuit_peft.text import shown
 
-# PEFT's notes, and what the names of the parameters tell: which modules are adapted.
+# PEFT's notes, and which modules are adapted, which the names of the parameters tell.
 INCIDENTAL = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -21,7 +21,7 @@ def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, A
     """
     found = {}
     for key, value in data.items():
-        if key in incidental:
+        if key in incidental or "dropout" in key:  # which has a name of its own in every method
             continue
         if isinstance(value, Mapping) and key in ("circuit", "generator", "base"):
             found |= {f"{key}.{inner}": entry for inner, entry in meaning(value, incidental).items()}

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import PeftType, register_peft_method
 from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
-from qcircuit_peft.tuner.checkpoint import look_first, whole_or_not
+from qcircuit_peft.tuner.checkpoint import look_first, where_it_is
+from qcircuit_peft.tuner.saving import is_kind, whole_or_not
 
 
 def extend_peft_type(name: str) -> None:
@@ -21,27 +22,31 @@ def extend_peft_type(name: str) -> None:
         type.__setattr__(PeftType, name, member)
 
 
-def register(name: str, config_cls: type, model_cls: type) -> None:
+def register(name: str, config_cls: Any, model_cls: type) -> None:
     """Register a tuner with PEFT under a name in small letters, once in a process.
 
-    Loading also looks at a checkpoint of ours before it changes a model, and saving replaces one whole or not at all.
+    A configuration's ``incidental`` fields are those that do not change what the numbers of an adapter mean.
     """
     kind = name.upper()
     if kind in PeftType.__members__:
         raise ImportError("qcircuit_peft has been imported before in this process, and PEFT holds its classes; restart")
     extend_peft_type(kind)
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+
+
+def hook_checkpoints() -> None:
+    """Let PEFT and transformers look at a checkpoint of ours before it changes a model, and replace one whole."""
     peft: Any = PeftModel
-    peft.from_pretrained = classmethod(look_first(peft.from_pretrained.__func__, kind))
-    peft.load_adapter = look_first(peft.load_adapter, kind)
-    peft.save_pretrained = whole_or_not(
-        peft.save_pretrained, applies=lambda model: isinstance(model.base_model, model_cls)
-    )
     mixin: Any = PeftAdapterMixin
-    mixin.load_adapter = look_first(mixin.load_adapter, kind)
+    peft.from_pretrained = classmethod(look_first(peft.from_pretrained.__func__))
+    for loaded in (peft, mixin):
+        loaded.load_adapter = where_it_is(look_first(loaded.load_adapter))
 
     def has_ours(model: Any) -> bool:
-        return any(config.peft_type == kind for config in (getattr(model, "peft_config", None) or {}).values())
+        return any(is_kind(config.peft_type) for config in (getattr(model, "peft_config", None) or {}).values())
 
-    whole: Any = PreTrainedModel
-    whole.save_pretrained = whole_or_not(whole.save_pretrained, applies=has_ours)
+    saved: Any
+    for saved in (peft, PreTrainedModel):
+        saved.save_pretrained = whole_or_not(saved.save_pretrained, has_ours)
+    for owner, name in ((PeftConfig, "from_pretrained"), (PeftConfig, "_get_peft_type"), (peft, "from_pretrained")):
+        setattr(owner, name, classmethod(where_it_is(getattr(owner, name).__func__)))

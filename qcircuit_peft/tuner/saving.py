@@ -1,0 +1,145 @@
+"""Saving that never leaves half a checkpoint, and where to find a whole one.
+
+An adapter is several files, and no system replaces several at once. So all are written into a draft, and the draft is
+renamed to ``COMMITTED``: that is the instant of the save, from which on the folder means what lies in there. Then every
+file takes its place, and ``COMMITTED`` goes. Who loads looks there first; who saves next ends what was interrupted.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import safe_open
+
+from qcircuit_peft import files
+from qcircuit_peft.text import printable, shortened
+from qcircuit_peft.tuner.meaning import meaning
+
+COMMITTED = ".saved"
+DIGEST = "qcircuit_peft.configuration"  # the key in a weights file's metadata
+_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+_OF_0_1 = (".saving-????????", ".replaced-????????")  # what a save that was killed left in version 0.1
+
+
+def is_kind(peft_type: Any) -> bool:
+    """Whether a type of adapter is one of this package."""
+    return isinstance(peft_type, str) and hasattr(PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type), "incidental")  # type: ignore[call-overload]
+
+
+def current(folder: Path) -> Path:
+    """The folder with the files of the adapter that is saved in a folder: itself, but amid a save."""
+    committed = folder / COMMITTED
+    return committed if (committed / CONFIG_NAME).is_file() else folder
+
+
+def settle(folder: Path) -> None:
+    """End a save into a folder that was interrupted, if one was: every file takes its place."""
+    committed = folder / COMMITTED
+    if not committed.is_dir():
+        return
+    names = [path.name for path in committed.iterdir() if path.is_file()]
+    for name in sorted(names, key=lambda name: name not in _WEIGHTS):  # weights first
+        spare = files.draft_of(folder / name)
+        files.link(committed / name, spare)
+        files.replace(spare, folder / name)
+    if any(name in _WEIGHTS for name in names):
+        for other in {*_WEIGHTS}.difference(names):  # weights of another format, which PEFT might prefer
+            files.remove(folder / other)
+    files.sync_folder(folder)
+    gone = files.draft_of(committed)
+    files.replace(committed, gone)
+    files.remove(gone)
+
+
+def _exchange(draft: Path, target: Path) -> None:
+    """Put the files of a draft in the place of those that a folder has: all at once for who loads it."""
+    files.make_folder(target)
+    settle(target)
+    files.sync_folder(draft)
+    files.replace(draft, target / COMMITTED)
+    files.sync_folder(target)
+    settle(target)
+    files.clear_drafts(target)
+    for path in [path for pattern in _OF_0_1 for path in target.glob(pattern)]:
+        files.remove(path)
+
+
+def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> Callable[..., None]:
+    """A ``save_pretrained`` after which, and at every instant of which, a folder holds the old or the new adapter.
+
+    Weights get a digest of their configuration. Models to which it does not apply are saved as ever.
+    """
+    signature = inspect.signature(save)
+
+    @functools.wraps(save)
+    def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, save_directory, *args, **kwargs).arguments
+        is_main, to_hub = given.get("is_main_process", True), given.get("push_to_hub", False)
+        target = Path(save_directory)
+        if is_main and not target.is_file():
+            settle(target)
+        if not applies(self) or not is_main or to_hub or target.is_file():
+            return save(self, save_directory, *args, **kwargs)
+        draft = files.draft_of(target / COMMITTED)
+        files.make_folder(draft)
+        try:
+            if (target / "README.md").is_file():  # PEFT updates the model card that it finds
+                shutil.copy2(target / "README.md", draft)
+            save(self, str(draft), *args, **kwargs)
+            folders = [draft, *(path for path in draft.rglob("*") if path.is_dir())]
+            for folder in reversed(folders):  # those inside first
+                _sign(folder)
+                _exchange(folder, target / folder.relative_to(draft))
+        finally:
+            files.remove(draft)
+        return None
+
+    return save_pretrained
+
+
+def _digest(data: Mapping[str, Any]) -> str | None:
+    """Of all in a configuration of ours that gives numbers their meaning."""
+    kind: Any = data.get("peft_type")
+    if not is_kind(kind):
+        return None
+    told = meaning(data, PEFT_TYPE_TO_CONFIG_MAPPING[kind].incidental)  # type: ignore[attr-defined]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _sign(folder: Path) -> None:
+    """Write the digest of a configuration into the metadata of the weights beside it."""
+    config, weights = folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME
+    digest = _digest(json.loads(config.read_bytes())) if config.is_file() and weights.is_file() else None
+    if digest is None:
+        return
+    raw = weights.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    header["__metadata__"] = {**header.get("__metadata__", {}), DIGEST: digest}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    files.write(weights, len(text).to_bytes(8, "little") + text + raw[end:])
+
+
+def check_signed(folder: Path) -> None:
+    """Raise ValueError if the weights in a folder know another configuration than the one there; older ones know none.
+
+    The files have been read before, so that they are what they should be.
+    """
+    config, weights = folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME
+    if not config.is_file() or not weights.is_file():
+        return
+    with safe_open(weights, "pt") as opened:
+        known = (opened.metadata() or {}).get(DIGEST)
+    if known is not None and known != _digest(json.loads(config.read_bytes())):
+        raise ValueError(
+            f"{shortened(printable(str(folder)))}: {SAFETENSORS_WEIGHTS_NAME} was not saved with this {CONFIG_NAME}; "
+            "copy both from one save"
+        )

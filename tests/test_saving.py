@@ -1,0 +1,214 @@
+"""A checkpoint is one thing: at every instant of a save a folder loads as the old or the new adapter."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_qpa import adapted as generated
+from test_qpa import steps
+from tiny import adapted, base, config, logits, shake
+from torch import Tensor
+
+from qcircuit_peft import files
+from qcircuit_peft.tuner.saving import COMMITTED
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are tried on a process that was forked"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
+]
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NAMES = {WEIGHTS, CONFIG, "README.md"}
+
+
+def killed(save: Callable[[], Any], at: int) -> bool:
+    """Whether a process that saves was killed before its step of this number, or had fewer."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            begun = 0
+
+            def stopped(step: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
+                def run(*args: Any, **kwargs: Any) -> Any:
+                    nonlocal begun
+                    begun += 1
+                    if begun > at:
+                        if half:
+                            Path(args[1]).write_bytes(b"\0" * 100)
+                        os._exit(9)
+                    return step(*args, **kwargs)
+
+                return run
+
+            for name in files.STEPS:
+                setattr(files, name, stopped(getattr(files, name)))
+            for module in (peft.peft_model, transformers.modeling_utils):
+                module.safe_save_file = stopped(module.safe_save_file, half=True)  # type: ignore[attr-defined]
+            save()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def circuit(alpha: float, seed: int) -> Any:
+    return adapted("llama", alpha=alpha, seed=seed, target_modules=["q_proj"])
+
+
+def injected(alpha: float, seed: int) -> Any:
+    model = base("llama")
+    model.add_adapter(config("llama", alpha=alpha, seed=seed, target_modules=["q_proj"]))
+    return shake(model)
+
+
+def generator(alpha: float, seed: int) -> Any:
+    net = generated(seed=seed, noise={"depolarizing": alpha / 1000})
+    steps(net, 1)
+    return net
+
+
+def named(alpha: float, seed: int) -> Any:
+    net = circuit(3.0, 3)
+    net.add_adapter("other", config("llama", alpha=alpha, seed=seed, target_modules=["q_proj"]))
+    net.set_adapter("other")
+    return shake(net, "other").eval()
+
+
+def by_peft(folder: Path) -> Tensor:
+    return logits(PeftModel.from_pretrained(base("llama"), folder).eval(), "llama")
+
+
+def by_config(folder: Path) -> Tensor:
+    """As the Auto classes of PEFT do."""
+    read = PeftConfig.from_pretrained(str(folder))
+    return logits(PeftModel.from_pretrained(base("llama"), folder, config=read).eval(), "llama")
+
+
+def by_transformers(folder: Path) -> Tensor:
+    model = base("llama")
+    model.load_adapter(str(folder))
+    return logits(model, "llama")
+
+
+def by_subfolder(folder: Path) -> Tensor:
+    model = base("llama")
+    model.load_adapter(str(folder), adapter_kwargs={"subfolder": "other"})
+    net = PeftModel.from_pretrained(base("llama"), folder, subfolder="other")
+    assert torch.equal(logits(model, "llama"), logits(net, "llama"))
+    return logits(net, "llama")
+
+
+WAYS = {
+    "auto": (circuit, by_config),
+    "transformers": (injected, by_transformers),
+    "qpa": (generator, by_peft),
+    "subfolder": (named, by_subfolder),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_and_nothing_after_the_next_save(way: str, tmp_path: Path) -> None:
+    make, loaded = WAYS[way]
+    old, new = make(48.0, 1), make(7.0, 2)
+    old.save_pretrained(tmp_path / "old")
+    before, after = loaded(tmp_path / "old"), logits(new, "llama")
+    assert not torch.equal(before, after)
+    seen = []
+    for at in range(100):
+        folder = tmp_path / str(at)
+        shutil.copytree(tmp_path / "old", folder)
+        going = killed(lambda folder=folder: new.save_pretrained(folder), at)
+        found = loaded(folder)
+        seen.append(torch.equal(found, after))
+        assert seen[-1] or torch.equal(found, before), at
+        clean = {path.name for path in (tmp_path / "old").rglob("*")}
+        if going:
+            old.save_pretrained(folder)
+            assert all(
+                (folder / name).read_bytes() == (tmp_path / "old" / name).read_bytes() for name in (WEIGHTS, CONFIG)
+            )
+        assert {path.name for path in folder.rglob("*")} == clean
+        if not going:
+            break
+    assert len(seen) > 12 and seen == sorted(seen) and seen.count(True) > 5
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> tuple[Path, Tensor, Tensor]:
+    """A folder in the middle of a save, and the outputs of the old and the new adapter."""
+    old, new = circuit(48.0, 1), circuit(7.0, 2)
+    old.save_pretrained(tmp_path)
+    for at in range(100):
+        assert killed(lambda: new.save_pretrained(tmp_path), at)
+        if (tmp_path / COMMITTED).is_dir():
+            break
+    return tmp_path, logits(old, "llama"), logits(new, "llama")
+
+
+def test_a_save_of_another_method_or_of_a_configuration_ends_what_was_interrupted(
+    interrupted: tuple[Path, Tensor, Tensor], tmp_path: Path
+) -> None:
+    folder, _, after = interrupted
+    shutil.copytree(folder, tmp_path / "copy")
+    PeftConfig.from_pretrained(str(tmp_path / "copy")).save_pretrained(str(tmp_path / "copy"))
+    assert torch.equal(by_peft(tmp_path / "copy"), after) and not (tmp_path / "copy" / COMMITTED).exists()
+    lora = get_peft_model(base("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    lora.save_pretrained(folder)
+    assert torch.equal(by_peft(folder), logits(lora, "llama"))
+
+
+def test_weights_of_one_save_are_refused_with_the_configuration_of_another(tmp_path: Path) -> None:
+    for number, net in enumerate((circuit(48.0, 1), circuit(7.0, 2), generator(1, 1), generator(2, 1))):
+        net.save_pretrained(tmp_path / str(number))
+    for mine, other in (("0", "1"), ("2", "3")):
+        folder = tmp_path / f"mixed{mine}"
+        shutil.copytree(tmp_path / mine, folder)
+        shutil.copy(tmp_path / other / WEIGHTS, folder)
+        model = base("llama")
+        ways = [lambda f=folder, m=model: PeftModel.from_pretrained(m, f)]
+        if mine == "0":
+            ways.append(lambda f=folder, m=model: m.load_adapter(str(f)))
+        for load_it in ways:
+            with pytest.raises(ValueError, match=r"was not saved with this adapter_config\.json; copy both from one"):
+                load_it()
+        assert not hasattr(model, "peft_config")
+        save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)  # as version 0.1 saved, without a digest
+        by_peft(folder)
+
+
+def test_what_changes_no_number_may_be_edited_by_hand(tmp_path: Path) -> None:
+    net = circuit(48.0, 1)
+    net.save_pretrained(tmp_path)
+    text = (tmp_path / CONFIG).read_text()
+    edited = text.replace('"seed": 1', '"seed": 2').replace('"base_model_name_or_path": null', '"revision": "main"')
+    assert edited != text
+    (tmp_path / CONFIG).write_text(edited)
+    assert torch.equal(by_peft(tmp_path), logits(net, "llama"))
+
+
+def test_weights_in_another_format_take_the_place_of_the_old_ones(tmp_path: Path) -> None:
+    old, new = circuit(48.0, 1), circuit(7.0, 2)
+    for net, form in ((old, True), (new, False), (old, True)):
+        net.save_pretrained(tmp_path, safe_serialization=form)
+        assert torch.equal(by_peft(tmp_path), logits(net, "llama"))
+        assert {path.name for path in tmp_path.iterdir()} == NAMES - {WEIGHTS} | {
+            WEIGHTS if form else "adapter_model.bin"
+        }
+
+
+def test_what_version_0_1_left_is_removed_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    for name in (".saving-abcd1234", ".replaced-abcd1234", ".git", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / WEIGHTS).write_bytes(b"x")
+    circuit(7.0, 2).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == NAMES | {".git", "notes"}
