@@ -105,6 +105,14 @@ def test_the_same_adapter_is_loaded_onto_its_name_again(tmp_path: Path) -> None:
     assert torch.equal(logits(net, "llama"), expected)
 
 
+def test_quantized_adapters_are_loaded_to_be_packed(tmp_path: Path) -> None:
+    net = net_of({**START, "quantization": {"bits": 3, "packed": False}}, seed=1)
+    net.save_pretrained(tmp_path)
+    packed = QCircuitConfig(**START, quantization={"bits": 3})
+    loaded = PeftModel.from_pretrained(base("llama"), tmp_path, config=packed)
+    assert torch.equal(logits(loaded, "llama"), logits(net, "llama"))
+
+
 def test_another_method_of_the_name_and_other_doors_are_refused(tmp_path: Path) -> None:
     net = adapted("llama")
     net.save_pretrained(tmp_path)

@@ -26,6 +26,8 @@ def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, A
         if isinstance(value, Mapping) and key in ("circuit", "generator", "base"):
             found |= {f"{key}.{inner}": entry for inner, entry in meaning(value, incidental).items()}
         else:
+            if key == "quantization" and isinstance(value, Mapping):  # how bits are stored, not which
+                value = {name: entry for name, entry in value.items() if name != "packed"}
             unordered = isinstance(value, set) or (key == "modules_to_save" and value)
             found[key] = json.loads(json.dumps(sorted(value) if unordered else value, default=str))
     return found
