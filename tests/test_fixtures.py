@@ -58,4 +58,7 @@ def test_they_are_written_again_bit_for_bit(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
     old, new = (json.loads((folder / "adapter_config.json").read_text()) for folder in (FIXTURES / kind, tmp_path))
     written = "circuit" if "circuit" in old else "generator"
+    # where a generator starts from was drawn, by the arithmetic of that machine
+    now, then = (data[written].get("layout", {}).pop("start", []) for data in (new, old))
+    close(now, then, 1, dtype=torch.float32)
     assert new[written] == old[written]
