@@ -3,10 +3,13 @@
 import pytest
 import torch
 from bounds import close
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from tiny import adapted, base, both, close_logits, close_product, config, each_entry, layers, logits, shake
 from torch import Tensor, nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from qcircuit_peft.tuner import QCircuitLinear
 from qcircuit_peft.tuner.layer import adapted_layers
@@ -112,3 +115,21 @@ def test_two_adapters_merge_into_one_weight_and_come_out_again() -> None:
     close(layers(net)[0].base_layer.weight, before, 4, largest)
     with pytest.warns(UserWarning, match="Already unmerged"):
         layers(net)[0].unmerge()
+
+
+@pytest.mark.parametrize("unload", ["merge_and_unload", "unload"])
+def test_a_head_of_several_layers_that_was_trained_is_unloaded_whole(unload: str) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4}
+    torch.manual_seed(1)
+    model = RobertaForSequenceClassification(RobertaConfig(**sizes, vocab_size=64, max_position_embeddings=32))
+    settings = config("bert", task_type="SEQ_CLS", target_modules=["query", "value"])
+    net = shake(get_peft_model(model, settings)).eval()
+    for parameter in net.classifier.modules_to_save["default"].parameters():
+        parameter.data += 0.1
+    head = {name: p.clone() for name, p in net.classifier.modules_to_save["default"].named_parameters()}
+    expected = logits(net, "bert")
+    plain = getattr(net, unload)()
+    assert not any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in plain.modules())
+    assert len(head) == 4 and all(torch.equal(p, head[name]) for name, p in plain.classifier.named_parameters())
+    if unload == "merge_and_unload":
+        close_logits(plain, "bert", expected)

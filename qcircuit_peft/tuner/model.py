@@ -295,6 +295,13 @@ class QCircuitModel(BaseTuner):
         self.bank.passes.unwatch(self.model)
         return model
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's, which asks every module for a weight; a head that was trained whole, of several layers, has none."""
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a weighted sum of circuit parameters is not the weighted sum of the updates."""
         raise ValueError(
