@@ -99,8 +99,8 @@ class Affine:
         object.__setattr__(self, "terms", tuple(kept))
         object.__setattr__(self, "shift", float(self.shift))
 
-    def __call__(self, angles: Sequence[Any]) -> Any:
-        """The value for these angles: numbers, or whatever can be multiplied with numbers and added."""
+    def __call__(self, angles: Any) -> Any:
+        """The value for these angles: a sequence of whatever can be multiplied with numbers and added, or a tensor."""
         scaled = [angles[position] if scale == 1 else scale * angles[position] for position, scale in self.terms]
         if not scaled:
             return self.shift

@@ -76,7 +76,7 @@ def _from_operations(qml: Any, source: Any) -> Circuit:
         tape = qml.tape.QuantumScript(operations)
     wires = _wires(tape, None)
     steps = _steps(qml, tape.operations, wires)
-    values = [sympy.sympify(value) for *_, params in steps for value in params if isinstance(value, sympy.Basic)]
+    values = [sympy.sympify(value) for *_, params in steps for value in params if isinstance(value, sympy.Expr)]
     symbols = sorted({symbol for value in values for symbol in value.free_symbols}, key=str)
     found = Reading(len(wires))
     for gate, on, adjoint, params in steps:
@@ -156,7 +156,7 @@ def _traced(values: tuple[Any, Any], free: list[list[Tensor]], gate: str) -> Aff
 
 def _symbolic(value: Any, symbols: Sequence[Any], gate: str) -> Affine:
     """A parameter of a gate as a sum of multiples of symbols."""
-    if not isinstance(value, sympy.Basic):
+    if not isinstance(value, sympy.Expr):
         return Affine(shift=_number(value, gate))
     slopes = [(position, value.diff(symbol)) for position, symbol in enumerate(symbols) if value.has(symbol)]
     if any(slope.free_symbols for _, slope in slopes):

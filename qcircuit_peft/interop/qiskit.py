@@ -67,9 +67,9 @@ def read(circuit: Any, parameters: Iterable[Any]) -> Circuit:
         elif name == "u1":
             found.add("P", wires, angles)
         elif name == "u2":
-            found.add_u(*wires, Affine(shift=pi / 2), *angles)
+            found.add_u(wires[0], Affine(shift=pi / 2), *angles)
         elif name in ("u", "u3"):
-            found.add_u(*wires, *angles)
+            found.add_u(wires[0], *angles)
         elif name == "global_phase":
             found.add_phase(*angles)
         elif name != "id":
