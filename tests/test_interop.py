@@ -260,6 +260,7 @@ def test_a_qnode_and_a_template_are_read_as_they_are():
         return qml.expval(qml.Z(3))
 
     assert from_pennylane(theirs, *(torch.zeros(x.shape) for x in given)) == wanted
+    assert from_pennylane([qml.H(2), qml.CNOT([1, 0])]) == Circuit((2,) * 3, [Op("H", (2,)), Op("CX", (1, 0))])
     assert from_pennylane(qml.CRX(sympy.Symbol("t"), ["b", "a"])) == Circuit((2, 2), [Op("CRX", (0, 1))])
 
 
@@ -471,6 +472,7 @@ def measured(t):
         (measured, [0.1], "MidMeasure.* is not a gate"),
         (branching, [0.1], "are the same for all values of its parameters"),
         (lambda t: qml.RX(torch.sin(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(t + torch.floor(2 * t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(t[0] * t[1], 0), [np.zeros(2)], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(t, 0), [np.zeros(2)], "RX takes one angle in a circuit that is read, got several at once"),
         (lambda t, u: qml.RX(t, 0), [0.1, 0.2], "number 1 of the arguments is a parameter"),
