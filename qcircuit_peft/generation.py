@@ -112,6 +112,11 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with no_autocast(ctx.leaves[0]):  # it may be called under it
+            return _Rows._backward(ctx, *grads)
+
+    @staticmethod
+    def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         batch, again = ctx.batch, torch.is_grad_enabled()
         leaves, stacks = ctx.leaves, ctx.stacks
         if again:

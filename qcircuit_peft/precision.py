@@ -17,7 +17,8 @@ def wide(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off on the device of ``x``, for what would not stay orthonormal in few digits."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 @contextmanager

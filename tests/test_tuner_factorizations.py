@@ -321,7 +321,7 @@ def test_a_series_that_has_left_its_radius_says_so(frame: str, order: int | None
             warnings.simplefilter("always")
             use()
         told = {
-            str(warning.message) for warning in caught if "orthonormal to 1e-6 up to a norm" in str(warning.message)
+            str(warning.message) for warning in caught if "orthonormal to 1e-06 up to a norm" in str(warning.message)
         }
         assert bool(told) == (frame == "neumann" or order is not None), caught
         assert all(text.startswith(f"qcircuit_u of adapter 'default': a {frame} series of order") for text in told)

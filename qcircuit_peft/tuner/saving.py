@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
@@ -139,6 +140,7 @@ def check_signed(folder: Path) -> None:
     with safe_open(weights, "pt") as opened:
         known = (opened.metadata() or {}).get(DIGEST)
     if known is not None and known != _digest(json.loads(config.read_bytes())):
+        PeftConfig.from_pretrained(str(folder))  # what is wrong with the configuration itself is said first
         raise ValueError(
             f"{shortened(printable(str(folder)))}: {SAFETENSORS_WEIGHTS_NAME} was not saved with this {CONFIG_NAME}; "
             "copy both from one save"

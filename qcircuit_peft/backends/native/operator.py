@@ -23,7 +23,7 @@ from qcircuit_peft.backends.native.prefix import Prefix, make_prefix, split
 from qcircuit_peft.backends.native.table import Constants
 from qcircuit_peft.backends.native.whole import Whole, make_whole
 from qcircuit_peft.circuit import Circuit, Op
-from qcircuit_peft.precision import full_precision
+from qcircuit_peft.precision import full_precision, no_autocast
 
 _OP = re.compile(r"(\w+)(†?)(?:\[([\d ]*)\])? ([\d ]+)")
 
@@ -171,7 +171,7 @@ _APPLY_BACKWARD = _operator(
 
 
 def _below(operator: Any, *args: Any) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
+    with torch._C._AutoDispatchBelowAutograd(), no_autocast(args[0]):  # a backward pass may be called under it
         return operator(*args)
 
 
