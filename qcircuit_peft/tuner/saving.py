@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
@@ -139,8 +138,11 @@ def check_signed(folder: Path) -> None:
         return
     with safe_open(weights, "pt") as opened:
         known = (opened.metadata() or {}).get(DIGEST)
-    if known is not None and known != _digest(json.loads(config.read_bytes())):
-        PeftConfig.from_pretrained(str(folder))  # what is wrong with the configuration itself is said first
+    data = json.loads(config.read_bytes())
+    if known is not None and known != _digest(data):
+        kind: Any = data.get("peft_type")
+        if is_kind(kind):  # what is wrong with the configuration itself is said first
+            PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder))
         raise ValueError(
             f"{shortened(printable(str(folder)))}: {SAFETENSORS_WEIGHTS_NAME} was not saved with this {CONFIG_NAME}; "
             "copy both from one save"

@@ -6,7 +6,8 @@ operations. Forward mode and ``torch.jit.trace`` see the operations themselves.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from math import prod
 from typing import Any
@@ -39,6 +40,17 @@ def read(text: str) -> Circuit:
     return Circuit(map(int, first.split()[1:]), found)
 
 
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """``torch.jit.trace`` does not see what is done within."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
 @lru_cache(maxsize=256)
 def _program(text: str, k: int | None, dtype: torch.dtype, device: torch.device) -> tuple[Prefix | None, Whole | None]:
     """What to run for ``columns`` (k columns) or ``apply`` (k is None), with its constants on the device."""
@@ -53,7 +65,7 @@ def _program(text: str, k: int | None, dtype: torch.dtype, device: torch.device)
         work=work,
         index=lambda array: torch.tensor(array, dtype=torch.int32, device=device),
     )
-    with torch.inference_mode(False), torch._C._DisableFuncTorch():  # plain tensors, whoever asks for them first
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _untraced():  # plain, whoever asks for them first
         if k is None:
             return None, make_whole(circuit, None, work_dtype, make)
         done = split(circuit, k)[1]
