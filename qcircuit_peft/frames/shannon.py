@@ -30,9 +30,14 @@ MAX_LEAVES = 1 << 16  # about 1.5 N where all binary digits of N are one
 
 
 @lru_cache(maxsize=4096)
+def _leaf(n: int, ansatz: Ansatz, layers: int) -> Circuit | None:
+    return ansatz.circuit(qubits=n.bit_length() - 1, layers=layers, max_gates=adapter_gates()) if n > 1 else None
+
+
+@torch.compiler.assume_constant_result
 def leaf(n: int, ansatz: Ansatz, layers: int) -> Circuit | None:
     """The circuit of a power of two ``n``; None for n = 1, where the matrix is the number 1."""
-    return ansatz.circuit(qubits=n.bit_length() - 1, layers=layers, max_gates=adapter_gates()) if n > 1 else None
+    return _leaf(n, ansatz, layers)
 
 
 def split(n: int, splits: Splits = ()) -> tuple[int, int]:

@@ -44,11 +44,13 @@ def read(text: str) -> Circuit:
 def _untraced() -> Iterator[None]:
     """``torch.jit.trace`` does not see what is done within."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    if state is not None:
+        torch._C._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        if state is not None:
+            torch._C._set_tracing_state(state)
 
 
 @lru_cache(maxsize=256)
