@@ -158,7 +158,7 @@ def _symbolic(value: Any, symbols: Sequence[Any], gate: str) -> Affine:
     """A parameter of a gate as a sum of multiples of symbols."""
     if not isinstance(value, sympy.Expr):
         return Affine(shift=_number(value, gate))
-    slopes = [(position, value.diff(symbol)) for position, symbol in enumerate(symbols) if value.has(symbol)]
+    slopes = [(position, sympy.diff(value, symbol)) for position, symbol in enumerate(symbols) if value.has(symbol)]
     if any(slope.free_symbols for _, slope in slopes):
         raise ValueError(f"{gate} takes {str(value)[:80]}, which is not a sum of multiples of symbols and a number")
     terms = tuple((position, _number(slope, gate)) for position, slope in slopes)
@@ -201,6 +201,6 @@ def to_pennylane(circuit: Circuit, angles: Any = None) -> list[Any]:
         angles = sympy.symbols(names_of(circuit))
     elif (found := np.shape(angles.detach() if isinstance(angles, Tensor) else angles)) != (circuit.n_angles,):
         raise ValueError(f"angles have shape {(circuit.n_angles,)} for this circuit, got {found}")
-    values = [one(angles) for one in circuit.made]
+    values = [one(angles) for one in circuit.made]  # type: ignore[arg-type]
     gates_of = backend.module().gates_of
     return [gate for op in circuit.ops for gate in gates_of(op, tuple(values[a] for a in op.angles or ()))]

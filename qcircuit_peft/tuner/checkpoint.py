@@ -149,6 +149,11 @@ def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dic
         raise ValueError(f"{folder}: not a whole weights file ({told}); save or copy the checkpoint again") from None
 
 
+def _named(kind: Any) -> str:
+    """The name of a type of adapter, which PEFT has as an enum or as text."""
+    return str(getattr(kind, "value", kind))
+
+
 def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[str, Any]) -> None:
     """Raise ValueError if what is stored means something else by the configuration that it would be loaded with."""
     name = given.get("adapter_name") or "default"
@@ -169,8 +174,8 @@ def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[st
             continue
         if mine.peft_type != stored.peft_type:
             raise ValueError(
-                f"the checkpoint holds an adapter of type {stored.peft_type.value}, but {whose} is of type "
-                f"{mine.peft_type.value}; load it under another name"
+                f"the checkpoint holds an adapter of type {_named(stored.peft_type)}, but {whose} is of type "
+                f"{_named(mine.peft_type)}; load it under another name"
             )
         mine.check_takes(stored, whose)
 

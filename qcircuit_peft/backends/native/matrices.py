@@ -116,7 +116,7 @@ class Blocks:
     ) -> Tensor:
         """The gradient of the angles from those of the matrices."""
         each = zip(self.batches, rows, gradients, self.wanted, strict=True)
-        found = [batch.undo(*arguments) for batch, *arguments in each]
+        found = [batch.undo(*arguments) for batch, *arguments in each]  # type: ignore[arg-type]
         slopes = _joined([slopes for slopes, _ in found])
         slopes = (slopes.real if slopes.is_complex() else slopes).index_select(1, self.slopes)
         if skews is not None and self.entries is not None:
@@ -233,7 +233,7 @@ def make_blocks(
             cut = next(c for c in range(len(own) + 1) if prod(own[c:]) == b)
             groups.append((((level, wires[:cut]), own[:cut], a), ((level, wires[cut:]), own[cut:], b)))
         w = max(1, *(len(own) for both in groups for _, own, _ in both))
-        rows = [[places.group(*own, w) for own in both] for both in groups]
+        rows = [[places.group(*own, w) for own in both] for both in groups]  # type: ignore[call-arg]
         more_a, more_b = (max(len(both[i]) for both in rows) - 1 for i in (0, 1))
         flat = []
         for both in rows:
@@ -253,7 +253,7 @@ def make_blocks(
             parts = [both[i] for both in groups]
             alone = all(len(own) == 1 for _, own, _ in parts if {*own} - {2})
             counts.append((1 if alone else 1 + more) if any({*own} - {2} for _, own, _ in parts) else 0)
-            entries += [places.others(*part, counts[i]) for part in parts if counts[i]]
+            entries += [places.others(*part, counts[i]) for part in parts if counts[i]]  # type: ignore[call-arg]
         wanted_rows.append(tuple(counts))
         n, count = a * b, len(sides[0])
         gathers = [_filled(gather or (np.arange(n), np.ones(n)), n) for _, gather in wanted]

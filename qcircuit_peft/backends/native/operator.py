@@ -35,7 +35,7 @@ def read(text: str) -> Circuit:
     first, *ops = text.split("\n")
     found = []
     for line in ops:
-        gate, adjoint, angles, wires = _OP.fullmatch(line).groups()
+        gate, adjoint, angles, wires = _OP.fullmatch(line).groups()  # type: ignore[union-attr]
         found.append(Op(gate, tuple(map(int, wires.split())), tuple(map(int, (angles or "").split())), bool(adjoint)))
     return Circuit(map(int, first.split()[1:]), found)
 
@@ -45,12 +45,12 @@ def _untraced() -> Iterator[None]:
     """``torch.jit.trace`` does not see what is done within."""
     state = torch._C._get_tracing_state()
     if state is not None:
-        torch._C._set_tracing_state(None)
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
         if state is not None:
-            torch._C._set_tracing_state(state)
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)

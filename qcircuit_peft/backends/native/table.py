@@ -75,7 +75,7 @@ class Table:
 
         It stands in the corner of exp [[X^T, g], [0, X^T]] (Mathias 1996, theorem 2.1).
         """
-        both = torch.cat((skews, g), 1).index_select(1, self.doubled)
+        both = torch.cat((skews, g), 1).index_select(1, self.doubled)  # type: ignore[arg-type]
         made = [
             torch.linalg.matrix_exp(square)[:, :d, d:].reshape(len(g), -1)
             for square, (d, _) in zip(self._squares(both, 2), self.qudits, strict=True)
