@@ -266,6 +266,8 @@ def test_bits_where_the_configuration_has_none_are_refused(tmp_path: Path) -> No
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     settings["circuit"]["quantization"] = None
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(weights), weights)  # as version 0.1 wrote it: without the digest of its configuration
     with pytest.raises(ValueError, match="the configuration does not quantize it"):
         PeftModel.from_pretrained(base("llama"), tmp_path)
 
