@@ -441,6 +441,18 @@ def test_what_is_no_circuit_of_qiskit_is_refused(make, said):
         from_qiskit(theirs)
 
 
+def test_definitions_within_definitions_are_counted():
+    gate = QuantumCircuit(1)
+    gate.x(0)
+    for _ in range(5):  # 11^5 gates; Qiskit copies what is appended, so that deeper ones take it for ever
+        bigger, part = QuantumCircuit(1), gate.to_gate()
+        for _ in range(11):
+            bigger.append(part, [0])
+        gate = bigger
+    with pytest.raises(ValueError, match="a circuit that is read has at most 100000 gates"):
+        from_qiskit(gate)
+
+
 def test_what_is_no_circuit_of_qiskits_is_refused():
     with pytest.raises(ValueError, match="a circuit that is read has 1 to 1024 qubits, got 0"):
         from_qiskit(QuantumCircuit())
