@@ -5,6 +5,7 @@ from qcircuit_peft.backends import apply, columns, density, estimated_columns, m
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.generator import BottleneckConfig, QPAConfig, QPAModel, save_base_adapter
+from qcircuit_peft.rates import optimizer_cls_and_kwargs, parameter_groups
 from qcircuit_peft.tuner import (
     AdaptiveRank,
     AdaptiveRankCallback,
@@ -38,7 +39,9 @@ __all__ = [
     "estimated_columns",
     "load",
     "matrix",
+    "optimizer_cls_and_kwargs",
     "parameter_count",
+    "parameter_groups",
     "probabilities",
     "save_base_adapter",
     "state",

@@ -1,7 +1,7 @@
 """From the probabilities of a circuit to the parameters of a model: circuits and mapping networks, batched."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import pi, sqrt
@@ -152,6 +152,11 @@ class Generator(nn.Module):
             return f - f.mean(-1, keepdim=True)
         how: dict[str, Any] = {"shots": recipe.shots, "noise": recipe.noise, "backend": recipe.backend}
         return features(probabilities(self.circuit(n), angles, **how), recipe.features)
+
+    def kinds_of_parameters(self) -> Iterator[tuple[Tensor, str]]:
+        """Its parameters, and how they learn, a key of ``RATES``."""
+        for parameter in self.parameters():
+            yield parameter, "generators"
 
     def values(self) -> dict[str, Tensor]:
         """Its parameters and buffers by name, of which it generates."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.factorizations.parts import Base, Built, Factorization, frames, initial, make, sizes
+from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
 from qcircuit_peft.generation import unhooked
 from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.quantization import Quantization, schemes
@@ -128,6 +128,16 @@ class QCircuitLayer(BaseTunerLayer):
         return {
             part: Held(getattr(self, PREFIX + part)[adapter], schemes.get(part), packed.get(part)) for part in parts
         }
+
+    def kinds_of_parameters(self) -> Iterator[tuple[Tensor, str]]:
+        """The parameters that this layer holds, of all adapters, and how each learns, a key of ``RATES``."""
+        for adapter, factors in self.factors.items():
+            for name, held in self.held(adapter).items():
+                part = factors.parts[name]
+                if isinstance(part, Vector):
+                    yield held.parameter, "lambdas" if name == "lambda" else "cores"
+                else:
+                    yield held.parameter, "angles" if any(True for _ in part.frame.circuits()) else "frames"
 
     def grids(self, adapter: str) -> dict[str, Grid]:
         """How those parts of an adapter that are quantized are, shared ones too."""

@@ -18,6 +18,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import Factorization, frames, groups, sizes
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.quantization import Quantization, schemes
+from qcircuit_peft.rates import watch
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.checkpoint import (
     PREFIX,
@@ -161,6 +162,7 @@ class QCircuitModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
         _remember(model, adapter_name, self._packed)
         self.bank.passes.watch(model)
+        watch(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted model's output; BaseTuner passes by the hooks of the model, which begin and end a pass."""
