@@ -63,7 +63,7 @@ def test_a_generator_learns_at_its_own_rate():
 
 def test_other_methods_take_the_rates_that_are_given():
     model = get_peft_model(base("bert"), LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
-    with pytest.raises(ValueError, match="no learning rate is known for the parameter .*lora_A"):
+    with pytest.raises(ValueError, match=r"no learning rate is known for the parameter .*lora_A"):
         parameter_groups(model)
     groups = parameter_groups(model, {"lora_B": 1e-3, "others": 2e-4}, weight_decay=0.1)
     assert [(g["kind"], g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
