@@ -5,11 +5,13 @@ from qcircuit_peft.tuner.callback import AdaptiveRankCallback
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
+from qcircuit_peft.tuner.lora import hook_conversion
 from qcircuit_peft.tuner.model import QCircuitModel, circuits
 from qcircuit_peft.tuner.register import hook_checkpoints, register
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
 hook_checkpoints()
+hook_conversion()
 
 __all__ = [
     "AdaptiveRank",

@@ -10,7 +10,8 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ def _exchange(draft: Path, target: Path) -> None:
         files.remove(path)
 
 
+@contextmanager
+def replaced_at_once(target: Path) -> Iterator[Path]:
+    """A folder to fill with files, which take the place of those that ``target`` has, all or none of them."""
+    files.make_folder(target)
+    settle(target)
+    draft = files.draft_of(target / COMMITTED)
+    files.make_folder(draft)
+    try:
+        yield draft
+        folders = [draft, *(path for path in draft.rglob("*") if path.is_dir())]
+        for folder in reversed(folders):  # those inside first
+            _sign(folder)
+            _exchange(folder, target / folder.relative_to(draft))
+    finally:
+        files.remove(draft)
+
+
 def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> Callable[..., None]:
     """A ``save_pretrained`` after which, and at every instant of which, a folder holds the old or the new adapter.
 
@@ -87,18 +105,10 @@ def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> C
             settle(target)
         if not applies(self) or not is_main or to_hub or target.is_file():
             return save(self, save_directory, *args, **kwargs)
-        draft = files.draft_of(target / COMMITTED)
-        files.make_folder(draft)
-        try:
+        with replaced_at_once(target) as draft:
             if (target / "README.md").is_file():  # PEFT updates the model card that it finds
                 shutil.copy2(target / "README.md", draft)
             save(self, str(draft), *args, **kwargs)
-            folders = [draft, *(path for path in draft.rglob("*") if path.is_dir())]
-            for folder in reversed(folders):  # those inside first
-                _sign(folder)
-                _exchange(folder, target / folder.relative_to(draft))
-        finally:
-            files.remove(draft)
         return None
 
     return save_pretrained

@@ -1,0 +1,154 @@
+"""A circuit adapter as a plain LoRA, with all else that it trained: what PEFT's ``save_as_lora`` writes of ours."""
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import conversion
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qcircuit_peft.checks import whole_number
+from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.checkpoint import bare
+from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
+from qcircuit_peft.tuner.saving import replaced_at_once
+
+_PREFIX = "base_model.model."
+
+
+def _of_energy(singular: Tensor, share: float) -> int:
+    """How many of the largest singular values have this share of the sum of their squares."""
+    energy = singular.square().cumsum(0)
+    return int(torch.searchsorted(energy, share * energy[-1])) + 1
+
+
+@torch.no_grad()
+def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> tuple[Tensor, Tensor]:
+    """LoRA's factors of an update: of ``rank`` rows, or as many as have that share of its energy.
+
+    Raises ValueError if a rank is above a width, or leaves out a part of the update that is more than a rounding.
+    """
+    layer.check_parameters(adapter)
+    a, b = layer.factors[adapter].lora(layer.made_now(adapter))
+    rows, kind = min(layer.in_features, layer.out_features), a.dtype
+    (left, p), (right, q) = (torch.linalg.qr(factor.double()) for factor in (b, a.mT))
+    u, singular, v = torch.linalg.svd(p @ q.mT)
+    if isinstance(rank, float):
+        rank = min(_of_energy(singular, rank), len(singular))
+    elif rank > rows:
+        raise ValueError(f"rank is at most the smaller width of a module, {rows} for {name!r}, got {rank}")
+    elif rank < len(singular) and singular[rank] > torch.finfo(kind).eps * len(singular) * singular[0]:
+        raise ValueError(
+            f"the update of {name!r} has rank {len(singular)}, of which rank={rank} would leave out a part; take "
+            f"{len(singular)}, or a number such as 0.99, the share of an update's energy that an approximation keeps"
+        )
+    kept = min(rank, len(singular))
+    lora_a, lora_b = a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
+    lora_a[:kept] = (right @ v[:kept].mT).mT
+    lora_b[:, :kept] = left @ (u[:, :kept] * singular[:kept])
+    return lora_a, lora_b
+
+
+def _targets(names: Iterable[str], model: nn.Module) -> list[str] | str:
+    """These modules of a model and no others: PEFT takes a name in a list for the end of longer ones too."""
+    wanted, layers = set(names), [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    inside = tuple(f"{name}." for name in layers)
+    others = [bare(name) for name, _ in model.named_modules() if not name.startswith(inside)]
+    if any(name not in wanted and name.endswith(tuple(f".{end}" for end in wanted)) for name in others):
+        return "|".join(re.escape(name) for name in sorted(wanted))
+    return sorted(wanted)
+
+
+def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "default") -> tuple[LoraConfig, Any]:
+    """The configuration and state dict of the plain LoRA that equals a circuit adapter.
+
+    ``rank`` is the number of LoRA's rows, at least the rank of every update, or as a float the share of an update's
+    energy that an approximation keeps. Trained heads, embeddings and biases come along, and the task. Raises ValueError
+    for a rank that is too small or too large, TypeError, as PEFT's, for updates of full rank.
+    """
+    if isinstance(rank, float):
+        if not 0 < rank <= 1:
+            raise ValueError(f"a rank that is a float is a share of energy in (0, 1], got {rank}")
+    else:
+        whole_number("rank", rank, 1)
+    config: Any = model.peft_config[adapter_name]  # type: ignore[index]
+    layers = {bare(name): layer for name, layer in adapted_layers(model, adapter_name)}
+    if not all(layer.supports_lora_conversion(adapter_name) for layer in layers.values()):
+        raise TypeError(
+            f"updates of full rank, as {config.factorization!r} has them, do not support LoRA conversion; "
+            "merge them instead"
+        )
+    thin = {name: _thin(layer, name, adapter_name, rank) for name, layer in layers.items()}
+    ranks = {name: len(a) for name, (a, _) in thin.items()}
+    r = max(ranks.values())
+    pattern = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != r}
+    adapted: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    of, mapping = type(adapted), None
+    if config.task_type is None:  # AutoPeftModel asks for one of both
+        mapping = {"base_model_class": of.__name__, "parent_library": of.__module__}
+    lora = LoraConfig(
+        r=r,
+        lora_alpha=r,
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        target_modules=_targets(thin, model),
+        modules_to_save=config.modules_to_save,
+        bias=config.bias.replace("qcircuit", "lora"),
+        task_type=config.task_type,
+        auto_mapping=mapping,
+        base_model_name_or_path=config.base_model_name_or_path or vars(adapted).get("name_or_path"),
+        revision=config.revision,
+    )
+    ours = {f"{name}.{part}" for name, layer in layers.items() for part in layer.adapter_layer_names}
+    rest = get_peft_model_state_dict(model, adapter_name=adapter_name).items()
+    state = {_PREFIX + bare(key): value.detach().clone() for key, value in rest if bare(key) not in ours}
+    for name, (a, b) in thin.items():
+        state |= {f"{_PREFIX}{name}.lora_A.weight": a, f"{_PREFIX}{name}.lora_B.weight": b}
+    return lora, {key: value.contiguous() for key, value in state.items()}
+
+
+def _converts(model: Any, adapter: str) -> bool:
+    """Whether an adapter is one of circuits; raises ValueError for one that is generated, or that is not there."""
+    configs = getattr(model, "peft_config", None) or {}
+    kinds = {name: getattr(config.peft_type, "value", config.peft_type) for name, config in configs.items()}
+    if not {"QCIRCUIT", "QPA"} & set(kinds.values()):
+        return False
+    if adapter not in kinds:
+        raise ValueError(f"there is no adapter {shown(adapter)} to convert; there are {', '.join(map(shown, kinds))}")
+    if kinds[adapter] == "QPA":
+        raise ValueError("a generated adapter is not converted; save_base_adapter writes the one of its base method")
+    return kinds[adapter] == "QCIRCUIT"
+
+
+def hook_conversion() -> None:
+    """Let PEFT's ``convert_to_lora`` and ``save_as_lora`` convert circuit adapters as this module does."""
+    stock_convert, stock_save = conversion.convert_to_lora, conversion.save_as_lora
+
+    @functools.wraps(stock_convert)
+    def convert(model: Any, rank: Any, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+        if _converts(model, adapter_name):
+            return convert_to_lora(model, rank, adapter_name)
+        return stock_convert(model, rank, adapter_name, *args, **kwargs)
+
+    @functools.wraps(stock_save)
+    def save(path: Any, model: Any, rank: Any, adapter_name: str = "default", *args: Any, **kwargs: Any) -> None:
+        if not _converts(model, adapter_name):
+            return stock_save(path, model, rank, adapter_name, *args, **kwargs)
+        config, state = convert_to_lora(model, rank, adapter_name)
+        with replaced_at_once(Path(path)) as draft:
+            save_file(state, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+            config.save_pretrained(str(draft))
+        return None
+
+    replacement: dict[Callable[..., Any], Callable[..., Any]] = {stock_convert: convert, stock_save: save}
+    for stock, ours in replacement.items():
+        for module in ("peft", "peft.tuners", "peft.tuners.lora", "peft.tuners.lora.conversion"):
+            setattr(sys.modules[module], stock.__name__, ours)
