@@ -1,28 +1,38 @@
-"""Train one method on one task: a plain loop that can be interrupted at any step without losing what was learned."""
+"""Train one method on one task, by ``transformers.Trainer``, and measure it.
+
+What is common to all of this package's trainings is in ``fit``: rates by kind of parameter, a linear schedule, no
+dropout in the pretrained model, batches of similar length; a training can be interrupted and resumed.
+"""
 
 import json
-import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_utils import get_last_checkpoint
 
 from qcircuit_peft import files
 from qcircuit_peft.methods import HEAD_RATE, Method
-from qcircuit_peft.tasks import Classifier, Encoder, Task, pretrained
+from qcircuit_peft.tasks import Classifier, Encoder, Head, Rows, Task, pretrained
 from qcircuit_peft.tasks.data import Split
 
 BATCH = 32
+TRAINED = "trained.safetensors"  # in a checkpoint: what trains, and nothing else
 _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
+
+Progress = Callable[[int, int, float], None]  # the step, of how many, and its loss
+Measure = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -38,30 +48,167 @@ class Result:
     finished: bool
 
 
-def batches(lengths: list[int], seed: int) -> Iterator[list[int]]:
-    """Positions in batches of similar length, in random order: less padding, half the time."""
-    draw = random.Random(seed)
-    order = draw.sample(range(len(lengths)), len(lengths))
-    chunks = (order[i : i + 16 * BATCH] for i in range(0, len(order), 16 * BATCH))
-    sorted_chunks = (sorted(chunk, key=lengths.__getitem__) for chunk in chunks)
-    out = [chunk[i : i + BATCH] for chunk in sorted_chunks for i in range(0, len(chunk), BATCH)]
-    draw.shuffle(out)
-    yield from out
+@dataclass
+class Fit:
+    """How a training went: the seconds of each step, what Trainer logged after each epoch, whether it came to its end.
+
+    A row of ``history`` has "epoch", and "loss" or "eval_measure".
+    """
+
+    seconds: list[float]
+    history: list[dict[str, float]]
+    finished: bool
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The median; nan if no step was made."""
+        return median(self.seconds) if self.seconds else float("nan")
 
 
-def _take(inputs: tuple[str, ...] | Tensor, positions: list[int]) -> list[str] | Tensor:
-    return inputs[positions] if isinstance(inputs, Tensor) else [inputs[i] for i in positions]
+class _Trainer(Trainer):
+    """Trainer that measures by a function, and whose checkpoints hold what trains: the rest does not change."""
+
+    measure: Measure | None = None
+    loss: Tensor
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.loss = super().training_step(*args, **kwargs)
+        return self.loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        assert self.measure is not None
+        found = {"eval_measure": self.measure()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Warm-up from the first step on, which Trainer's own schedule makes at a rate of zero, then linear decay."""
+        if self.lr_scheduler is None:
+            warmup = max(1, round(_WARMUP * num_training_steps))
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                lambda step: min(1, (step + 1) / warmup) * (num_training_steps - step) / num_training_steps,
+            )
+        return self.lr_scheduler
+
+    def _trains(self) -> dict[str, nn.Parameter]:
+        assert isinstance(self.model, nn.Module)
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        files.make_folder(folder)
+        save_file({name: p.detach().contiguous() for name, p in self._trains().items()}, folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        path, wanted = Path(resume_from_checkpoint, TRAINED), self._trains()
+        found = load_file(path) if path.is_file() else {}
+        if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in found.items()}:
+            raise ValueError(f"{path.parent} is a checkpoint of another model or method: what trains here is not there")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(found[name])
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+class _Watch(TrainerCallback):
+    """Takes the seconds of every step, and tells how far the training is."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: list[float] = []
+        self.progress, self.start = progress, 0.0
+        self.trainer: Any = None
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.start = time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.process_time() - self.start)
+        if self.progress is not None:
+            self.progress(state.global_step, state.max_steps, float(self.trainer.loss))
+
+
+def fit(
+    net: nn.Module,
+    groups: list[dict[str, Any]],
+    rows: Rows,
+    folder: Path,
+    *,
+    epochs: int,
+    collate: Callable[[list[Any]], dict[str, Tensor]],
+    seed: int = 0,
+    batch: int = BATCH,
+    measure: Measure | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> Fit:
+    """Train what has gradients in ``net`` by AdamW, in groups as ``parameter_groups`` gives them.
+
+    net: of a batch with labels, as ``collate`` makes one of rows, it gives a dict with "loss". rows: the inputs, texts
+    as "input_ids". measure: called after every epoch, larger is better; then the best epoch is kept, the first of equal
+    ones, and ``folder`` gets a checkpoint an epoch, of what trains and of the optimizer; without it the last epoch is
+    kept, and there are no checkpoints. resume: go on from the last checkpoint there. arguments: more of
+    ``TrainingArguments``. Ctrl-C ends the training, and ``net`` stays as it is then.
+
+    Raises ValueError for a checkpoint of another model or method.
+    """
+    watch = _Watch(progress)
+    settings: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if "input_ids" in rows[0] else {}
+    settings |= {"save_strategy": "no", "logging_strategy": "no"}
+    if measure is not None:
+        settings |= dict.fromkeys(("save_strategy", "logging_strategy", "eval_strategy"), "epoch")
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "measure", "greater_is_better": True}
+    trainer = _Trainer(
+        net,
+        TrainingArguments(
+            str(folder),
+            per_device_train_batch_size=batch,
+            num_train_epochs=epochs,
+            max_grad_norm=0.0,
+            save_total_limit=2,  # the best and the last
+            seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **(settings | arguments),
+        ),
+        train_dataset=rows,  # type: ignore[arg-type]
+        eval_dataset=rows,  # type: ignore[arg-type]  # which ``evaluate`` does not look at
+        data_collator=collate,
+        callbacks=[watch, *callbacks],
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "weight_decay": 0.0}),
+    )
+    trainer.measure, watch.trainer = measure, trainer
+    trainer.remove_callback(PrinterCallback)
+    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+        finished = True
+    except KeyboardInterrupt:
+        finished = False
+    return Fit(watch.seconds, trainer.state.log_history, finished)
 
 
 @torch.no_grad()
 def accuracy(net: Classifier, encode: Encoder, split: Split) -> float:
     """The share of a split that is classified correctly."""
-    lengths = encode.lengths(split.inputs)
-    order = sorted(range(len(split)), key=lengths.__getitem__)
+    net.eval()
+    rows, device = encode.rows(split), next(net.parameters()).device
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].get("input_ids", ())))
     right = 0
-    for i in range(0, len(order), 2 * BATCH):
-        at = order[i : i + 2 * BATCH]
-        right += int((net(**encode(_take(split.inputs, at))).argmax(-1) == split.labels[at]).sum())
+    for start in range(0, len(order), 2 * BATCH):
+        batch = {
+            key: value.to(device)
+            for key, value in encode.collate([rows[i] for i in order[start : start + 2 * BATCH]]).items()
+        }
+        labels = batch.pop("labels")
+        right += int((net(**batch).argmax(-1) == labels).sum())
     return right / len(split)
 
 
@@ -88,7 +235,7 @@ def train(
     *,
     epochs: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    progress: Progress | None = None,
 ) -> Result:
     """Train a method on a task, save it in ``folder``, and measure its accuracy on the test split.
 
@@ -98,52 +245,48 @@ def train(
     torch.manual_seed(seed)
     splits, encode = task.splits(), Encoder(task)
     net = Classifier(task, method.attach(task), len(splits.train.names))
-    net.eval()  # no dropout, for any method: it would be a fifth of a step of LoRA
     groups = method.groups(net.model)
     head = {"params": list(net.head.parameters()), "lr": HEAD_RATE}
-    optimizer = torch.optim.AdamW([head, *groups], weight_decay=0.0)
-    lengths = encode.lengths(splits.train.inputs)
+    rows, trained = encode.rows(splits.train), net
+    if not groups:  # nothing below the head changes
+        rows, trained = _features(net, encode, rows), Head(net.head)
     epochs = task.epochs if epochs is None else epochs
-    plan = [batch for epoch in range(epochs) for batch in batches(lengths, seed * 1000 + epoch)]
-    warmup = max(1, round(_WARMUP * len(plan)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / warmup) * (len(plan) - step) / len(plan)
+    done = fit(
+        trained,
+        [head, *groups],
+        rows,
+        folder,
+        epochs=epochs,
+        collate=encode.collate if groups else default_data_collator,
+        seed=seed,
+        progress=progress,
     )
-    frozen = None if groups else _features(net, encode, splits.train.inputs)  # nothing below the head changes
-    seconds, finished = [], False
-    try:
-        for step, batch in enumerate(plan, 1):
-            start = time.process_time()
-            scores = net(**encode(_take(splits.train.inputs, batch))) if frozen is None else net.head(frozen[batch])
-            loss = cross_entropy(scores, splits.train.labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            seconds.append(time.process_time() - start)
-            progress(step, len(plan), loss.item())
-        finished = True
-    except KeyboardInterrupt:
+    if not done.finished:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what there is gets saved, however impatient the user
     save(net, folder)
-    share = accuracy(net, encode, splits.test) if finished else float("nan")
+    share = accuracy(net, encode, splits.test) if done.finished else float("nan")
     result = Result(
         method=method.name,
         parameters=sum(p.numel() for group in groups for p in group["params"]),
         accuracy=share,
         interval=1.96 * sqrt(share * (1 - share) / len(splits.test)),
-        seconds_per_step=median(seconds) if seconds else float("nan"),
+        seconds_per_step=done.seconds_per_step,
         checkpoint_bytes=adapter_bytes(folder),
-        finished=finished,
+        finished=done.finished,
     )
     files.write(folder / "result.json", json.dumps(asdict(result), indent=2))
     return result
 
 
 @torch.no_grad()
-def _features(net: Classifier, encode: Encoder, inputs: tuple[str, ...] | Tensor) -> Tensor:
-    rows = [list(range(i, min(i + 64, len(inputs)))) for i in range(0, len(inputs), 64)]
-    return torch.cat([net.features(**encode(_take(inputs, at))) for at in rows])
+def _features(net: Classifier, encode: Encoder, rows: Rows) -> Rows:
+    net.eval()
+    found = []
+    for start in range(0, len(rows), 2 * BATCH):
+        batch = encode.collate(rows[start : start + 2 * BATCH])
+        labels = batch.pop("labels")
+        found += [{"features": f, "labels": label} for f, label in zip(net.features(**batch), labels, strict=True)]
+    return found
 
 
 def trained(task: Task, folder: Path) -> tuple[Classifier, Encoder]:

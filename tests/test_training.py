@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
 from qcircuit_peft import methods
 from qcircuit_peft.demo import report, run
 from qcircuit_peft.methods import METHODS
 from qcircuit_peft.tasks import TASKS, Classifier, Split, Splits, Task, pretrained
-from qcircuit_peft.training import BATCH, Result, accuracy, adapter_bytes, batches, train, trained
+from qcircuit_peft.training import BATCH, Result, accuracy, adapter_bytes, fit, train, trained
 
 NAMES = ("dark", "light")
 
@@ -30,15 +31,6 @@ def task(tmp_path_factory) -> Task:
     return Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)
 
 
-def test_a_batch_has_inputs_of_similar_length_and_an_epoch_every_input():
-    lengths = [i * 7919 % 60 for i in range(1000)]
-    plan = list(batches(lengths, seed=1))
-    assert sorted(i for batch in plan for i in batch) == list(range(1000))
-    assert plan == list(batches(lengths, seed=1)) != list(batches(lengths, seed=2))
-    spreads = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in plan]
-    assert sum(spreads) / len(spreads) < 10
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_and_its_adapter_is_read_back(name, task, tmp_path):
     steps = []
@@ -51,6 +43,66 @@ def test_a_method_trains_and_its_adapter_is_read_back(name, task, tmp_path):
     assert len(written) == 2 * adapted and (result.parameters > 0) == adapted
     net, encode = trained(task, tmp_path)
     assert accuracy(net, encode, task.splits().test) == result.accuracy
+
+
+class Line(torch.nn.Module):
+    """y = w x, with a second weight that does not train."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.still = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x, labels):
+        return {"loss": ((self.w * x - labels) ** 2).mean()}
+
+
+def line(folder, net, **more):
+    x = torch.linspace(1, 2, 12)
+    rows = [{"x": value, "labels": 3 * value} for value in x]
+    collate = lambda rows: {key: torch.stack([row[key] for row in rows]) for key in rows[0]}  # noqa: E731
+    groups = [{"params": [net.w], "lr": 0.3}]
+    return fit(net, groups, rows, folder, collate=collate, **{"batch": 4, "epochs": 4, "seed": 1} | more)
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    seen, scores = [], iter([0.2, 0.9, 0.9, 0.1])
+    net = Line()
+
+    def measure() -> float:
+        seen.append(net.w.item())
+        return next(scores)
+
+    done = line(tmp_path, net, measure=measure)
+    assert done.finished and len(done.seconds) == 12 and len(set(seen)) == 4
+    assert net.w.item() == seen[1]
+    told = [(row["epoch"], row["eval_measure"]) for row in done.history if "eval_measure" in row]
+    assert told == [(1, 0.2), (2, 0.9), (3, 0.9), (4, 0.1)]
+    assert sum("loss" in row for row in done.history) == 4
+
+
+def test_a_resumed_training_ends_where_a_whole_one_does(tmp_path):
+    def stop(step, steps, loss):
+        if step == 8:
+            raise KeyboardInterrupt
+
+    whole, cut, again = Line(), Line(), Line()
+    line(tmp_path / "whole", whole, measure=lambda: 0.0)
+    assert not line(tmp_path / "cut", cut, measure=lambda: 0.0, progress=stop).finished
+    assert [path.name for path in sorted((tmp_path / "cut").glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-6"]
+    assert set(load_file(tmp_path / "cut" / "checkpoint-6" / "trained.safetensors")) == {"w"}
+    done = line(tmp_path / "cut", again, measure=lambda: 0.0, resume=True)
+    assert done.finished and len(done.seconds) == 6 and again.w.item() != cut.w.item()
+    assert again.w.item() == whole.w.item()  # both keep the first epoch, so look at the last checkpoints, too
+    last = [load_file(tmp_path / run / "checkpoint-12" / "trained.safetensors")["w"] for run in ("whole", "cut")]
+    assert torch.equal(*last)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    line(tmp_path, Line(), measure=lambda: 0.0)
+    other = Line()
+    other.still.requires_grad_(True)
+    with pytest.raises(ValueError, match="is a checkpoint of another model or method"):
+        line(tmp_path, other, measure=lambda: 0.0, resume=True)
 
 
 def test_an_interruption_leaves_a_checkpoint(task, tmp_path):

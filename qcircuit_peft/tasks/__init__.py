@@ -7,7 +7,7 @@ from functools import partial
 
 from qcircuit_peft.tasks.data import Split, Splits, digits, movies, trec
 from qcircuit_peft.tasks.models import dinov2, minilm
-from qcircuit_peft.tasks.task import Classifier, Encoder, Task, pretrained, quiet
+from qcircuit_peft.tasks.task import Classifier, Encoder, Head, Rows, Task, pretrained, quiet
 
 _BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 _DINO = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
@@ -23,4 +23,4 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-__all__ = ["TASKS", "Classifier", "Encoder", "Split", "Splits", "Task", "pretrained", "quiet"]
+__all__ = ["TASKS", "Classifier", "Encoder", "Head", "Rows", "Split", "Splits", "Task", "pretrained", "quiet"]

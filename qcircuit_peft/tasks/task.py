@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, default_data_collator
 from transformers.utils import logging
 
-from qcircuit_peft.tasks.data import Splits
+from qcircuit_peft.tasks.data import Split, Splits
+
+Rows = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,31 @@ class Encoder:
             return {"pixel_values": inputs}
         return dict(self.tokenizer(list(inputs), padding=True, truncation=True, max_length=64, return_tensors="pt"))
 
-    def lengths(self, inputs: Sequence[str] | Tensor) -> list[int]:
-        """The cost of each input: its number of tokens, or one for an image."""
+    def rows(self, split: Split) -> list[dict[str, Any]]:
+        """The inputs of a split one by one, texts as "input_ids" without padding, and their "labels"."""
         if self.tokenizer is None:
-            return [1] * len(inputs)
-        return [len(ids) for ids in self.tokenizer(list(inputs))["input_ids"]]
+            return [{"pixel_values": x, "labels": y} for x, y in zip(split.inputs, split.labels, strict=True)]
+        ids = self.tokenizer(list(split.inputs), truncation=True, max_length=64)["input_ids"]
+        return [{"input_ids": x, "labels": y} for x, y in zip(ids, split.labels.tolist(), strict=True)]
+
+    def collate(self, rows: Rows) -> dict[str, Tensor]:
+        """Some rows as one batch, padded to the longest."""
+        if self.tokenizer is None:
+            return default_data_collator(list(rows))
+        return dict(self.tokenizer.pad(list(rows), return_tensors="pt"))
+
+
+class Head(nn.Module):
+    """A linear head on features that are given, and its loss."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy and the scores (n, classes) of n features."""
+        scores = self.head(features)
+        return {"loss": cross_entropy(scores, labels), "logits": scores}
 
 
 class Classifier(nn.Module):
@@ -65,12 +88,18 @@ class Classifier(nn.Module):
     def features(self, **batch: Tensor) -> Float[Tensor, "n width"]:
         """Pooled features (n, width) of a batch of n inputs; padding does not count."""
         states = self.model(**batch).last_hidden_state
-        mask = batch.get("attention_mask", torch.ones(states.shape[:2])).unsqueeze(-1).to(states.dtype)
+        mask = (
+            batch.get("attention_mask", torch.ones(states.shape[:2], device=states.device))
+            .unsqueeze(-1)
+            .to(states.dtype)
+        )
         return (states * mask).sum(1) / mask.sum(1) * self.scale
 
-    def forward(self, **batch: Tensor) -> Float[Tensor, "n classes"]:
-        """Class scores (n, classes) of a batch of n inputs."""
-        return self.head(self.features(**batch))
+    def forward(self, labels: Tensor | None = None, **batch: Tensor) -> Any:
+        """Class scores (n, classes) of a batch of n inputs; with labels a dict of the "loss" and of them, "logits"."""
+        if labels is None:
+            return self.head(self.features(**batch))
+        return Head(self.head)(self.features(**batch), labels)
 
     def save_head(self, path: Path) -> None:
         """The head as safetensors."""
@@ -82,8 +111,12 @@ class Classifier(nn.Module):
 
 
 def pretrained(task: Task) -> PreTrainedModel:
-    """The task's model, frozen."""
-    return AutoModel.from_pretrained(task.folder()).requires_grad_(False)
+    """The task's model, frozen, without dropout: it would be a fifth of a step, for any method."""
+    model = AutoModel.from_pretrained(task.folder()).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def quiet() -> None:
