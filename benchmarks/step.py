@@ -9,7 +9,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from qcircuit_peft import QCircuitConfig
 from qcircuit_peft.tasks import TASKS, Classifier, Encoder, pretrained, quiet
-from qcircuit_peft.training import batches
 
 RANK = 8
 TASK = TASKS["trec"]
@@ -115,7 +115,9 @@ def minilm(steps: int, warmup: int) -> None:
             return cross_entropy(net(**encode([train.inputs[i] for i in batch])), train.labels[batch])
 
         losses[name] = net, loss
-    given = islice(batches(encode.lengths(train.inputs), 0), warmup + steps)
+    lengths = [len(row["input_ids"]) for row in encode.rows(train)]
+    order = list(LengthGroupedSampler(32, lengths=lengths, generator=torch.Generator().manual_seed(0)))
+    given = [order[32 * at : 32 * (at + 1)] for at in range(warmup + steps)]
     compare("MiniLM, query and value, batch 32", losses, given, warmup)
 
 

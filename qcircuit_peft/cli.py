@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+from qcircuit_peft import commands, files
 from qcircuit_peft import compare as comparison
-from qcircuit_peft import files
 from qcircuit_peft.analysis import METRICS, capacity, saturation, tables
 from qcircuit_peft.analysis.plots import capacity_figure
 from qcircuit_peft.ansatz import load, names
@@ -351,6 +351,9 @@ def study(
     if len(results) < len(plan.points):
         raise typer.Exit(130)
 
+
+app.command()(commands.train)
+app.command()(commands.predict)
 
 if __name__ == "__main__":
     app()

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +30,19 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """n texts or images, the number of each one's class, and the names of the classes."""
+    """n texts, pairs of texts, or images or their paths; the number of each one's class, and the names of the classes.
 
-    inputs: tuple[str, ...] | Float32[Tensor, "n 3 height width"]
-    labels: Int64[Tensor, "n"]
+    Without names the labels are numbers to be predicted, float32.
+    """
+
+    inputs: tuple[Any, ...] | Float32[Tensor, "n 3 height width"]
+    labels: Int64[Tensor, "n"] | Float32[Tensor, "n"]
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
             raise ValueError(f"a split has {len(self.inputs)} inputs and {len(self.labels)} labels, not as many")
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
+        if self.names and len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
             low, high = self.labels.min().item(), self.labels.max().item()
             raise ValueError(f"labels must lie in 0..{len(self.names) - 1}, found {low}..{high}")
 

@@ -14,53 +14,115 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, default_data_collator
 from transformers.utils import logging
 
+from qcircuit_peft.checks import one_of
 from qcircuit_peft.tasks.data import Split, Splits
+from qcircuit_peft.tasks.metrics import METRICS
+from qcircuit_peft.tasks.pictures import Pictures
 
 Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a model is asked for: the class of transformers that loads it, PEFT's task type, the metric."""
+
+    auto: str
+    task_type: str | None
+    metric: str
+
+
+KINDS = {
+    "classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "accuracy"),
+    "regression": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "rmse"),
+    "images": Kind("AutoModelForImageClassification", None, "accuracy"),
+}
 
 
 @dataclass(frozen=True)
 class Task:
     """A pretrained model and labelled data.
 
-    ``targets`` are all linear layers of the blocks, ``lora_targets`` those LoRA usually takes.
+    folder: where the model is, or its name on the hub. targets: all linear layers of the blocks. lora_targets: those
+    LoRA usually takes. scale: what the mean of the last hidden states is multiplied by, whose norm is small, before a
+    linear head; None: the head is the model's own. text: whether the inputs are texts. kind: a key of ``KINDS``; left
+    out, "classification" for texts and "images" else. metric: a key of ``METRICS``; left out, the kind's.
+    max_length: of a text, in tokens.
     """
 
     about: str
-    folder: Callable[[], Path]
+    folder: Callable[[], Path | str]
     splits: Callable[[], Splits]
     targets: tuple[str, ...]
     lora_targets: tuple[str, ...]
     epochs: int
-    scale: float  # multiplies the pooled features, whose norm is small, before the linear head
+    scale: float | None
     text: bool
+    kind: str = ""
+    metric: str = ""
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or ("classification" if self.text else "images"))
+        one_of("kind", self.kind, KINDS)
+        object.__setattr__(self, "metric", self.metric or KINDS[self.kind].metric)
+        one_of("metric", self.metric, METRICS)
 
 
 class Encoder:
-    """Turns texts or images into the arguments of the task's model."""
+    """Turns texts, pairs of texts or images into the arguments of the task's model."""
 
     def __init__(self, task: Task) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(task.folder()) if task.text else None
+        self.max_length = task.max_length
+        self.tokenizer: Any = None
+        self.pictures: Pictures | None = None
+        if task.text:
+            self.tokenizer = AutoTokenizer.from_pretrained(task.folder())
+            if self.tokenizer.pad_token is None:  # GPT-2 and Llama: what is padded is masked
+                self.tokenizer.pad_token = self.tokenizer.eos_token
+        elif task.scale is None:
+            self.pictures = Pictures(task.folder())
 
-    def __call__(self, inputs: Sequence[str] | Tensor) -> dict[str, Tensor]:
+    def __call__(self, inputs: Sequence[Any] | Tensor) -> dict[str, Tensor]:
         """n texts, or images (n, 3, h, w) -> keyword arguments of the model."""
-        if self.tokenizer is None:
-            assert isinstance(inputs, Tensor)
-            return {"pixel_values": inputs}
-        return dict(self.tokenizer(list(inputs), padding=True, truncation=True, max_length=64, return_tensors="pt"))
+        return self.collate([self.row(value) for value in inputs])
 
-    def rows(self, split: Split) -> list[dict[str, Any]]:
-        """The inputs of a split one by one, texts as "input_ids" without padding, and their "labels"."""
-        if self.tokenizer is None:
-            return [{"pixel_values": x, "labels": y} for x, y in zip(split.inputs, split.labels, strict=True)]
-        ids = self.tokenizer(list(split.inputs), truncation=True, max_length=64)["input_ids"]
-        return [{"input_ids": x, "labels": y} for x, y in zip(ids, split.labels.tolist(), strict=True)]
+    def row(self, value: Any) -> dict[str, Any]:
+        """One input: a text or a pair as "input_ids" without padding, an image or the path of one as pixels."""
+        if self.tokenizer is not None:
+            texts = (value,) if isinstance(value, str) else value
+            return dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+        return {"pixel_values": value if isinstance(value, Tensor) or self.pictures is None else self.pictures(value)}
+
+    def rows(self, split: Split) -> "Rows":
+        """The inputs of a split one by one, with their "labels"; images that are files are read when asked for."""
+        return Encoded(self, split)
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """Some rows as one batch, padded to the longest."""
         if self.tokenizer is None:
             return default_data_collator(list(rows))
         return dict(self.tokenizer.pad(list(rows), return_tensors="pt"))
+
+
+class Encoded(Sequence[dict[str, Any]]):
+    """The rows of a split: texts are turned into numbers at once, images when they are asked for."""
+
+    def __init__(self, encode: Encoder, split: Split) -> None:
+        self.encode, self.split = encode, split
+        self.ready = [encode.row(value) for value in split.inputs] if encode.tokenizer is not None else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[k] for k in range(*at.indices(len(self)))]
+        row = self.encode.row(self.split.inputs[at]) if self.ready is None else self.ready[at]
+        return row | {"labels": self.split.labels[at]}
+
+    def length(self, at: int) -> int:
+        """The cost of a row: its number of tokens, or one for an image."""
+        return 1 if self.ready is None else len(self.ready[at]["input_ids"])
 
 
 class Head(nn.Module):
@@ -81,6 +143,7 @@ class Classifier(nn.Module):
 
     def __init__(self, task: Task, model: nn.Module, classes: int) -> None:
         super().__init__()
+        assert task.scale is not None
         self.model, self.scale = model, task.scale
         config: Any = model.config
         self.head = nn.Linear(config.hidden_size, classes)
@@ -111,12 +174,45 @@ class Classifier(nn.Module):
 
 
 def pretrained(task: Task) -> PreTrainedModel:
-    """The task's model, frozen, without dropout: it would be a fifth of a step, for any method."""
-    model = AutoModel.from_pretrained(task.folder()).requires_grad_(False)
+    """The task's model, frozen, without dropout: it would be a fifth of a step, for any method.
+
+    With a head of its own, which is drawn from torch's global random state, if ``scale`` is None.
+    """
+    return load(task)[0]
+
+
+def load(task: Task) -> tuple[PreTrainedModel, list[str]]:
+    """The task's model as ``pretrained`` gives it, and the modules that train whole: its own head.
+
+    The head is all that the checkpoint lacks or that is not in the model without a head. Raises ValueError, or OSError
+    as transformers does, for a folder or name that holds no such model.
+    """
+    import transformers
+
+    heads: list[str] = []
+    if task.scale is not None:
+        model = AutoModel.from_pretrained(task.folder())
+    else:
+        auto = getattr(transformers, KINDS[task.kind].auto)
+        names = task.splits().train.names
+        labels: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+        if names:
+            labels = {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
+            labels |= {"num_labels": len(names)}
+        wanted: Any = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = auto.from_pretrained(task.folder(), **labels, **wanted)
+        lacks = {key.rpartition(".")[0] for key in info["missing_keys"]}
+        lacks |= {key[0].rpartition(".")[0] for key in info["mismatched_keys"]}
+        body = model.base_model_prefix
+        outside = {name for name, module in model.named_children() if name != body and list(module.parameters())}
+        heads = sorted(outside | {name for name in lacks if name.partition(".")[0] not in outside})
+        if task.text and getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = AutoTokenizer.from_pretrained(task.folder()).eos_token_id
+    model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model
+    return model, heads
 
 
 def quiet() -> None:

@@ -1,0 +1,134 @@
+"""``qcircuit-peft train`` and ``predict``: fine-tune a model on a table of one's own, and label another with it."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qcircuit_peft.text import printable, shortened
+
+Encoding = Annotated[str, typer.Option(help="encoding of a CSV or TSV file, such as latin-1")]
+Delimiter = Annotated[str | None, typer.Option(help="what separates the cells, such as ';'; by the file's ending")]
+
+
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a .csv, .tsv, .jsonl or .parquet file with a header, or a folder with one folder of images for each class")],  # noqa: E501
+    model: Annotated[str, typer.Option(help="the pretrained model: a folder, or a name on the Hugging Face hub")],
+    out: Annotated[Path, typer.Option(help="the folder of the adapter, new or empty")],
+    text: Annotated[str | None, typer.Option(help="the column of the texts")] = None,
+    text2: Annotated[str | None, typer.Option(help="the column of the second texts, where there are pairs")] = None,
+    image: Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")] = None,
+    label: Annotated[str, typer.Option(help="the column of the classes, or numbers")] = "label",
+    regression: Annotated[bool, typer.Option("--regression", help="the labels are numbers")] = False,
+    method: Annotated[str, typer.Option(help="the adapter: circuit (shared by kind), circuit_own, lora or dora")] = "circuit",  # noqa: E501
+    rank: Annotated[int | None, typer.Option(help="the rank r; by the method")] = None,
+    layers: Annotated[int | None, typer.Option(help="the number of layers L of circuits")] = None,
+    targets: Annotated[str | None, typer.Option(help="the linear layers that are adapted, such as query,value; by the model's family")] = None,  # noqa: E501
+    epochs: Annotated[int, typer.Option(help="passes over the data; the best one is kept")] = 3,
+    validation: Annotated[str, typer.Option(help="the share of rows to validate with, or a file")] = "0.1",
+    batch: Annotated[int, typer.Option(help="inputs a step")] = 32,
+    max_length: Annotated[int, typer.Option(help="tokens of a text that are read")] = 128,
+    seed: Annotated[int, typer.Option(help="draws the validation rows, the adapter, the head and the order")] = 0,
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+    lora: Annotated[bool, typer.Option("--lora", help="write the adapter as a plain LoRA too")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="write the whole model with the adapter merged too")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a training that was interrupted")] = False,
+) -> None:  # fmt: skip
+    """Fine-tune a pretrained model on your own table, and keep the adapter of the best epoch.
+
+    qcircuit-peft train questions.csv --text question --label kind --model MODEL --out adapter
+
+    qcircuit-peft train houses.csv --text description --label price --regression --model MODEL --out adapter
+
+    qcircuit-peft train photos/ --model MODEL --out adapter
+    """
+    from qcircuit_peft.fine_tuning import PLOT, Columns, Settings, fine_tune, written  # these take seconds to import
+    from qcircuit_peft.tasks import quiet
+
+    quiet()
+    errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if Path(data).is_dir() and text is None and image is None:
+        image = "image"
+    columns = Columns(text=text, text2=text2, image=image, label=label)
+    named = tuple(filter(None, (targets or "").split(",")))
+    settings = Settings(
+        model, columns, regression, method, rank, layers, named, epochs, _share(validation), batch, max_length, seed
+    )
+    also = [form for form, wanted in (("lora", lora), ("merged", merged)) if wanted]
+    bar = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*bar, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
+        task = bars.add_task("")
+        figures = fine_tune(
+            data,
+            out,
+            settings,
+            encoding=encoding,
+            delimiter=delimiter,
+            also=also,
+            resume=resume,
+            progress=lambda step, steps, loss: bars.update(
+                task, completed=step, total=steps, description=f"loss {loss:.2f}"
+            ),
+        )
+    if figures is None:
+        again = shlex.join(["qcircuit-peft", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+        errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
+        raise typer.Exit(130)
+    console = Console(markup=False, emoji=False, highlight=False)
+    table = Table("epoch", "training loss", f"{figures.metric}, {figures.validation:,} validation rows", "")
+    for at, row in enumerate(figures.history, 1):
+        table.add_row(f"{at}", f"{row['loss']:.4f}", f"{row['value']:.4f}", "kept" if at == figures.epoch else "")
+    console.print(table)
+    console.print(
+        f"{figures.metric} {written(figures)}; {figures.trained:,} numbers in the adapter, {figures.head:,} in the "
+        f"head, {figures.bytes:,} bytes; {figures.seconds_per_step:.2f} seconds a step; {figures.rows:,} rows, whose "
+        f"{figures.train:,} inputs were trained on; {figures.disputed:,} inputs had several labels",
+        soft_wrap=True,
+    )
+    console.print(printable(f"adapter and model card {out}, plot {out / PLOT}"), soft_wrap=True)
+
+
+def _share(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        if not Path(text).exists():
+            raise ValueError(
+                f"validation is a share such as 0.1, or a file, got {shortened(printable(text))!r}, which is neither"
+            ) from None
+        return text
+
+
+def predict(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="the folder that qcircuit-peft train wrote")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a table with the columns that were trained on")],
+    out: Annotated[Path, typer.Option(help="where the rows go, with prediction and probability: .csv, .tsv or .jsonl")],
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+) -> None:
+    """Predict the class, or the number, of every row of a table, of any size.
+
+    qcircuit-peft predict adapter new.csv --out predictions.csv
+    """
+    from qcircuit_peft.fine_tuning import predict as run
+    from qcircuit_peft.tasks import quiet
+
+    quiet()
+    errors: Any = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), console=errors, disable=not errors.is_terminal) as bars:
+        task = bars.add_task("")
+        rows = run(
+            adapter,
+            data,
+            out,
+            encoding=encoding,
+            delimiter=delimiter,
+            progress=lambda rows: bars.update(task, description=f"{rows:,} rows"),
+        )
+    print(printable(f"{rows:,} rows in {out}"))
