@@ -7,7 +7,7 @@ again, so that a study can be interrupted and go on. docs/adaptive.md says what 
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from _rows import add_row, read_rows
-from peft import AdaLoraConfig, PeftConfig
+from peft import AdaLoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from qcircuit_peft import AdaptiveRank, Allocator
-from qcircuit_peft.methods import METHODS, Method, circuit
+from qcircuit_peft.methods import DEMO, METHODS, Chosen
 from qcircuit_peft.tasks import TASKS, Classifier, Encoder, Task, quiet
 from qcircuit_peft.training import accuracy, train
 
@@ -70,26 +70,36 @@ def adalora(model: Any) -> Any:
     return model.base_model.update_and_allocate, left
 
 
-def _adalora(task: Task) -> PeftConfig:
+def _adalora(targets: list[str]) -> PeftConfig:
     schedule = {"tinit": int(WARMUP * STEPS), "tfinal": int(FINAL * STEPS), "deltaT": EVERY, "total_step": STEPS}
-    return AdaLoraConfig(target_modules=list(task.lora_targets), init_r=4, target_r=1, lora_alpha=32, **schedule)
+    return AdaLoraConfig(target_modules=targets, init_r=4, target_r=1, lora_alpha=32, **schedule)
 
 
-def taylor(r: int, intrinsic: int, angle_rate: float) -> Method:
+def circuit(r: int, rate: float, **settings: Any) -> Chosen:
+    """Frames at a rate, lambda at 2e-2."""
+    factor = rate / 2e-2
+    row = replace(METHODS["circuit_own"], rates_of={"lambdas": 1.0, "angles": factor, "frames": factor})
+    return Chosen(row, r, rate=2e-2, settings=settings)
+
+
+def taylor(r: int, intrinsic: int, rate: float) -> Chosen:
     """Taylor frames with a rank and an intrinsic rank."""
-    return circuit("", r, frame="taylor", frame_options={"intrinsic_rank": intrinsic}, angle_rate=angle_rate)
+    return circuit(r, rate, frame="taylor", frame_options={"intrinsic_rank": intrinsic})
 
 
 @dataclass(frozen=True)
 class Run:
     """What is trained, and what watches it."""
 
-    method: Method
+    method: Chosen
     watch: Watch = plain
 
 
-RUNS: dict[str, Run] = {"LoRA, r = 1": Run(METHODS["lora"])}
-RUNS |= {f"AdaLoRA 4 to 1, {rate:g}": Run(Method("", _adalora, rate), adalora) for rate in (4e-3, 1e-2, 2e-2)}
+_ADALORA = replace(
+    METHODS["adalora"], attach=lambda model, targets, size: get_peft_model(model, _adalora(list(targets)))
+)
+RUNS: dict[str, Run] = {"LoRA, r = 1": Run(DEMO["lora"])}
+RUNS |= {f"AdaLoRA 4 to 1, {rate:g}": Run(Chosen(_ADALORA, rate=rate), adalora) for rate in (4e-3, 1e-2, 2e-2)}
 for rate in (5e-3, 2e-2):
     RUNS |= {
         f"Taylor, K' = 1, {rate:g}": Run(taylor(3, 1, rate)),
@@ -97,8 +107,8 @@ for rate in (5e-3, 2e-2):
     }
 for rate in (2e-2, 5e-2):
     RUNS |= {
-        f"circuits, L = 1, {rate:g}": Run(circuit("", 32, angle_rate=rate)),
-        f"circuits adaptive, L 3, {rate:g}": Run(circuit("", 32, layers=3, angle_rate=rate), adaptive(1008)),
+        f"circuits, L = 1, {rate:g}": Run(circuit(32, rate)),
+        f"circuits adaptive, L 3, {rate:g}": Run(circuit(32, rate, layers=3), adaptive(1008)),
     }
 
 

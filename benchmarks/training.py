@@ -5,9 +5,10 @@ study can be interrupted and go on. docs/training.md says what came out.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,19 +16,26 @@ from _rows import add_row, read_rows
 from rich.console import Console
 from rich.table import Table
 
-from qcircuit_peft.methods import METHODS, Method, circuit, fourier
+from qcircuit_peft.methods import DEMO, METHODS, Chosen
 from qcircuit_peft.tasks import TASKS, quiet
 from qcircuit_peft.training import accuracy, train, trained
 
 COLUMNS = ("task", "adapter", "seed", "parameters", "validation", "test")
 
-GRID: dict[str, Method] = METHODS | {
-    "circuit, angles at 2e-2": circuit("", 64, share="kind", angle_rate=2e-2),
-    "circuit, angles at 1e-1": circuit("", 64, share="kind", angle_rate=1e-1),
-    "circuit, L = 3": circuit("", 56, share="kind", layers=3),
-    "circuit, all layers": circuit("", 16, all_layers=True, angle_rate=2e-2),
-    "fourier, 2520": fourier("", 2520),
-    "fourier, 2520, all layers": fourier("", 2520, all_layers=True),
+
+def circuit(name: str, size: int, angles: float, all_layers: bool = False, **settings: Any) -> Chosen:
+    """A circuit method at the rate 2e-2 for lambda, and another for the angles."""
+    row = replace(METHODS[name], rates_of={"lambdas": 1.0, "angles": angles / 2e-2})
+    return Chosen(row, size, rate=2e-2, all_layers=all_layers, settings=settings)
+
+
+GRID: dict[str, Chosen] = DEMO | {
+    "circuit, angles at 2e-2": circuit("circuit", 64, 2e-2),
+    "circuit, angles at 1e-1": circuit("circuit", 64, 1e-1),
+    "circuit, L = 3": circuit("circuit", 56, 5e-2, layers=3),
+    "circuit, all layers": circuit("circuit_own", 16, 2e-2, all_layers=True),
+    "fourier, 2520": Chosen(METHODS["fourierft"], numbers=2520),
+    "fourier, 2520, all layers": Chosen(METHODS["fourierft"], numbers=2520, all_layers=True),
 }
 
 

@@ -1,6 +1,7 @@
 """Writes the generated pages of docs/: ``make docs``."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
+    BertConfig,
     DebertaV2Config,
     GPT2Config,
     LlamaConfig,
@@ -26,6 +28,7 @@ from qcircuit_peft.factorizations.parts import Factorization, sizes
 from qcircuit_peft.factorizations.parts import make as make_parts
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES, Gate, Part
+from qcircuit_peft.methods import METHODS
 
 HERE = Path(__file__).parent
 
@@ -159,6 +162,36 @@ def frames() -> str:
     return _within("frames.md", "FRAMES", lines)
 
 
+def methods() -> str:
+    """The table of methods, within what people wrote."""
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    with torch.device("meta"):
+        model = AutoModel.from_config(BertConfig(vocab_size=30522, **sizes))
+    targets = ["query", "value"]
+    lines = [
+        "| method | what it is | size | numbers | rates | base | source |",
+        "|---|---|---|---:|---|---|---|",
+    ]
+    for key, method in METHODS.items():
+        size = 0
+        if method.size:
+            try:
+                size = method.fit(model, targets, 900)
+            except ValueError:
+                size = min(islice(method.sizes(model, targets), 400), key=lambda n: method.count(model, targets, n))
+        cells = (
+            f"`{key}`: {method.name}",
+            method.about,
+            f"{method.size} = {size}" if method.size else "-",
+            f"{method.count(model, targets, size):,}",
+            ", ".join(f"{rate:g}" for rate in method.rates) or "-",
+            "yes" if method.at_base else "no",
+            method.source or "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return _within("methods.md", "METHODS", lines)
+
+
 def circuits() -> str:
     """Every gate and every circuit file."""
     lines = [
@@ -259,7 +292,7 @@ def factorizations() -> str:
 
 PAGES = {
     "parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations,
-    "simulators.md": simulators, "frames.md": frames,
+    "simulators.md": simulators, "frames.md": frames, "methods.md": methods,
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from qcircuit_peft import files
-from qcircuit_peft.methods import HEAD_RATE, Method
+from qcircuit_peft.methods import HEAD_RATE, Chosen
 from qcircuit_peft.tasks import Classifier, Encoder, Head, Rows, Task, pretrained
 from qcircuit_peft.tasks.data import Split
 
@@ -230,7 +230,7 @@ def save(net: Classifier, folder: Path) -> None:
 
 def train(
     task: Task,
-    method: Method,
+    method: Chosen,
     folder: Path,
     *,
     epochs: int | None = None,

@@ -1,13 +1,14 @@
 """The training loop and the demo on a tiny vision model: all methods, what is saved, what an interruption leaves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
-from qcircuit_peft import methods
 from qcircuit_peft.demo import report, run
-from qcircuit_peft.methods import METHODS
+from qcircuit_peft.methods import DEMO, METHODS, Chosen, trained_numbers
 from qcircuit_peft.tasks import TASKS, Classifier, Split, Splits, Task, pretrained
 from qcircuit_peft.training import BATCH, Result, accuracy, adapter_bytes, fit, train, trained
 
@@ -31,15 +32,15 @@ def task(tmp_path_factory) -> Task:
     return Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DEMO)
 def test_a_method_trains_and_its_adapter_is_read_back(name, task, tmp_path):
     steps = []
-    result = train(task, METHODS[name], tmp_path, progress=lambda *at: steps.append(at[:2]))
+    result = train(task, DEMO[name], tmp_path, progress=lambda *at: steps.append(at[:2]))
     assert steps == [(step, 24) for step in range(1, 25)] and result.finished
     assert 0.7 < result.accuracy <= 1 and 0 <= result.interval < 0.1
     written = [path for path in tmp_path.iterdir() if path.name in ("adapter_model.safetensors", "adapter_config.json")]
     assert result.checkpoint_bytes == sum(len(path.read_bytes()) for path in written)
-    adapted = METHODS[name].config is not None
+    adapted = name != "probe"
     assert len(written) == 2 * adapted and (result.parameters > 0) == adapted
     net, encode = trained(task, tmp_path)
     assert accuracy(net, encode, task.splits().test) == result.accuracy
@@ -112,7 +113,7 @@ def test_an_interruption_leaves_a_checkpoint(task, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("signal.signal", lambda *args: None)
-        result = train(task, METHODS["circuit"], tmp_path, progress=interrupt)
+        result = train(task, DEMO["circuit"], tmp_path, progress=interrupt)
     assert not result.finished and result.checkpoint_bytes == adapter_bytes(tmp_path) > 0
     net, _ = trained(task, tmp_path)
     assert any(p.any() for name, p in net.named_parameters() if "qcircuit_lambda" in name)
@@ -123,27 +124,26 @@ def test_a_method_starts_from_the_pretrained_model(task):
     with torch.no_grad():
         wanted = pretrained(task).eval()(**images).last_hidden_state
         for name in ("circuit", "frozen", "lora"):
-            got = METHODS[name].attach(task).eval()(**images).last_hidden_state
+            got = DEMO[name].attach(task).eval()(**images).last_hidden_state
             assert torch.equal(got, wanted), name
 
 
 def test_shared_circuits_are_counted_once_and_trained_at_their_own_rate(task):
-    for share, vectors in ((None, 8), ("kind", 4)):  # (query, value) x (U, V), in each of two blocks
-        method = methods.circuit("", 8, share=share, rate=0.1, angle_rate=0.3)
+    for name, vectors in (("circuit_own", 8), ("circuit", 4)):  # (query, value) x (U, V), in each of two blocks
+        method = Chosen(replace(METHODS[name], rates_of={"lambdas": 1.0, "angles": 3.0}), 8, rate=0.1)
         groups = method.groups(method.attach(task))
-        assert sorted((group["lr"], len(group["params"])) for group in groups) == [(0.1, 4), (0.3, vectors)]
+        assert sorted((group["lr"], len(group["params"])) for group in groups) == [
+            (pytest.approx(0.1), 4),
+            (pytest.approx(0.3), vectors),
+        ]
 
 
 def test_fourierft_has_the_parameters_asked_for(task):
     for all_layers, layers in ((False, 4), (True, 12)):
-        model = methods.fourier("", 250, all_layers=all_layers).attach(task)
-        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == -(-250 // layers) * layers
-    like = methods.circuit("", 8)
-    counts = [
-        sum(p.numel() for p in method.attach(task).parameters() if p.requires_grad)
-        for method in (like, methods.fourier("", like))
-    ]
-    assert 0 <= counts[1] - counts[0] < 4
+        model = Chosen(METHODS["fourierft"], numbers=250, all_layers=all_layers).attach(task)
+        assert abs(trained_numbers(model) - 250) <= layers / 2
+    with pytest.raises(ValueError, match="has a size or numbers that it fits, got both"):
+        Chosen(METHODS["lora"], size=1, numbers=100)
 
 
 def test_the_table_shows_counts_and_intervals():

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qcircuit_peft import files
 from qcircuit_peft.demo import report
-from qcircuit_peft.methods import METHODS
+from qcircuit_peft.methods import DEMO
 from qcircuit_peft.tasks import TASKS, quiet
 from qcircuit_peft.training import Result, train
 
@@ -26,9 +26,7 @@ console = Console()
 def _work(task: str, method: str, out: Path, epochs: int | None, queue: Any) -> None:
     torch.set_num_threads(1)
     quiet()
-    result = train(
-        TASKS[task], METHODS[method], out / method, epochs=epochs, progress=lambda *at: queue.put((method, at))
-    )
+    result = train(TASKS[task], DEMO[method], out / method, epochs=epochs, progress=lambda *at: queue.put((method, at)))
     queue.put((method, result))
 
 
@@ -40,7 +38,7 @@ def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, wor
     loss = TextColumn("loss {task.fields[loss]}")
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
-        rows = {key: bars.add_task(METHODS[key].name, total=None, loss="-") for key in methods}
+        rows = {key: bars.add_task(DEMO[key].name, total=None, loss="-") for key in methods}
         while running or (waiting and not stop):
             try:
                 while waiting and len(running) < workers and not stop:
@@ -54,7 +52,7 @@ def _train_all(task: str, methods: list[str], out: Path, epochs: int | None, wor
                     for key in dead:
                         running.pop(key)
                         if key not in results and not stop:
-                            raise SystemExit(f"training {METHODS[key].name!r} failed, see above") from None
+                            raise SystemExit(f"training {DEMO[key].name!r} failed, see above") from None
                     continue
                 if isinstance(news, Result):
                     results[key] = news
@@ -75,15 +73,15 @@ def main(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="passes over the data instead of the task's own number")
     ] = None,
-    methods: Annotated[str, typer.Option(help=f"some of {', '.join(METHODS)}")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help=f"some of {', '.join(DEMO)}")] = ",".join(DEMO),
     workers: Annotated[int, typer.Option(min=1, help="training processes at a time, one thread each")] = 2,
 ) -> None:
     """Fine-tune a real model on real labelled data with circuit adapters, and compare."""
     if task not in TASKS:
         raise typer.BadParameter(f"unknown task {task!r}; allowed are {', '.join(TASKS)}")
     wanted = methods.split(",")
-    if unknown := [key for key in wanted if key not in METHODS]:
-        raise typer.BadParameter(f"unknown method {unknown[0]!r}; allowed are {', '.join(METHODS)}")
+    if unknown := [key for key in wanted if key not in DEMO]:
+        raise typer.BadParameter(f"unknown method {unknown[0]!r}; allowed are {', '.join(DEMO)}")
     quiet()
     out = out / task
     out.mkdir(parents=True, exist_ok=True)

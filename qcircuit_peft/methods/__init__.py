@@ -1,21 +1,29 @@
-"""Methods: an adapter, and how fast each of its parameters learns. ``METHODS`` names those that the demo compares.
+"""Methods: ways to adapt a pretrained model, each a row of ``METHODS`` with its rates and the numbers it trains."""
 
-Their rates were chosen on validation splits.
-"""
+from qcircuit_peft.methods.base import BASE, Lisa
+from qcircuit_peft.methods.chosen import DEMO, HEAD_RATE, Chosen
+from qcircuit_peft.methods.circuit import CIRCUITS, UPDATED, circuits, without_entanglers
+from qcircuit_peft.methods.method import Method, load, save, shapes, stored, trained_numbers
+from qcircuit_peft.methods.reft import LOREFT
+from qcircuit_peft.methods.rivals import RIVALS
+from qcircuit_peft.methods.updates import UPDATES, UpdateConfig
 
-from qcircuit_peft.methods.circuit import circuit
-from qcircuit_peft.methods.method import HEAD_RATE, Method
-from qcircuit_peft.methods.rivals import fourier, lora
+METHODS: dict[str, Method] = {**BASE, "loreft": LOREFT, **RIVALS, **UPDATED, **CIRCUITS}
 
-_SHARED = circuit("circuits shared by all blocks, r = 64", 64, share="kind")
-
-# Query and value are adapted where nothing else is said. The cheap ones come first: the demo starts with the last.
-METHODS: dict[str, Method] = {
-    "probe": Method("linear probe", None, 0.0),
-    "frozen": circuit("circuits frozen at random angles, r = 73", 73, train_angles=False),
-    "lora": lora("LoRA, r = 1", 1),
-    "fourier": fourier("FourierFT", _SHARED),
-    "circuit": _SHARED,
-}
-
-__all__ = ["HEAD_RATE", "METHODS", "Method", "circuit", "fourier", "lora"]
+__all__ = [
+    "DEMO",
+    "HEAD_RATE",
+    "METHODS",
+    "UPDATES",
+    "Chosen",
+    "Lisa",
+    "Method",
+    "UpdateConfig",
+    "circuits",
+    "load",
+    "save",
+    "shapes",
+    "stored",
+    "trained_numbers",
+    "without_entanglers",
+]

@@ -1,27 +1,249 @@
-"""Our own methods: circuits on a task's model."""
+"""Our own methods: circuits, and the controls that take them apart."""
 
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import combinations, count
 from typing import Any
 
-from peft import PeftConfig
+from peft import get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.methods.method import Method
-from qcircuit_peft.tasks import Task
+from qcircuit_peft.ansatz import Ansatz, Step, load
+from qcircuit_peft.factorizations.quanta import quanta
+from qcircuit_peft.frames import CircuitFrame
+from qcircuit_peft.gates import GATES
+from qcircuit_peft.methods.method import Attach, Count, Method, Shape, shapes
+from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
+from qcircuit_peft.methods.updates import UpdateConfig
 from qcircuit_peft.tuner import QCircuitConfig
 
+ANSATZ, SCALE = "simplified_two_design", 8
+_RATES = (5e-3, 2e-2, 5e-2)  # of lambda
+_ANGLES = {"lambdas": 1.0, "angles": 2.5}
+_SOURCE = "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431"
 
-def circuit(
-    name: str,
-    r: int,
-    *,
-    all_layers: bool = False,
-    rate: float = 2e-2,
-    angle_rate: float = 5e-2,
-    **settings: Any,
-) -> Method:
-    """Circuits of rank r on all linear layers, or on those that LoRA usually takes; ``settings`` of QCircuitConfig."""
 
-    def config(task: Task) -> PeftConfig:
-        targets = task.targets if all_layers else task.lora_targets
-        return QCircuitConfig(r=r, alpha=8 * r, target_modules=list(targets), **settings)
+def without_entanglers(ansatz: Ansatz) -> Ansatz:
+    """The same family without its gates on two wires, so with the same angles; its circuits make product states only.
 
-    return Method(name, config, rate, angle_rate)
+    Raises ValueError if a gate on two wires has angles, since the control would train fewer.
+
+    >>> [step.gates for step in without_entanglers(load("simplified_two_design")).layer]
+    [('RY',), ('RY',)]
+    """
+    if ansatz.fixed is not None:
+        raise ValueError(f"the control no_entanglers is for a family of circuits, but {ansatz.name!r} is one circuit")
+    parts = {}
+    for part in ("first", "layer", "last"):
+        kept = []
+        for step in getattr(ansatz, part):
+            if turned := [gate for gate in step.gates if GATES[gate].wires > 1 and GATES[gate].angles]:
+                raise ValueError(
+                    f"the control no_entanglers keeps the number of angles, but {ansatz.name!r} has angles in its "
+                    f"gates on two wires, {', '.join(turned)}"
+                )
+            if gates := tuple(gate for gate in step.gates if GATES[gate].wires == 1):
+                kept.append(Step(gates, step.on))
+        parts[part] = tuple(kept)
+    return replace(ansatz, **parts)
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """The names of all linear layers inside the blocks of a model, by what tells them from others."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    inside = [name for name in names if re.search(r"\.\d+\.", f".{name}")]
+    return sorted({re.split(r"\.\d+\.", f".{name}")[-1] for name in inside})
+
+
+def circuits(all_layers: bool = False, **settings: Any) -> Attach:
+    """Attaches circuits of rank ``size`` with ``settings`` of QCircuitConfig; further ones may be given each time."""
+
+    def attach(model: nn.Module, targets: Sequence[str], size: int, **more: Any) -> nn.Module:
+        names = linear_layers(model) if all_layers else list(targets)
+        config = QCircuitConfig(r=size, alpha=SCALE * size, target_modules=names, **{**settings, **more})
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+
+    return attach
+
+
+def _kind(name: str) -> str:
+    """A layer's name without the numbers of blocks, in which layers of a kind are equal."""
+    return re.sub(r"\d+", "", name)
+
+
+@cache
+def _angles(width: int, layers: int = 1) -> int:
+    return load(ANSATZ).circuit(dim=width, layers=layers).n_angles
+
+
+def circuit_count(share: bool, all_layers: bool = False) -> Count:
+    """r numbers lambda a layer, and the angles of U and V, for every layer or for every kind of layers."""
+
+    def numbers(model: nn.Module, targets: Sequence[str], size: int) -> int:
+        found = shapes(model, linear_layers(model) if all_layers else targets)
+        having = {_kind(shape.name) if share else shape.name: shape for shape in found}
+        angles = sum(_angles(shape.out) + _angles(shape.into) for shape in having.values())
+        return angles + size * len(found)
+
+    return numbers
+
+
+def _all_ranks(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
+    return up_to_width(model, linear_layers(model))
+
+
+def _even(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
+    return (r for r in up_to_width(model, targets) if r % 2 == 0)
+
+
+def _from_two(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
+    return count(2)
+
+
+def _quanta(model: nn.Module, targets: Sequence[str], size: int) -> nn.Module:
+    options = {"order": size}
+    config = QCircuitConfig(
+        r=1, alpha=1, factorization="quanta", factorization_options=options, target_modules=list(targets)
+    )
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def _quanta_numbers(shape: Shape, order: int) -> int:
+    axes = quanta(shape.out, shape.into, 1, CircuitFrame, order=order).axes
+    return sum((first * second) ** 2 for first, second in combinations(axes, 2))
+
+
+def _update(name: str, scale: float = 1.0) -> Attach:
+    return by_config(lambda targets, size: UpdateConfig(update=name, size=size, scale=scale, target_modules=targets))
+
+
+def _lotr_count(model: nn.Module, targets: Sequence[str], r: int) -> int:
+    found = shapes(model, targets)
+    kinds = {_kind(shape.name): shape for shape in found}
+    return sum(r * (shape.out + shape.into) for shape in kinds.values()) + r * r * len(found)
+
+
+UPDATED: dict[str, Method] = {  # what neither PEFT nor another kept library has
+    "mora": Method(
+        "MoRA",
+        "one square r x r matrix a layer, between groups of inputs, each turned by angles of its own, and of outputs",
+        "Jiang et al. 2024, arXiv 2405.12130, equation 9",
+        (2e-3, 5e-3, 1e-2),
+        _update("mora"),
+        per_layer(lambda shape, r: r * r),
+        default=8,
+        sizes=_even,
+    ),
+    "quanta": Method(
+        "QuanTA",
+        "gates of plain numbers on all pairs of d axes into which the width is split",
+        "Chen et al. 2024, arXiv 2406.00132",
+        (1e-3, 4e-3, 1e-2),
+        _quanta,
+        per_layer(_quanta_numbers),
+        size="axes d",
+        default=4,
+        sizes=lambda model, targets: iter(range(2, 9)),
+        rates_of={"cores": 1.0},
+    ),
+    "lotr": Method(
+        "LoTR",
+        "A G B with A and B shared by all layers of a kind, and G, r x r and zero at first, for each layer",
+        "Bershatsky et al. 2024, arXiv 2402.01376",
+        (2e-3, 5e-3, 2e-2),
+        _update("lotr"),
+        _lotr_count,
+    ),
+    "nola": Method(
+        "NOLA",
+        "LoRA (r = 8) whose A and B are mixtures of random matrices: k numbers a layer, half of them for each",
+        "Koohpayegani et al. 2024, arXiv 2310.02556",
+        (5e-3, 2e-2, 5e-2),
+        _update("nola"),
+        per_layer(lambda shape, k: k),
+        size="numbers k a layer",
+        default=64,
+        sizes=_from_two,
+    ),
+    "svf": Method(
+        "SVF",
+        "lambda on the first r singular vectors of W, scaled by 8: the control with W's own frames, too",
+        "Sun et al. 2025, arXiv 2501.06252; cut to r",
+        _RATES,
+        _update("svf", SCALE),
+        per_layer(lambda shape, r: r),
+        default=64,
+        sizes=up_to_width,
+    ),
+    "random_frames": Method(
+        "random orthogonal frames",
+        "the control: lambda between the first r columns of two random orthogonal matrices, scaled by 8",
+        "",
+        _RATES,
+        _update("random_frames", SCALE),
+        per_layer(lambda shape, r: r),
+        default=64,
+        sizes=up_to_width,
+    ),
+}
+
+CIRCUITS: dict[str, Method] = {
+    "frozen": Method(
+        "circuits, frozen",
+        "the control: circuits as drawn, only the r numbers lambda of each layer are trained",
+        "",
+        _RATES,
+        circuits(train_angles=False),
+        per_layer(lambda shape, r: r),
+        default=64,
+        sizes=up_to_width,
+        rates_of={"lambdas": 1.0},
+    ),
+    "no_entanglers": Method(
+        "circuits without entanglers",
+        "the control: circuits shared by kind without their gates on two wires, so products of rotations",
+        "",
+        _RATES,
+        circuits(share="kind", ansatz=without_entanglers(load(ANSATZ))),
+        circuit_count(share=True),
+        default=64,
+        sizes=up_to_width,
+        rates_of=_ANGLES,
+    ),
+    "circuit_own": Method(
+        "circuits",
+        "U diag(lambda) V with circuits U and V of its own for every layer",
+        _SOURCE,
+        _RATES,
+        circuits(),
+        circuit_count(share=False),
+        default=16,
+        sizes=up_to_width,
+        rates_of=_ANGLES,
+    ),
+    "circuit_all": Method(
+        "circuits on all linear layers",
+        "U diag(lambda) V on all linear layers of the blocks, whatever the targets; circuits shared by kind",
+        _SOURCE,
+        _RATES,
+        circuits(all_layers=True, share="kind"),
+        circuit_count(share=True, all_layers=True),
+        default=16,
+        sizes=_all_ranks,
+        rates_of=_ANGLES,
+    ),
+    "circuit": Method(
+        "circuits, shared by kind",
+        "U diag(lambda) V with circuits U and V for all layers of a kind, such as all queries; lambda is a layer's own",
+        _SOURCE,
+        _RATES,
+        circuits(share="kind"),
+        circuit_count(share=True),
+        default=64,
+        sizes=up_to_width,
+        rates_of=_ANGLES,
+    ),
+}

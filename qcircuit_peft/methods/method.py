@@ -1,40 +1,199 @@
-"""What a method is."""
+"""What a method is: how it is attached to a model, what it trains, how many numbers that are, how fast they learn."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from peft import PeftConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.tasks import Task, pretrained
+from qcircuit_peft import files
+from qcircuit_peft.checks import whole_number
+from qcircuit_peft.rates import parameter_groups
+from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.layer import features
 
-HEAD_RATE = 2e-3  # AdamW learning rate of the linear head, for every method
+TRAINED = "trained.safetensors"
+_NEAR = 1.5  # a size that trains more than this times the numbers asked for is no answer
+
+
+class Shape(NamedTuple):
+    """A linear layer that is adapted: its name, and the widths of what it gives and takes."""
+
+    name: str
+    out: int
+    into: int
+
+
+def shapes(model: nn.Module, targets: Sequence[str]) -> list[Shape]:
+    """The linear layers of a model whose names end in one of ``targets``, as PEFT understands a list of targets.
+
+    Raises ValueError if there is none.
+    """
+    ends = tuple(f".{target}" for target in targets)
+    found = []
+    for name, module in model.named_modules():
+        if f".{name}".endswith(ends) and isinstance(module, nn.Linear | Conv1D):
+            into, out = features(module)
+            found.append(Shape(name, out, into))
+    if not found:
+        raise ValueError(f"the model has no linear layer whose name ends in one of {shown(list(targets))}")
+    return found
+
+
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The transformer blocks of a model and their name; raises ValueError if it has none, or several kinds."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and len({type(block) for block in module}) == 1
+    ]
+    found = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
+    if len(found) != 1:
+        raise ValueError(f"wanted a model with one list of transformer blocks, got {len(found)} lists of modules")
+    return found[0]
+
+
+Attach = Callable[..., nn.Module]
+Count = Callable[[nn.Module, Sequence[str], int], int]
+Sizes = Callable[[nn.Module, Sequence[str]], Iterable[int]]
+
+
+def any_size(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
+    """Sizes without a bound but that of what they count."""
+    return count(1)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, the adapter (none: only the head learns), AdamW's learning rates."""
+    """A way to adapt a pretrained model.
+
+    name: in tables and figures. about: how it is attached, and what of that is not as published. source: a paper.
+    rates: AdamW's learning rates worth trying, in rising order; the middle one where nothing is said.
+    attach: ``attach(model, targets, size)`` gives the adapted model, in which only what the method trains has
+        gradients; it may change ``model``. formula: ``formula(model, targets, size)``, the numbers that it trains.
+    size: what the one number is by which the method is made larger; "" has none. default: its value.
+    sizes: those that a model allows, in rising order; numbers that are trained rise with them, or fall.
+    rates_of: the rate of each group of parameters, as a multiple; the keys are those of ``parameter_groups``.
+    at_base: whether an adapted model starts with the outputs of the pretrained one.
+    given_back: names of frozen tensors that PEFT saves, but that a seed or the base weights give back.
+    callbacks: ``callbacks(model, steps)``, what has to happen during the training, for ``transformers.Trainer``.
+
+    >>> from torch import nn
+    >>> from qcircuit_peft.methods import METHODS
+    >>> model = nn.ModuleDict({"query": nn.Linear(64, 64), "value": nn.Linear(64, 64)})
+    >>> METHODS["lora"].count(model, ["query", "value"], 2)
+    512
+    >>> METHODS["lora_xs"].fit(model, ["query", "value"], 100)
+    7
+    """
 
     name: str
-    config: Callable[[Task], PeftConfig] | None
-    rate: float
-    angle_rate: float = 0.0
+    about: str
+    source: str
+    rates: tuple[float, ...]
+    attach: Attach
+    formula: Count
+    size: str = "rank r"
+    default: int = 1
+    sizes: Sizes = any_size
+    rates_of: Mapping[str, float] = field(default_factory=lambda: {"others": 1.0})
+    at_base: bool = True
+    given_back: tuple[str, ...] = ()
+    callbacks: Callable[[nn.Module, int], list[TrainerCallback]] = lambda model, steps: []
 
-    def rate_of(self, parameter: str) -> float:
-        """The learning rate of a parameter, by its name: circuits have one for angles and one for lambda."""
-        return self.angle_rate if "qcircuit_u" in parameter or "qcircuit_v" in parameter else self.rate
+    @property
+    def rate(self) -> float:
+        """The learning rate where nothing else is said."""
+        return self.rates[len(self.rates) // 2] if self.rates else 0.0
 
-    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The parameters of an adapted model that train, what is tied once, as AdamW takes them: a group each rate."""
-        found: dict[float, list[Tensor]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                found.setdefault(self.rate_of(name), []).append(parameter)
-        return [{"params": parameters, "lr": rate} for rate, parameters in found.items()]
+    def count(self, model: nn.Module, targets: Sequence[str], size: int | None = None) -> int:
+        """The numbers that the method trains in a pretrained model, by its formula; no head is counted."""
+        return self.formula(model, targets, self.default if size is None else whole_number("size", size, 0))
 
-    def attach(self, task: Task) -> nn.Module:
-        """The task's pretrained model with a fresh adapter, drawn from torch's global random state."""
-        model: PreTrainedModel = pretrained(task)
-        return model if self.config is None else get_peft_model(model, self.config(task))
+    def fit(self, model: nn.Module, targets: Sequence[str], numbers: int) -> int:
+        """The size at which the method trains about this many numbers; the smaller of two equally near.
+
+        Raises ValueError for a method of one size, and if the least it can train is more than half as many again.
+        """
+        whole_number("numbers", numbers, 1)
+        if not self.size:
+            raise ValueError(f"{self.name} has no size to choose: it trains {self.count(model, targets):,} numbers")
+        best: tuple[int, int, int] | None = None
+        for size in self.sizes(model, targets):
+            found = self.formula(model, targets, size)
+            here = abs(found - numbers), size, found
+            if best is not None and here[0] > best[0]:
+                break  # numbers rise with the size, or fall: from here on it gets worse
+            best = min(best or here, here)
+        if best is None:
+            raise ValueError(f"{self.name} does not fit the widths of this model")
+        if best[2] > _NEAR * numbers:
+            raise ValueError(f"{self.name} trains {best[2]:,} numbers here at least, {numbers:,} were asked for")
+        return best[1]
+
+    def rates_at(self, rate: float | None = None) -> dict[str, float]:
+        """What ``parameter_groups`` takes: the rate of every group of parameters."""
+        rate = self.rate if rate is None else rate
+        return {key: factor * rate for key, factor in self.rates_of.items()}
+
+    def groups(self, model: nn.Module, rate: float | None = None) -> list[dict[str, Any]]:
+        """The parameters of an adapted model that train, as AdamW takes them; none if nothing does."""
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            return []
+        return parameter_groups(model, self.rates_at(rate))
+
+
+def trained_numbers(model: nn.Module) -> int:
+    """The numbers that train, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """What was trained: as PEFT saves it, or, of a model without a PEFT adapter, the weights that have gradients.
+
+    Raises OSError if it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder))
+        return
+    found = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    if found:
+        draft = folder / f".{TRAINED}"
+        save_file(found, draft)
+        files.replace(draft, folder / TRAINED)
+
+
+def load(method: Method, model: nn.Module, targets: Sequence[str], size: int, folder: Path) -> nn.Module:
+    """A pretrained model as ``save`` left it; ``model`` is changed.
+
+    Raises ValueError if the file has other names or shapes than the method trains in this model.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return PeftModel.from_pretrained(model, folder)  # type: ignore[arg-type]
+    adapted = method.attach(model, targets, size)
+    wanted = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    found = load_file(folder / TRAINED) if wanted else {}
+    if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in found.items()}:
+        raise ValueError(f"{folder / TRAINED} has other names or shapes than {method.name} trains in this model")
+    for name, parameter in wanted.items():
+        parameter.data.copy_(found[name])
+    return adapted
+
+
+def stored(method: Method, folder: Path) -> tuple[int, int]:
+    """What a checkpoint takes, without a head: its numbers, but those that are given back, and all its bytes."""
+    numbers = size = 0
+    for path in (folder / TRAINED, folder / "adapter_model.safetensors", folder / "adapter_config.json"):
+        if path.is_file():
+            size += path.stat().st_size
+            if path.suffix == ".safetensors":
+                kept = load_file(path).items()
+                numbers += sum(value.numel() for key, value in kept if not set(key.split(".")) & set(method.given_back))
+    return numbers, size

@@ -7,45 +7,20 @@ lists, for every seed. ``runs`` does the work.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from qcircuit_peft import checks, files
-from qcircuit_peft.ansatz import Ansatz, Step, load
+from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number, whole_numbers
 from qcircuit_peft.frames.circuit import MAX_LAYERS, check_real
-from qcircuit_peft.gates import GATES
+from qcircuit_peft.methods import without_entanglers
 from qcircuit_peft.text import printable, shortened, shown
 
 CONTROLS = ("trained", "no_entanglers", "frozen")
 _MAX_FILE_BYTES, _MAX_RUNS = 1 << 16, 10_000
-
-
-def without_entanglers(ansatz: Ansatz) -> Ansatz:
-    """The same family without its gates on two wires, so with the same angles; its circuits make product states only.
-
-    Raises ValueError if a gate on two wires has angles, since the control would train fewer.
-
-    >>> [step.gates for step in without_entanglers(load("simplified_two_design")).layer]
-    [('RY',), ('RY',)]
-    """
-    if ansatz.fixed is not None:
-        raise ValueError(f"the control no_entanglers is for a family of circuits, but {ansatz.name!r} is one circuit")
-    parts = {}
-    for part in ("first", "layer", "last"):
-        kept = []
-        for step in getattr(ansatz, part):
-            if turned := [gate for gate in step.gates if GATES[gate].wires > 1 and GATES[gate].angles]:
-                raise ValueError(
-                    f"the control no_entanglers keeps the number of angles, but {ansatz.name!r} has angles in its "
-                    f"gates on two wires, {', '.join(turned)}"
-                )
-            if gates := tuple(gate for gate in step.gates if GATES[gate].wires == 1):
-                kept.append(Step(gates, step.on))
-        parts[part] = tuple(kept)
-    return replace(ansatz, **parts)
 
 
 def run_key(ansatz: str, layers: int, r: int, control: str, seed: int) -> str:

@@ -17,11 +17,11 @@ from qcircuit_peft.analysis.capacity import Capacity, capacity
 from qcircuit_peft.analysis.expressibility import expressibility
 from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
 from qcircuit_peft.checks import LARGEST, number, text, whole_number
-from qcircuit_peft.methods import Method, circuit
+from qcircuit_peft.methods import METHODS, Chosen
 from qcircuit_peft.study.plan import Point, Study, run_key
 from qcircuit_peft.tasks import TASKS, Split, Splits, Task, pretrained
 from qcircuit_peft.training import accuracy, train, trained
-from qcircuit_peft.tuner import parameter_count
+from qcircuit_peft.tuner import QCircuitConfig, parameter_count
 
 _MAX_RESULT_BYTES = 1 << 16
 _ROUNDING = 1e-6
@@ -82,19 +82,17 @@ Steps = Callable[[int, int, float], None]
 Progress = Callable[[float, int, str], None]
 
 
-def method(study: Study, point: Point) -> Method:
+def method(study: Study, point: Point) -> Chosen:
     """The method of a point: with equal seeds, equal sizes of circuits start from equal angles."""
-    return circuit(
-        point.key,
-        point.r,
-        all_layers=study.all_layers,
-        rate=study.rate,
-        angle_rate=study.angle_rate,
-        ansatz=point.family,
-        layers=point.layers,
-        seed=point.seed,
-        train_angles=point.control != "frozen",
-    )
+    angles = study.angle_rate / study.rate if study.rate else 1.0
+    settings = {
+        "ansatz": point.family,
+        "layers": point.layers,
+        "seed": point.seed,
+        "train_angles": point.control != "frozen",
+    }
+    row = replace(METHODS["circuit_own"], rates_of={"lambdas": 1.0, "angles": angles})
+    return Chosen(row, point.r, rate=study.rate, all_layers=study.all_layers, settings=settings, title=point.key)
 
 
 def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None) -> Run:
@@ -255,10 +253,10 @@ def _check_models(study: Study, points: Sequence[Point], task: Task) -> None:
         if kind not in largest or point.r > largest[kind].r:
             largest[kind] = point
     for point in largest.values():
-        config = method(study, point).config
-        assert config is not None
+        chosen = method(study, point)
         try:
-            parameter_count(config(task), pretrained(task))
+            targets = chosen.targets(task)
+            parameter_count(QCircuitConfig(r=point.r, target_modules=targets, **chosen.settings), pretrained(task))
         except ValueError as error:
             raise ValueError(f"the run {point.key} is not possible: {error}") from None
 
