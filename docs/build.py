@@ -28,6 +28,7 @@ from qcircuit_peft.factorizations.parts import Factorization, sizes
 from qcircuit_peft.factorizations.parts import make as make_parts
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES, Gate, Part
+from qcircuit_peft.lie import directions
 from qcircuit_peft.methods import METHODS
 
 HERE = Path(__file__).parent
@@ -229,7 +230,15 @@ def circuits() -> str:
     ]
     for name, wiring in WIRINGS.items():
         lines.append(f"| `{name}` | {', '.join(' '.join(map(str, wires)) for wires in wiring(4))} |")
-    lines += ["", "## Circuits", "", "Drawn on four qubits with one layer.", ""]
+    lines += [
+        "",
+        "## Circuits",
+        "",
+        "Drawn on four qubits with one layer. Directions: the dimension of the Lie algebra on 2, 3 and 4 qubits at",
+        "L = 12, which is the most angles that can matter. A real circuit has at most 6, 28, 120, a complex one 15,",
+        "63, 255 (docs/reach.md).",
+        "",
+    ]
     for name in names():
         ansatz = load(name)
         circuit = ansatz.circuit(qubits=4, layers=1)
@@ -239,6 +248,8 @@ def circuits() -> str:
             ansatz.about,
             "",
             f"Source: {ansatz.cite}",
+            "",
+            f"Directions: {', '.join(map(str, directions(ansatz).values()))}",
             "",
             "```",
             draw(circuit).rstrip(),

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from qcircuit_peft.ansatz import load, names
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.drawing import draw as draw_text
 from qcircuit_peft.drawing import draw_mpl
+from qcircuit_peft.lie import directions, told_surplus
 from qcircuit_peft.qasm import to_qasm
 from qcircuit_peft.text import printable, shortened, shown
 
@@ -151,6 +152,10 @@ def _save(figure: Figure, path: str) -> None:
         raise ValueError(f"{shown(path)} cannot be written: {error.strerror}") from None
 
 
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 @circuits.command("list")
 def list_circuits() -> None:
     """List the circuits that come with the library."""
@@ -164,7 +169,10 @@ def list_circuits() -> None:
 @circuits.command()
 def show(source: Source) -> None:
     """Print a circuit file as TOML: a start for one of your own."""
-    print(load(source).to_toml(), end="")
+    family = load(source)
+    print(family.to_toml(), end="")
+    if found := directions(family):
+        print(f"\n# at L = 12 it moves in {_listed(found.values())} directions on {_listed(found)} qubits")
 
 
 @circuits.command()
@@ -183,6 +191,8 @@ def draw(
         print(draw_text(circuit))
         size = f"matrix {circuit.dim} x {circuit.dim}"
         console.print(f"{circuit.n_angles} angles, {len(circuit.ops)} gates, depth {circuit.depth}, {size}")
+        if told := told_surplus(load(source), circuit):
+            console.print(printable(told))
     else:
         _save(draw_mpl(circuit), plot)
         console.print(f"drawn in {printable(plot)}")

@@ -8,6 +8,7 @@ from qcircuit_peft.analysis.hardware import Perturbed, evaluate_under_noise
 from qcircuit_peft.analysis.metrics import METRICS, Metric
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.report import entanglement_report
+from qcircuit_peft.lie import independent_angles, lie_dimension
 
 __all__ = [
     "METRICS",
@@ -24,6 +25,8 @@ __all__ = [
     "gradient_variance",
     "haar_states",
     "haar_value",
+    "independent_angles",
+    "lie_dimension",
     "mean_purities",
     "saturation",
 ]

@@ -45,7 +45,8 @@ class QCircuitConfig(PeftConfig):
 
     ansatz: a name in ``circuits/``, the path of a TOML file, plain data, an ``Ansatz`` or a
         ``Circuit``, for layers of its width only; read now, stored whole.
-    layers: the number L of times the ansatz's layer is repeated.
+    layers: the number L of times the ansatz's layer is repeated. Adapting a model warns where a circuit has more
+        angles than directions to move in, with the depth from which nothing is gained (``analysis.lie_dimension``).
     r, alpha, rank_pattern, alpha_pattern: rank and scaling, for all modules and by module name, as in LoRA. Unlike
         there, r costs one number per adapted module.
     dropout: probability of zeroing an input of the update while training.

@@ -1,7 +1,8 @@
 """The tuner: puts circuit adapters into a model, on PEFT's ``BaseTuner``."""
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,10 +14,11 @@ from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.ansatz import load
+from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import Factorization, frames, groups, sizes
 from qcircuit_peft.frames import FRAMES
+from qcircuit_peft.lie import told_surplus
 from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.rates import watch
 from qcircuit_peft.tuner.bank import FrameBank
@@ -64,6 +66,14 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Fa
     if not config.train_angles and len(frames(factors)) == len(factors.parts):
         raise ValueError(f"module {name!r}: train_angles=False leaves nothing to train in {config.factorization!r}")
     return factors
+
+
+def _surplus(ansatz: Ansatz, all_factors: Iterable[Factorization]) -> str | None:
+    """What is to be said of the first circuit that has more angles than directions to move in, if one has."""
+    found = {
+        circuit for factors in all_factors for frame in frames(factors).values() for _, circuit, _ in frame.circuits()
+    }
+    return next(filter(None, (told_surplus(ansatz, circuit) for circuit in found)), None)
 
 
 def _kind(name: str) -> str:
@@ -158,6 +168,8 @@ class QCircuitModel(BaseTuner):
                 self._packed = open_packed(state, wanted, found, lambda key: _owner(*owners[key]))
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
+        elif told := _surplus(peft_config.ansatz, (factors for factors, _ in owners.values())):  # type: ignore[arg-type]
+            warnings.warn(told, stacklevel=2)
 
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
         _remember(model, adapter_name, self._packed)
