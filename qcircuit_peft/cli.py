@@ -326,17 +326,31 @@ def study(
     out: Annotated[Path | None, typer.Option(help="folder of the results; by default study-output/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study that the folder holds")] = False,
     executor: Annotated[str, typer.Option(help="local: one run after the other; ray: on a Ray cluster")] = "local",
+    hours: Annotated[float | None, typer.Option(help="of methods: after this time no run begins")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="of methods: peft, experiments for PEFT's method_comparison, and no run")
+    ] = None,
 ) -> None:
-    """Train a grid of adapters on a task, and relate accuracy to entanglement: a CSV and an HTML report.
+    """Train what a plan lists on a task: circuits against entanglement, or methods against each other.
+
+    A CSV and an HTML report are written.
 
     qcircuit-peft study studies/digits.toml --out digits
 
     qcircuit-peft study studies/digits.toml --out digits --resume --executor ray
+
+    qcircuit-peft study studies/trec_900.toml --out methods --hours 2
     """
-    from qcircuit_peft.study import Study, report, runs  # these take a second to import
+    from qcircuit_peft.study import Study, field, report, runs  # these take a second to import
     from qcircuit_peft.tasks import quiet
 
     quiet()
+    if field.is_one(file):
+        if executor != "local":
+            raise ValueError(f"a comparison of methods runs locally, got the executor {shown(executor)}")
+        return _methods(file, out, resume, hours, export)
+    if hours is not None or export is not None:
+        raise ValueError("--hours and --export are for comparisons of methods, files with [[method]]")
     plan = Study.from_file(file)
     folder = out or Path("study-output") / plan.name
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
@@ -359,6 +373,41 @@ def study(
         print(tables.to_text(report.settings(results)))
         console.print(printable(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}"))
     if len(results) < len(plan.points):
+        raise typer.Exit(130)
+
+
+def _methods(file: str, out: Path | None, resume: bool, hours: float | None, export: str | None) -> None:
+    """The command for a comparison of methods."""
+    from qcircuit_peft.study import export_peft, field, front
+
+    plan = field.Field.from_file(file)
+    folder = out or Path("study-output") / plan.name
+    if export is not None:
+        if export != "peft":
+            raise ValueError(f"what is exported for is peft, got {shown(export)}")
+        for path in export_peft(plan, folder):
+            console.print(printable(str(path)))
+        return
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
+        bar = bars.add_task("")
+        try:
+            field.run(
+                plan,
+                folder,
+                resume=resume,
+                hours=hours,
+                progress=lambda done, total, what: bars.update(bar, completed=done, total=total, description=what),
+            )
+        except KeyboardInterrupt:
+            again = f"qcircuit-peft study {shlex.quote(file)} --out {shlex.quote(str(folder))} --resume"
+            errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
+    results = list(field.finished(plan, folder).values())
+    if rows := front.lines(plan, results):
+        front.write(plan, results, folder)
+        print(tables.to_text(rows))
+        console.print(printable(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}"))
+    if len(results) < len(plan.search()) + len(plan.method) * len(plan.seeds):
         raise typer.Exit(130)
 
 

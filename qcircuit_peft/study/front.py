@@ -1,0 +1,215 @@
+"""What a comparison of methods says: a table, paired differences, accuracy against numbers, in one HTML page."""
+
+import csv
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from qcircuit_peft import files
+from qcircuit_peft.analysis import tables
+from qcircuit_peft.study.field import SEARCH, SEED, Field, Outcome
+from qcircuit_peft.study.report import interval
+from qcircuit_peft.text import printable
+
+
+def read_csv(text: str) -> list[Outcome]:
+    """The runs of a table that ``tables.to_csv`` wrote; raises ValueError for another table."""
+    reader = csv.DictReader(StringIO(text))
+    if reader.fieldnames != [field.name for field in fields(Outcome)]:
+        raise ValueError(f"a table of runs has the columns of Outcome, got {reader.fieldnames}")
+    return [Outcome(**{field.name: _value(field.type, row[field.name]) for field in fields(Outcome)}) for row in reader]
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind in (str, int, float):
+        return kind(text)
+    return (int if kind == int | None else float)(text) if text else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method over its seeds: mean test accuracy, its 95 % interval (Student's t; None for one seed), what it costs.
+
+    over: the mean difference to the first method of the comparison over the seeds that both have, with its interval.
+    """
+
+    method: str
+    entry: str
+    size: int
+    numbers: int
+    kept: int
+    rate: float
+    seeds: int
+    validation: float
+    test: float
+    low: float | None
+    high: float | None
+    over: float | None
+    over_low: float | None
+    over_high: float | None
+    seconds_per_step: float
+    peak_bytes: int | None
+    checkpoint_bytes: int
+
+
+def lines(field: Field, outcomes: Sequence[Outcome]) -> list[Line]:
+    """One line a method, the most accurate first; methods without a finished seed have none."""
+    runs = {
+        entry.key: [run for run in outcomes if (run.entry, run.stage) == (entry.key, SEED)] for entry in field.method
+    }
+    first = {run.seed: run.test for run in runs[field.method[0].key]}
+    found = []
+    for key, own in runs.items():
+        if not own:
+            continue
+        tests = [run.test for run in own if run.test is not None]
+        pairs = [run.test - first[run.seed] for run in own if run.seed in first]  # type: ignore[operator]
+        paired = key != field.method[0].key and bool(pairs)
+        one = own[0]
+        low, high = interval(tests)
+        over_low, over_high = interval(pairs) if paired else (None, None)
+        found.append(
+            Line(
+                one.method,
+                key,
+                one.size,
+                one.numbers,
+                one.kept,
+                one.rate,
+                len(own),
+                float(np.mean([run.validation for run in own])),
+                float(np.mean(tests)),
+                low,
+                high,
+                float(np.mean(pairs)) if paired else None,
+                over_low,
+                over_high,
+                float(np.median([run.seconds_per_step for run in own])),
+                max((run.peak_bytes for run in own if run.peak_bytes is not None), default=None),
+                one.checkpoint_bytes,
+            )
+        )
+    return sorted(found, key=lambda line: -line.test)
+
+
+def front(rows: Sequence[Line]) -> list[str]:
+    """The methods that no other one beats with as many numbers or fewer.
+
+    >>> from types import SimpleNamespace as Row
+    >>> front([Row(entry="a", numbers=10, test=0.5), Row(entry="b", numbers=9, test=0.6)])
+    ['b']
+    """
+    return [
+        row.entry
+        for row in rows
+        if not any(
+            other.test >= row.test
+            and other.numbers <= row.numbers
+            and (other.test, other.numbers) != (row.test, row.numbers)
+            for other in rows
+        )
+    ]
+
+
+def figure(rows: Sequence[Line]) -> Figure:
+    """Test accuracy with its interval against numbers on a logarithmic axis; LoRA is marked, the front is a line."""
+    drawn = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = drawn.add_subplot()
+    for number, row in enumerate(row for row in rows if row.numbers):
+        margin = 0 if row.high is None else 100 * (row.high - row.test)
+        lora = row.entry.partition("-")[0] == "lora"
+        axes.errorbar(
+            row.numbers,
+            100 * row.test,
+            margin,
+            fmt="D" if lora else "o",
+            color="black" if lora else f"C{number % 10}",
+            capsize=3,
+            label=f"{row.method}, r = {row.size}" if lora else row.method,
+        )
+    for row in rows:
+        if not row.numbers:
+            axes.axhline(100 * row.test, color="grey", linestyle="--", label=row.method)
+    best = sorted((row.numbers, 100 * row.test) for row in rows if row.entry in front(rows) and row.numbers)
+    axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1) if best else None
+    axes.set(xscale="log", xlabel="trained numbers, without the head", ylabel="test accuracy (%)")
+    axes.grid(alpha=0.3)
+    drawn.legend(loc="outside lower center", ncols=2, fontsize="small")
+    return drawn
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ field.name }}</title><style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:1.5rem auto;padding:0 1rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px}
+td,th{padding:.15rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+td:first-child,th:first-child{text-align:left}img{max-width:100%;height:auto}pre{overflow-x:auto}
+</style></head><body>
+<h1>{{ field.name }}</h1><p>{{ about }}</p>
+<p>Task {{ field.task }}, seeds {{ field.seeds | join(", ") }}; {{ count }} of {{ total }} runs.</p>
+<h2>Accuracy on the test split</h2>
+<div class="wide"><table><tr><th>method<th>numbers<th>stored<th>size<th>rate<th>seeds<th>test, %
+<th>against {{ first }}, points<th>seconds a step<th>peak memory, MB<th>checkpoint, bytes</tr>
+{% for row in rows %}<tr><td>{% if row.entry in best %}<b>{{ row.method }}</b>{% else %}{{ row.method }}{% endif %}
+<td>{{ "{:,}".format(row.numbers) }}<td>{{ "{:,}".format(row.kept) }}<td>{{ row.size or "-" }}
+<td>{{ "%g" | format(row.rate) if row.rate else "-" }}<td>{{ row.seeds }}
+<td>{{ "%.1f" | format(100 * row.test) }}{{ margin(row.test, row.high) }}
+<td>{% if row.over is none %}-{% else -%}
+{{ "%+.1f" | format(100 * row.over) }}{{ margin(row.over, row.over_high) }}{% endif %}
+<td>{{ "%.3f" | format(row.seconds_per_step) }}
+<td>{% if row.peak_bytes is none %}-{% else %}{{ "{:,.0f}".format(row.peak_bytes / 1e6) }}{% endif %}
+<td>{{ "{:,}".format(row.checkpoint_bytes) }}</tr>
+{% endfor %}</table></div>
+<p>± is half a 95 % interval over seeds, Student's t. Differences are paired by seed. Numbers are those that train,
+without the head; stored are those in the checkpoint that neither a seed nor the base model gives back. Bold: no other
+method is as good with as few numbers. Seconds are process time; memory is the accelerator's, not measured on a CPU.</p>
+<p><img alt="test accuracy against trained numbers" src="data:image/svg+xml;base64,{{ image }}"></p>
+<h2>The search for rates</h2>
+<p>Seed {{ field.seeds[0] }}, {{ field.search_epochs or field.epochs }} of {{ field.epochs }} epochs, accuracy on
+validation; the best rate is used.</p>
+<div class="wide"><table><tr><th>method<th>rate<th>validation, %</tr>
+{% for run in search %}<tr><td>{{ run.entry }}<td>{{ "%g" | format(run.rate) }}
+<td>{{ "%.1f" | format(100 * run.validation) }}</tr>
+{% endfor %}</table></div>
+<h2>The study</h2><details><summary>settings</summary><pre>{{ settings }}</pre></details>
+</body></html>
+"""
+
+
+def _margin(middle: float, high: float | None) -> str:
+    return "" if high is None else f" ± {100 * (high - middle):.1f}"
+
+
+def html(field: Field, outcomes: Sequence[Outcome]) -> str:
+    """A page that opens offline and needs nothing else; what comes from files is escaped."""
+    rows = lines(field, outcomes)
+    file = BytesIO()
+    figure(rows).savefig(file, format="svg", metadata={"Date": None})
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
+    return template.render(
+        field=field,
+        about=printable(field.about),
+        rows=rows,
+        best=front(rows),
+        first=field.method[0].key,
+        count=len(outcomes),
+        total=len(field.search()) + len(field.method) * len(field.seeds),
+        search=[run for run in outcomes if run.stage == SEARCH],
+        image=b64encode(file.getvalue()).decode(),
+        settings=field.to_json(),
+        margin=_margin,
+    )
+
+
+def write(field: Field, outcomes: Sequence[Outcome], out: Path) -> None:
+    """``runs.csv``, one row a run, and ``report.html`` in a folder."""
+    files.write(out / "runs.csv", tables.to_csv(outcomes))
+    files.write(out / "report.html", html(field, outcomes))
