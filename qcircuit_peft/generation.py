@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -135,15 +136,30 @@ class _Rows(torch.autograd.Function):
                 rest = torch.zeros_like(stack[0]) if any(row is None for row in rows) else None
                 outputs.append(stack)
                 given.append(torch.stack([rest if row is None else row for row in rows]))  # type: ignore[misc]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        options = {"retain_graph": True, "create_graph": again, "allow_unused": True}
-        found = iter(torch.autograd.grad(outputs, wanted, given, **options) if outputs else [None] * len(wanted))
-        of_leaves = [next(found) if leaf.requires_grad else None for leaf in leaves]
+        of_leaves = _gradients(leaves, outputs, given, again)
         of_parameters = chain.from_iterable(
             [None] * len(group) if grad is None else grad.unbind(0)
             for grad, group in zip(of_leaves, batch.groups, strict=True)
         )
         return None, None, *(g if batch.takes(index, grads) else None for index, g in enumerate(of_parameters))
+
+
+def _gradients(leaves: list[Tensor], outputs: list[Tensor], given: list[Tensor], again: bool) -> list[Tensor | None]:
+    """The gradients of the leaves from those given of the outputs; where one node made all, it is called by itself."""
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    if len(wanted) == len(leaves) == len(outputs) == 1 and not again:
+        node: Any = outputs[0].grad_fn
+        before = node.next_functions
+        if isinstance(node, BackwardCFunction) and len(before) == 1 and _holds(before[0][0], wanted[0]):
+            found = node.apply(given[0])
+            return [found[0] if isinstance(found, tuple) else found]
+    options = {"retain_graph": True, "create_graph": again, "allow_unused": True}
+    found = iter(torch.autograd.grad(outputs, wanted, given, **options) if outputs else [None] * len(wanted))
+    return [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+
+def _holds(node: Any, leaf: Tensor) -> bool:
+    return getattr(node, "variable", None) is leaf
 
 
 class Generation:
@@ -181,8 +197,10 @@ class Generation:
         """Whether all parameters are what they were; their values are read and compared."""
         if not self.knows(self.batch.parameters):
             return False
-        same = [(now == then).all() for now, then in zip(self.batch.leaves(), self.leaves, strict=True)]
-        return bool(torch.stack(same).all())  # one wait for a GPU
+        leaves = zip(self.batch.leaves(), self.leaves, strict=True)
+        if len(self.leaves) == 1 or self.leaves[0].device.type == "cpu":
+            return all(torch.equal(now, then) for now, then in leaves)
+        return bool(torch.stack([(now == then).all() for now, then in leaves]).all())  # one wait for a GPU
 
 
 class _Thread(threading.local):
@@ -234,7 +252,8 @@ class Passes:
 
     def under_way(self) -> Pass | int | None:
         """The forward pass of this thread, or the backward pass (a number) that may recompute one, or None."""
-        if any(isinstance(mode, _SELECTIVE) for mode in _get_current_dispatch_mode_stack()):
+        modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
+        if any(isinstance(mode, _SELECTIVE) for mode in modes):
             return None  # it replays the operations of a region in their order, which has to be the same both times
         if self._thread.forward is not None:
             return self._thread.forward

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,11 +15,18 @@ def wide(x: Tensor) -> Tensor:
     return x.to(real.to_complex() if x.is_complex() else real)
 
 
+_may_autocast = cache(torch.amp.is_autocast_available)
+
+
+def is_autocast(kind: str) -> bool:
+    """Whether autocast is on for a kind of device."""
+    return _may_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off on the device of ``x``, for what would not stay orthonormal in few digits."""
     kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else nullcontext()
+    return torch.autocast(kind, enabled=False) if is_autocast(kind) else nullcontext()
 
 
 @contextmanager

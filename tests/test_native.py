@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from functools import cache, partial
+from math import prod
 from shutil import which
 
 import bounds
@@ -727,17 +728,54 @@ def dispatched_operations(width, layers, batch=(3,)):
 QUBITS = [{"qubits": q} for q in range(6, 15)]
 
 
+@pytest.fixture
+def in_torch(monkeypatch):
+    """Small results in torch, too."""
+    monkeypatch.setattr(operator, "_SMALL", 0)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
+@pytest.mark.parametrize("name", [*names(), "3x2x2", "3x3x2", "3x5x2"])
+def test_numpy_and_torch_make_the_same(name, batch, monkeypatch):
+    ansatz = load(name if name in names() else "simplified_two_design")
+    circuit = ansatz.circuit(
+        **({"qubits": 5} if name in names() else {"dim": prod(map(int, name.split("x")))}), layers=9
+    )
+    angles = draw(circuit, *batch)
+    for k in (1, 2, circuit.dim):
+        g = normal(*batch, circuit.dim, k).to(angles.dtype if circuit.is_real else torch.complex128)
+        y = operator._columns(angles, circuit.text, k)
+        slopes = operator._columns_backward(g, angles, y, circuit.text, k)
+        with monkeypatch.context() as counted:
+            counted.setattr(operator, "_columns", None)  # nobody falls back
+            counted.setattr(operator, "_columns_backward", None)
+            mine = operator._columns_kernel(angles, circuit.text, k)
+            my_slopes = operator._columns_backward_kernel(g, angles, y, circuit.text, k)
+        bounds.close(mine, y, bounds.gates(circuit), size=1)
+        bounds.close(my_slopes, slopes, bounds.gates(circuit), size=(2 * circuit.dim * k) ** 0.5)
+
+
+def test_numpy_is_for_small_plain_tensors_on_a_cpu(monkeypatch):
+    circuit = load("simplified_two_design").circuit(qubits=6)
+    angles = draw(circuit, 2)
+    assert operator._is_small(angles, circuit.text, 8)
+    assert not operator._is_small(angles.to("meta"), circuit.text, 8)
+    assert not operator._is_small(angles.half(), circuit.text, 8)
+    assert not operator._is_small(draw(circuit, 2000), circuit.text, 64)
+    assert not operator._is_small(draw(circuit, 0), circuit.text, 8)
+
+
 @pytest.mark.parametrize(
     ("width", "most"), [*((width, (100, 45)) for width in QUBITS), ({"dim": 768}, (130, 60))], ids=str
 )
-def test_few_operations_are_dispatched_however_many_factors(width, most):
+def test_few_operations_are_dispatched_however_many_factors(width, most, in_torch):
     for batch in ((), (1,), (24,)) if "qubits" in width else ((1,), (24,)):
         found = dispatched_operations(width, 1, batch)
         assert found[0] <= most[0] and found[1] <= most[1], (batch, found)
 
 
 @pytest.mark.parametrize("width", [*QUBITS, {"dim": 768}], ids=str)
-def test_a_layer_adds_few_operations(width):
+def test_a_layer_adds_few_operations(width, in_torch):
     counts = np.array([dispatched_operations(width, layers) for layers in range(1, 5)])
     assert (np.diff(counts, axis=0) <= (25, 10)).all(), counts
 

@@ -59,8 +59,14 @@ class _Step(NamedTuple):
         if self.frame is None:
             return [values]
         columns = self.frame.columns(values)
-        found = (columns[rows] if isinstance(rows, slice) else columns.index_select(0, rows) for _, rows in self.runs)
+        found = (_rows(columns, rows) for _, rows in self.runs)
         return [some[..., :k] if k < self.frame.k else some for some, (k, _) in zip(found, self.runs, strict=True)]
+
+
+def _rows(columns: Tensor, rows: slice | Tensor) -> Tensor:
+    if isinstance(rows, Tensor):
+        return columns.index_select(0, rows)
+    return columns if rows == slice(0, len(columns)) else columns[rows]
 
 
 def batch_of(wants: Iterable[Want], dtype: torch.dtype) -> Batch:
@@ -95,7 +101,7 @@ def batch_of(wants: Iterable[Want], dtype: torch.dtype) -> Batch:
 
 def _is_plain(parameter: Tensor) -> bool:
     """Whether a parameter can be stacked with others: no shard, no tensor given for a call, nothing on "meta"."""
-    return type(parameter) is nn.Parameter and not parameter.is_meta and not hasattr(parameter, "_fsdp_flattened")
+    return type(parameter) is nn.Parameter and not parameter.is_meta and "_fsdp_flattened" not in parameter.__dict__
 
 
 def _selection(rows: list[int], device: torch.device) -> slice | Tensor:
@@ -135,11 +141,15 @@ class FrameBank:
         ``adapters`` are all adapters that the model now uses: the first request has those of all layers made.
         """
         now, known = self.passes.under_way(), self._layers.get(id(layer))
-        if now is None or known is None or known() is not layer or not all(_is_plain(w.parameter) for w in wants):
+        if now is None or known is None or known() is not layer:
             return None
+        kinds: dict[bool, list[Tensor]] = {}
+        for parameter in (want.parameter for want in wants):
+            if not _is_plain(parameter):
+                return None
+            kinds.setdefault(parameter.requires_grad, []).append(parameter)
         serving: dict[bool, Generation] = {}
-        for trained in {want.parameter.requires_grad for want in wants}:
-            mine = [want.parameter for want in wants if want.parameter.requires_grad is trained]
+        for trained, mine in kinds.items():
             found = self._serving(layer, mine, (adapters, trained, mine[0].device, dtype), now)
             if found is None:
                 return None

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
 from qcircuit_peft.generation import unhooked
-from qcircuit_peft.precision import no_autocast
+from qcircuit_peft.precision import is_autocast, no_autocast
 from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.checkpoint import PREFIX, Packed, check_finite
@@ -49,6 +49,13 @@ class Held(NamedTuple):
     parameter: Tensor
     scheme: Quantization | None
     packed: Packed | None
+
+
+def _parameter(layer: Any, part: str, adapter: str) -> nn.Parameter:
+    """A layer's own parameter, looked up where modules keep theirs: attributes take longer, and every pass asks."""
+    held = layer._modules[PREFIX + part]
+    found = held._parameters.get(adapter)
+    return held[adapter] if found is None else found  # a parametrized one is not kept there
 
 
 class QCircuitLayer(BaseTunerLayer):
@@ -109,7 +116,7 @@ class QCircuitLayer(BaseTunerLayer):
     def intrinsic_parameters(self, adapter: str) -> dict[str, Tensor]:
         """The parameters of an adapter by part, shared ones too."""
         lenders = self.lenders[adapter]
-        return {part: getattr(lenders.get(part, self), PREFIX + part)[adapter] for part in sizes(self.factors[adapter])}
+        return {part: _parameter(lenders.get(part, self), part, adapter) for part in self.factors[adapter].parts}
 
     def wants(self, adapter: str) -> dict[str, Want]:
         """What this layer wants of the parameters of an adapter, by part; nothing if it does not have the adapter."""
@@ -312,7 +319,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
     def _made(self, x: Tensor, adapters: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
         """What the factorizations of this layer work on, in the dtype that their products with ``x`` run in."""
         dtype, kind = x.dtype, x.device.type
-        if dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        if dtype != torch.float64 and is_autocast(kind):
             dtype = torch.get_autocast_dtype(kind)
         own = [name for name in adapters if name in self.factors]
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():

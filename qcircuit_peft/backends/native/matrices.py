@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qcircuit_peft.backends.native import plan
-from qcircuit_peft.backends.native.table import Constants, Table, make_table, turns_of
+from qcircuit_peft.backends.native.arrays import Array, Constants, added, bmm, cast, cat, conj, pieces, real_part, take
+from qcircuit_peft.backends.native.table import Table, make_table, turns_of
 from qcircuit_peft.circuit import Circuit
 
 Job = tuple[int, tuple[int, ...]]  # a level, and neighbouring wires: the Kronecker product of their matrices
 Wanted = tuple[Job, plan.Gather | None]  # and what follows it
-
-
-def conj(x: Tensor) -> Tensor:
-    """The complex conjugate: for a real tensor no operation."""
-    return x.conj() if x.is_complex() else x
 
 
 @dataclass(frozen=True)
@@ -42,30 +36,30 @@ class Batch:
     more_a: int
     more_b: int
     wires: int
-    factors: Tensor  # (wires ...): where the numbers stand in the table
-    spread: Tensor  # (sides, a, count, n) entries of the left, (sides, b, count, n) of the right groups
-    pairs: Tensor  # (sides, a, b, count, n) -> (sides, count, a, a, b, b)
-    weights: Tensor | None  # (sides, 1, 1, count n)
+    factors: Array  # (wires ...): where the numbers stand in the table
+    spread: Array  # (sides, a, count, n) entries of the left, (sides, b, count, n) of the right groups
+    pairs: Array  # (sides, a, b, count, n) -> (sides, count, a, a, b, b)
+    weights: Array | None  # (sides, 1, 1, count n)
 
     @property
     def n(self) -> int:
         """The dimension of a block."""
         return self.a * self.b
 
-    def rows(self, entries: Tensor) -> Tensor:
+    def rows(self, entries: Array) -> Array:
         """(F, entries of the table) -> (F, numbers of all blocks)."""
-        rows = entries.index_select(1, self.factors)
-        return rows if self.wires == 1 else rows.view(len(rows), self.wires, -1).prod(1)
+        rows = take(entries, self.factors)
+        return rows if self.wires == 1 else rows.reshape(len(rows), self.wires, -1).prod(1)
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Array) -> Array:
         """(F sides, n, count n): the transposed blocks side by side."""
         f, width = len(rows), self.count * self.n
-        left, right = rows.index_select(1, self.spread).split([self.sides * d * width for d in (self.a, self.b)], 1)
-        left = left.view(f, self.sides, self.a, 1, width)
+        left, right = pieces(take(rows, self.spread), [self.sides * d * width for d in (self.a, self.b)], 1)
+        left = left.reshape(f, self.sides, self.a, 1, width)
         left = left if self.weights is None else left * self.weights
-        return (left * right.view(f, self.sides, 1, self.b, width)).view(-1, self.n, width)
+        return (left * right.reshape(f, self.sides, 1, self.b, width)).reshape(-1, self.n, width)
 
-    def undo(self, rows: Tensor, g: Tensor, wanted: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def undo(self, rows: Array, g: Array, wanted: tuple[int, int]) -> tuple[Array, Array | None]:
         """From the gradient g (F sides, n, count n) of the blocks: what those of the angles and of other wires are in.
 
         The first is (F, blocks (1 + more_a) (1 + more_b)), with a row's derivative where the other group stands as it
@@ -74,20 +68,20 @@ class Batch:
         """
         f, a, b = len(rows), self.a, self.b
         if self.weights is not None:
-            g = g.view(f, self.sides, a, b, -1) * conj(self.weights)
-        g = g.reshape(f, -1).index_select(1, self.pairs).view(-1, a * a, b * b)
-        rows = conj(rows.view(len(g), -1))
-        left, right = rows.split([(1 + self.more_a) * a * a, (1 + self.more_b) * b * b], 1)
-        left, right = left.view(-1, 1 + self.more_a, a * a), right.view(-1, 1 + self.more_b, b * b)
-        slopes = torch.bmm(torch.bmm(left, g), right.transpose(1, 2))
+            g = g.reshape(f, self.sides, a, b, -1) * conj(self.weights)
+        g = take(g.reshape(f, -1), self.pairs).reshape(-1, a * a, b * b)
+        rows = conj(rows.reshape(len(g), -1))
+        left, right = pieces(rows, [(1 + self.more_a) * a * a, (1 + self.more_b) * b * b], 1)
+        left, right = left.reshape(-1, 1 + self.more_a, a * a), right.reshape(-1, 1 + self.more_b, b * b)
+        slopes = bmm(bmm(left, g), right.mT)
         others = []
         if wanted[0]:
-            own = torch.bmm(right[:, :1], g.transpose(1, 2))
-            others.append((own if wanted[0] == 1 else left * own).view(f, -1))
+            own = bmm(right[:, :1], g.mT)
+            others.append((own if wanted[0] == 1 else left * own).reshape(f, -1))
         if wanted[1]:
-            own = torch.bmm(left[:, :1], g)
-            others.append((own if wanted[1] == 1 else right * own).view(f, -1))
-        return slopes.view(f, -1), _joined(others) if others else None
+            own = bmm(left[:, :1], g)
+            others.append((own if wanted[1] == 1 else right * own).reshape(f, -1))
+        return slopes.reshape(f, -1), cat(others, 1) if others else None
 
 
 @dataclass(frozen=True)
@@ -97,38 +91,30 @@ class Blocks:
     table: Table
     batches: tuple[Batch, ...]
     wanted: tuple[tuple[int, int], ...]  # for each batch, how many rows its left and right groups' gradients take
-    slopes: Tensor  # which of the batches' slopes count
-    angles: Tensor  # for the angles at these positions; then the positions of the angles of the other wires
-    entries: Tensor | None  # of the matrices of the wires of d > 2, to which the groups' gradients add; one is for none
+    slopes: Array  # which of the batches' slopes count
+    angles: Array  # for the angles at these positions; then the positions of the angles of the other wires
+    entries: Array | None  # of the matrices of the wires of d > 2, to which the groups' gradients add; one is for none
 
-    def rows(self, angles: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    def rows(self, angles: Array) -> tuple[Array | None, tuple[Array, ...]]:
         """(F, n_angles) -> what ``matrices`` and ``undo`` start from: the table's skews, and the rows of each batch."""
         turns, skews = self.table.turns(angles)
         entries = self.table(turns, skews)
         return skews, tuple(batch.rows(entries) for batch in self.batches)
 
-    def matrices(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def matrices(self, rows: tuple[Array, ...]) -> tuple[Array, ...]:
         """The blocks of each batch, (F sides, n, count n)."""
         return tuple(batch(own) for batch, own in zip(self.batches, rows, strict=True))
 
-    def undo(
-        self, angles: Tensor, skews: Tensor | None, rows: tuple[Tensor, ...], gradients: Sequence[Tensor]
-    ) -> Tensor:
+    def undo(self, angles: Array, skews: Array | None, rows: tuple[Array, ...], gradients: Sequence[Array]) -> Array:
         """The gradient of the angles from those of the matrices."""
         each = zip(self.batches, rows, gradients, self.wanted, strict=True)
         found = [batch.undo(*arguments) for batch, *arguments in each]  # type: ignore[arg-type]
-        slopes = _joined([slopes for slopes, _ in found])
-        slopes = (slopes.real if slopes.is_complex() else slopes).index_select(1, self.slopes)
+        slopes = take(real_part(cat([slopes for slopes, _ in found], 1)), self.slopes)
         if skews is not None and self.entries is not None:
-            others = _joined([other for _, other in found if other is not None])
-            others = others.real if others.is_complex() else others
-            total = others.new_zeros(len(others), skews.shape[1] + 1).index_add(1, self.entries, others)
-            slopes = torch.cat((slopes, self.table.pull(skews, total)), 1).to(angles.dtype)
-        return torch.zeros_like(angles, memory_format=torch.contiguous_format).index_add(1, self.angles, slopes)
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), 1)
+            others = real_part(cat([other for _, other in found if other is not None], 1))
+            total = added(others, self.entries, skews.shape[1] + 1)
+            slopes = cast(cat((slopes, self.table.pull(skews, total)), 1), angles)
+        return added(slopes, self.angles, angles.shape[1])
 
 
 def _shape(sides: frozenset[tuple[int, ...]]) -> tuple[float, int, int]:
@@ -216,9 +202,7 @@ class _Places:
         return ends.ravel()
 
 
-def make_blocks(
-    circuit: Circuit, batches: Sequence[Sequence[Sequence[Wanted]]], dtype: torch.dtype, make: Constants
-) -> Blocks:
+def make_blocks(circuit: Circuit, batches: Sequence[Sequence[Sequence[Wanted]]], make: Constants) -> Blocks:
     """The blocks of these batches, each a list of sides, each a list of what is wanted."""
     places = _Places(circuit, [job for sides in batches for wanted in sides for job, _ in wanted])
     slopes, angles, entries = [], [], []
@@ -275,11 +259,11 @@ def make_blocks(
                 wires=w,
                 factors=make.index(np.concatenate(flat, 1).ravel()),
                 spread=make.index(np.concatenate((spread_left.ravel(), spread_right.ravel()))),
-                pairs=make.index((((side * a + column_a) * b + column_b) * count + j) * n + inverse).view(-1),
+                pairs=make.index(((((side * a + column_a) * b + column_b) * count + j) * n + inverse).ravel()),
                 weights=None if (weights == 1).all() else make.work(weights),
             )
         )
-    table = make_table(places.all, {d: [*each.values()] for d, each in places.qudits.items()}, dtype, make)
+    table = make_table(places.all, {d: [*each.values()] for d, each in places.qudits.items()}, make)
     ends = np.concatenate(entries) if entries else None
     turned = table.angles[len(table.radius) :]
     return Blocks(
@@ -287,7 +271,7 @@ def make_blocks(
         batches=tuple(made),
         wanted=tuple(wanted_rows),
         slopes=make.index(np.array(slopes, np.int64)),
-        angles=torch.cat((make.index(np.array(angles, np.int64)), turned)),
+        angles=cat((make.index(np.array(angles, np.int64)), turned), 0),
         entries=None if ends is None else make.index(ends),
     )
 

@@ -12,20 +12,21 @@ from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.library import Library
 
 from qcircuit_peft.backends.native import plan
+from qcircuit_peft.backends.native.arrays import Array, arrays, contiguous, tensors
 from qcircuit_peft.backends.native.prefix import Prefix, make_prefix, split
-from qcircuit_peft.backends.native.table import Constants
 from qcircuit_peft.backends.native.whole import Whole, make_whole
 from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.precision import full_precision, no_autocast
 
+_SMALL = 1 << 17  # numbers of a result up to which numpy is faster than torch, on a CPU
+_Program = tuple[Prefix | None, Whole | None]
 _OP = re.compile(r"(\w+)(†?)(?:\[([\d ]*)\])? ([\d ]+)")
 
 
@@ -54,25 +55,16 @@ def _untraced() -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def _program(text: str, k: int | None, dtype: torch.dtype, device: torch.device) -> tuple[Prefix | None, Whole | None]:
-    """What to run for ``columns`` (k columns) or ``apply`` (k is None), with its constants on the device."""
+def _program(text: str, k: int | None, dtype: torch.dtype, device: torch.device | None) -> _Program:
+    """What to run for ``columns`` (k columns) or ``apply`` (k is None): on a device, or, None, with numpy."""
     circuit = read(text)
-    work_dtype = dtype if circuit.is_real else dtype.to_complex()
-
-    def work(array: NDArray) -> Tensor:
-        return torch.tensor(np.real(array) if circuit.is_real else array, dtype=work_dtype, device=device)
-
-    make = Constants(
-        real=lambda array: torch.tensor(array, dtype=dtype, device=device),
-        work=work,
-        index=lambda array: torch.tensor(array, dtype=torch.int32, device=device),
-    )
+    make = arrays(dtype, circuit.is_real) if device is None else tensors(dtype, circuit.is_real, device)
     with torch.inference_mode(False), torch._C._DisableFuncTorch(), _untraced():  # plain, whoever asks for them first
         if k is None:
-            return None, make_whole(circuit, None, work_dtype, make)
+            return None, make_whole(circuit, None, make)
         done = split(circuit, k)[1]
-        rest = make_whole(circuit, done, work_dtype, make)
-        return make_prefix(circuit, k, work_dtype, make), rest if rest.steps else None
+        rest = make_whole(circuit, done, make)
+        return make_prefix(circuit, k, make), rest if rest.steps else None
 
 
 def _deep(circuit: Circuit, k: int) -> bool:
@@ -100,11 +92,7 @@ def _columns(angles: Tensor, text: str, k: int) -> Tensor:
     """(*batch, n_angles) -> (*batch, N, k)."""
     if not prod(angles.shape[:-1]):
         return _like_columns(angles, text, k)
-    prefix, whole = _program(text, k, angles.dtype, angles.device)
-    assert prefix is not None
-    rows = _rows(angles)
-    out = prefix(rows)
-    out = out if whole is None else whole(rows, out).contiguous()
+    out = _columns_of(_program(text, k, angles.dtype, angles.device), _rows(angles))
     return out if angles.ndim == 2 else out.view(*angles.shape[:-1], *out.shape[1:])
 
 
@@ -113,16 +101,8 @@ def _columns_backward(g: Tensor, angles: Tensor, y: Tensor | None, text: str, k:
     """The gradient of the angles from that of the result, which is ``y`` itself where ``_deep``."""
     if not angles.numel():
         return torch.zeros_like(angles)
-    prefix, whole = _program(text, k, angles.dtype, angles.device)
-    assert prefix is not None
-    rows, g = _rows(angles), g if g.ndim == 3 else g.reshape(-1, *g.shape[-2:])
-    late = None
-    if whole is not None:
-        assert y is not None
-        late, g, _ = whole.undo(rows, y.reshape(g.shape), g)
-    found = prefix.undo(rows, g)
-    found = found if late is None else found + late
-    return found if angles.ndim == 2 else found.view(angles.shape)
+    program = _program(text, k, angles.dtype, angles.device)
+    return _columns_pull(program, _rows(angles), _matrices(g), _matrices(y)).view(angles.shape)
 
 
 @full_precision()
@@ -148,6 +128,29 @@ def _apply_backward(g: Tensor, angles: Tensor, y: Tensor, text: str) -> tuple[Te
     return slope, g.reshape(y.shape).contiguous()
 
 
+def _columns_of(program: _Program, rows: Array) -> Array:
+    """(F, n_angles) -> (F, N, k), in the library of the program."""
+    prefix, whole = program
+    assert prefix is not None
+    out = prefix(rows)
+    return out if whole is None else contiguous(whole(rows, out))
+
+
+def _columns_pull(program: _Program, rows: Array, g: Array, y: Array | None) -> Array:
+    """The gradient of the rows (F, n_angles) from that of the result (F, N, k)."""
+    prefix, whole = program
+    assert prefix is not None
+    if whole is None:
+        return prefix.undo(rows, g)
+    late, g, _ = whole.undo(rows, y, g)
+    return prefix.undo(rows, g) + late
+
+
+def _matrices(x: Any) -> Any:
+    """(*batch, N, k) -> (F, N, k)."""
+    return x if x is None or x.ndim == 3 else x.reshape(-1, *x.shape[-2:])
+
+
 def _like_columns(angles: Tensor, text: str, k: int) -> Tensor:
     circuit = read(text)
     return angles.new_empty(*angles.shape[:-1], circuit.dim, k, dtype=_dtype(circuit, angles.dtype))
@@ -155,6 +158,38 @@ def _like_columns(angles: Tensor, text: str, k: int) -> Tensor:
 
 def _like_apply(angles: Tensor, x: Tensor, text: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# --- with numpy, where nobody records what is done ----------------------------------------------------------
+
+
+def _is_small(angles: Tensor, text: str, k: int, *others: Tensor | None) -> bool:
+    """Whether numpy makes k columns faster."""
+    if angles.device.type != "cpu" or angles.dtype not in (torch.float32, torch.float64):
+        return False
+    if not all(type(x) in (Tensor, nn.Parameter) for x in (angles, *others) if x is not None):
+        return False
+    return 0 < prod(angles.shape[:-1]) * read(text).dim * k <= _SMALL and angles.shape[-1] > 0
+
+
+def _array(x: Tensor) -> NDArray:
+    return x.detach().resolve_conj().resolve_neg().numpy()
+
+
+def _columns_kernel(angles: Tensor, text: str, k: int) -> Tensor:
+    if not _is_small(angles, text, k):
+        return _columns(angles, text, k)
+    out = torch.from_numpy(_columns_of(_program(text, k, angles.dtype, None), _array(_rows(angles))))
+    return out if angles.ndim == 2 else out.view(*angles.shape[:-1], *out.shape[1:])
+
+
+def _columns_backward_kernel(g: Tensor, angles: Tensor, y: Tensor | None, text: str, k: int) -> Tensor:
+    if not _is_small(angles, text, k, g, y):
+        return _columns_backward(g, angles, y, text, k)
+    rows, of_result = _array(_rows(angles)), _array(_matrices(g))
+    result = None if y is None else _array(_matrices(y))
+    found = _columns_pull(_program(text, k, angles.dtype, None), rows, of_result, result)
+    return torch.from_numpy(found).view(angles.shape)
 
 
 # --- the operators ------------------------------------------------------------------------------------------
@@ -170,10 +205,10 @@ def _operator(schema: str, kernel: Callable, like: Callable) -> Any:
     return getattr(torch.ops.qcircuit_peft, name).default
 
 
-_COLUMNS = _operator("columns(Tensor angles, str circuit, int k) -> Tensor", _columns, _like_columns)
+_COLUMNS = _operator("columns(Tensor angles, str circuit, int k) -> Tensor", _columns_kernel, _like_columns)
 _COLUMNS_BACKWARD = _operator(
     "columns_backward(Tensor g, Tensor angles, Tensor? y, str circuit, int k) -> Tensor",
-    _columns_backward,
+    _columns_backward_kernel,
     lambda g, angles, y, text, k: torch.empty_like(angles, memory_format=torch.contiguous_format),
 )
 _APPLY = _operator("apply(Tensor angles, Tensor x, str circuit) -> Tensor", _apply, _like_apply)
@@ -184,9 +219,25 @@ _APPLY_BACKWARD = _operator(
 )
 
 
+_KERNELS = {_COLUMNS: _columns_kernel, _COLUMNS_BACKWARD: _columns_backward_kernel}
+
+
+def _is_watched(*tensors: Tensor) -> bool:
+    """Whether someone wants to see which operators are called: a compiler, an exporter, a kind of tensor, a mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or not all(type(x) in (Tensor, nn.Parameter) for x in tensors)
+    )
+
+
 def _below(operator: Any, *args: Any) -> Any:
+    """The operator without its derivative: called, or, where nobody would see the call, its kernel."""
+    kernel = _KERNELS.get(operator)
     with torch._C._AutoDispatchBelowAutograd(), no_autocast(args[0]):  # a backward pass may be called under it
-        return operator(*args)
+        if kernel is None or _is_watched(*(x for x in args if isinstance(x, Tensor))):
+            return operator(*args)
+        return kernel(*args)
 
 
 def _batch_first(info: Any, in_dims: tuple, args: tuple) -> tuple:
@@ -346,7 +397,7 @@ def run_columns(angles: Tensor, text: str, k: int) -> Tensor:
         return _columns(angles, text, k)
     if torch._C._are_functorch_transforms_active():  # they know functions, and not operators
         return _Columns.apply(angles, text, k)
-    return _COLUMNS(angles, text, k)
+    return _COLUMNS(angles, text, k) if _is_watched(angles) else _columns_autograd(angles, text, k)
 
 
 def run_apply(angles: Tensor, x: Tensor, text: str) -> Tensor:

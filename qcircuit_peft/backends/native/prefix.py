@@ -5,13 +5,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from qcircuit_peft.backends.native import plan
-from qcircuit_peft.backends.native.matrices import Blocks, conj, make_blocks, together
-from qcircuit_peft.backends.native.table import Constants
+from qcircuit_peft.backends.native.arrays import (
+    Array,
+    Constants,
+    bmm,
+    cat,
+    conj,
+    contiguous,
+    filled,
+    permute,
+    pieces,
+    stack,
+    unbind,
+)
+from qcircuit_peft.backends.native.matrices import Blocks, make_blocks, together
 from qcircuit_peft.backends.native.whole import BLOCK
 from qcircuit_peft.circuit import Circuit
 
@@ -28,25 +36,25 @@ class _Chain:
     k: int  # the columns of a side, likewise
     terms: tuple[int, ...]  # for each level
 
-    def states(self, steps: Sequence[Tensor]) -> list[Tensor]:
+    def states(self, steps: Sequence[Array]) -> list[Array]:
         """The levels (F sides, n, terms n) -> the columns behind each, (F sides, k terms so far, n)."""
         state = steps[0] if self.k == self.n else steps[0][:, : self.k]
         states = [state.reshape(len(state), -1, self.n) if self.terms[0] > 1 else state]
         for step, terms in zip(steps[1:], self.terms[1:], strict=True):
-            state = torch.bmm(states[-1], step)
-            states.append(state.view(len(state), -1, self.n) if terms > 1 else state)
+            state = bmm(states[-1], step)
+            states.append(state.reshape(len(state), -1, self.n) if terms > 1 else state)
         return states
 
-    def undo(self, steps: Sequence[Tensor], states: Sequence[Tensor], g: Tensor) -> Tensor:
+    def undo(self, steps: Sequence[Array], states: Sequence[Array], g: Array) -> Array:
         """The gradient of the levels, side by side, from that of the last columns."""
         found = []
         for step, before, terms in [*zip(steps[1:], states, self.terms[1:], strict=False)][::-1]:
-            g = g.view(len(g), -1, terms * self.n) if terms > 1 else g
-            found.append(torch.bmm(conj(before).transpose(1, 2), g))
-            g = torch.bmm(g, conj(step).transpose(1, 2))
-        g = g.view(len(g), self.k, -1) if self.terms[0] > 1 else g
-        found.append(F.pad(g, (0, 0, 0, self.n - self.k)) if self.k < self.n else g)
-        return torch.cat(found[::-1], 2) if len(found) > 1 else found[0]
+            g = g.reshape(len(g), -1, terms * self.n) if terms > 1 else g
+            found.append(bmm(conj(before).mT, g))
+            g = bmm(g, conj(step).mT)
+        g = g.reshape(len(g), self.k, -1) if self.terms[0] > 1 else g
+        found.append(filled(g, (len(g), self.n, g.shape[2])))
+        return cat(found[::-1], 2)
 
 
 @dataclass(frozen=True)
@@ -58,16 +66,16 @@ class Prefix:
     sides: tuple[tuple[int, int], tuple[int, int]]  # (dimension, columns) of the left and of the right half
     k: int
 
-    def __call__(self, angles: Tensor) -> Tensor:
+    def __call__(self, angles: Array) -> Array:
         """(F, n_angles) -> (F, N, k)."""
         _, rows = self.blocks.rows(angles)
         left, right = self._halves([states[-1] for _, states in self._run(rows)])
         if left.ndim == 3:
-            return torch.bmm(left.transpose(1, 2), right).view(len(left), -1, self.k)
-        out = (left @ right).view(len(left), self.sides[0][0] * self.sides[1][0], -1)
-        return out if out.shape[2] == self.k else out[:, :, : self.k].contiguous()
+            return bmm(left.mT, right).reshape(len(left), -1, self.k)
+        out = (left @ right).reshape(len(left), self.sides[0][0] * self.sides[1][0], -1)
+        return out if out.shape[2] == self.k else contiguous(out[:, :, : self.k])
 
-    def undo(self, angles: Tensor, g: Tensor) -> Tensor:
+    def undo(self, angles: Array, g: Array) -> Array:
         """The gradient of the angles from that of the result, which need not be made again."""
         skews, rows = self.blocks.rows(angles)
         runs = self._run(rows)
@@ -76,19 +84,19 @@ class Prefix:
         for chain, (steps, states) in zip(self.chains, runs, strict=True):
             own = [_fill(half, chain.k, chain.n) for half in halves[: chain.sides]]
             halves = halves[chain.sides :]
-            last = torch.stack(own, 1) if chain.sides > 1 else own[0]
+            last = stack(own) if chain.sides > 1 else own[0]
             gradients.append(chain.undo(steps, states, last.reshape(states[-1].shape)))
         return self.blocks.undo(angles, skews, rows, gradients)
 
-    def _run(self, rows: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], list[Tensor]]]:
+    def _run(self, rows: tuple[Array, ...]) -> list[tuple[tuple[Array, ...], list[Array]]]:
         """For each chain its levels, and the columns behind each."""
         runs = []
         for chain, blocks in zip(self.chains, self.blocks.matrices(rows), strict=True):
-            steps = blocks.split([chain.n * terms for terms in chain.terms], 2)
+            steps = pieces(blocks, [chain.n * terms for terms in chain.terms], 2)
             runs.append((steps, chain.states(steps)))
         return runs
 
-    def _halves(self, last: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _halves(self, last: Sequence[Array]) -> tuple[Array, Array]:
         """The last columns of the chains -> the halves, laid out so that their product is the result as it is written.
 
         If the left half has one column: (F, terms, a) and (F, terms, b k). Else (F, a, 1, ka, terms) and
@@ -96,36 +104,36 @@ class Prefix:
         """
         halves = []
         for chain, state in zip(self.chains, last, strict=True):
-            halves += state.view(-1, chain.sides, chain.k, prod(chain.terms), chain.n).unbind(1)
+            halves += unbind(state.reshape(-1, chain.sides, chain.k, prod(chain.terms), chain.n))
         (n_left, k_left), (n_right, k_right) = self.sides
         left, right = halves
         right = _cut(right, k_right, n_right)
         if k_left == 1:
             left = left[:, 0] if left.shape[3] == n_left else left[:, 0, :, :n_left]
-            return left, right.permute(0, 2, 3, 1).reshape(len(right), right.shape[2], -1)
-        return _cut(left, k_left, n_left).permute(0, 3, 1, 2).unsqueeze(2), right.permute(0, 3, 2, 1).unsqueeze(1)
+            return left, permute(right, (0, 2, 3, 1)).reshape(len(right), right.shape[2], -1)
+        left = permute(_cut(left, k_left, n_left), (0, 3, 1, 2))
+        return left[:, :, None], permute(right, (0, 3, 2, 1))[:, None]
 
-    def _part(self, left: Tensor, right: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def _part(self, left: Array, right: Array, g: Array) -> tuple[Array, Array]:
         """The gradients of the halves, (F, k, terms, n), from that of the result."""
         (n_left, k_left), (n_right, k_right) = self.sides
         if k_left == 1:
             g = g.reshape(-1, n_left, n_right * self.k)
-            of_right = torch.bmm(conj(left), g).view(len(g), -1, n_right, self.k)
-            return torch.bmm(conj(right), g.transpose(1, 2)).unsqueeze(1), of_right.permute(0, 3, 1, 2)
-        unwanted = k_left * k_right - self.k
-        g = (F.pad(g, (0, unwanted)) if unwanted else g).reshape(-1, n_left, n_right, k_left, k_right)
-        return (g @ right.mH).sum(2).permute(0, 2, 3, 1), (left.mH @ g).sum(1).permute(0, 3, 2, 1)
+            of_right = bmm(conj(left), g).reshape(len(g), -1, n_right, self.k)
+            return bmm(conj(right), g.mT)[:, None], permute(of_right, (0, 3, 1, 2))
+        g = filled(g, (*g.shape[:2], k_left * k_right)).reshape(-1, n_left, n_right, k_left, k_right)
+        of_left, of_right = (g @ conj(right).mT).sum(2), (conj(left).mT @ g).sum(1)
+        return permute(of_left, (0, 2, 3, 1)), permute(of_right, (0, 3, 2, 1))
 
 
-def _cut(half: Tensor, k: int, n: int) -> Tensor:
+def _cut(half: Array, k: int, n: int) -> Array:
     """(F, columns, terms, rows) -> (F, k, terms, n)."""
     return half if half.shape[1::2] == (k, n) else half[:, :k, :, :n]
 
 
-def _fill(half: Tensor, k: int, n: int) -> Tensor:
+def _fill(half: Array, k: int, n: int) -> Array:
     """(F, some columns, terms, some rows) -> (F, k, terms, n), with zeros."""
-    rows, columns = n - half.shape[3], k - half.shape[1]
-    return F.pad(half, (0, rows, 0, 0, 0, columns)) if rows or columns else half
+    return filled(half, (len(half), k, half.shape[2], n))
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +159,7 @@ def split(circuit: Circuit, k: int) -> tuple[int, int]:
     return cut, -best[1]
 
 
-def make_prefix(circuit: Circuit, k: int, dtype: torch.dtype, make: Constants) -> Prefix:
+def make_prefix(circuit: Circuit, k: int, make: Constants) -> Prefix:
     """The first levels of a circuit for k columns."""
     cut, done = split(circuit, k)
     dims, levels = circuit.dims, plan.levels(circuit)
@@ -166,7 +174,7 @@ def make_prefix(circuit: Circuit, k: int, dtype: torch.dtype, make: Constants) -
         [[((level, wires[side]), term[side]) for level in used for term in terms[level]] for side in group]
         for group in groups
     ]
-    blocks = make_blocks(circuit, wanted, dtype, make)
+    blocks = make_blocks(circuit, wanted, make)
     count = tuple(len(terms[level]) for level in used)
     chains = tuple(
         _Chain(len(group), batch.n, max(columns[side] for side in group), count)

@@ -1,27 +1,27 @@
 """All entries of all one-wire matrices of a circuit, and their derivatives, as one row of numbers a set of angles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import pi
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qcircuit_peft.backends.native import plan
+from qcircuit_peft.backends.native.arrays import (
+    Array,
+    Constants,
+    cast,
+    cat,
+    circle,
+    expm,
+    pieces,
+    take,
+    unbind,
+    widened,
+)
 from qcircuit_peft.gates import GATES
-from qcircuit_peft.precision import wide
-
-
-@dataclass(frozen=True)
-class Constants:
-    """How a plan's arrays become tensors: real numbers, numbers of the circuit, positions."""
-
-    real: Callable[[NDArray], Tensor]
-    work: Callable[[NDArray], Tensor]
-    index: Callable[[NDArray], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,61 +34,56 @@ class Table:
     skew-symmetric matrices whose entries are scaled angles, d * d entries each.
     """
 
-    angles: Tensor
-    scales: Tensor
-    radius: Tensor  # ones
-    basis: Tensor
-    constant: Tensor | None
+    angles: Array
+    scales: Array
+    radius: Array  # ones
+    basis: Array
+    constant: Array | None
     length: int
-    variants: Tensor | None
+    variants: Array | None
     qudits: tuple[tuple[int, int], ...]  # (d, how many)
-    doubled: Tensor | None  # (entries of the matrices, entries of their gradients) -> what ``pull`` exponentiates
-    dtype: torch.dtype
+    doubled: Array | None  # (entries of the matrices, entries of their gradients) -> what ``pull`` exponentiates
+    none: Array  # no number, of the dtype that entries have
 
-    def turns(self, angles: Tensor) -> tuple[Tensor, Tensor | None]:
+    def turns(self, angles: Array) -> tuple[Array, Array | None]:
         """(F, n_angles) -> the scaled angles of the qubits, and the entries of the skew-symmetric matrices."""
-        turns = angles.index_select(1, self.angles) * self.scales
+        turns = take(angles, self.angles) * self.scales
         if not self.qudits:
             return turns, None
-        first, skews = turns.split([len(self.radius), turns.shape[1] - len(self.radius)], 1)
+        first, skews = pieces(turns, [len(self.radius), turns.shape[1] - len(self.radius)], 1)
         return first, skews
 
-    def __call__(self, turns: Tensor, skews: Tensor | None) -> Tensor:
+    def __call__(self, turns: Array, skews: Array | None) -> Array:
         """(F, entries) at these scaled angles."""
         f = len(turns)
-        turn = torch.view_as_real(torch.polar(self.radius, turns))
-        turn = turn.to(self.basis.dtype) if self.basis.is_complex() else turn
-        rows = turn @ self.basis if self.basis.ndim == 2 else (turn.unsqueeze(-2) @ self.basis).squeeze(-2)
+        turn = circle(turns, self.radius, self.basis)
+        rows = turn @ self.basis if self.basis.ndim == 2 else (turn.reshape(f, -1, 1, 2) @ self.basis)[:, :, 0]
         rows = rows if self.constant is None else rows + self.constant
         if self.variants is not None:
-            rows = rows.view(f, -1, 4).index_select(1, self.variants)
-            first, *others = rows.view(f, self.length, -1, 2, 2).unbind(1)
+            rows = take(rows.reshape(f, -1, 4), self.variants)
+            first, *others = unbind(rows.reshape(f, self.length, -1, 2, 2))
             rows = reduce(lambda product, factor: factor @ product, others, first)
-        rows = rows.view(f, -1)
+        rows = rows.reshape(f, -1)
         if skews is None:
             return rows
-        made = [torch.linalg.matrix_exp(skew).view(f, -1) for skew in self._squares(skews, 1)]
-        return torch.cat((rows, *made), 1).to(self.dtype)
+        made = [expm(skew).reshape(f, -1) for skew in self._squares(skews, 1)]
+        return cast(cat((rows, *made), 1), self.none)
 
-    def pull(self, skews: Tensor, g: Tensor) -> Tensor:
+    def pull(self, skews: Array, g: Array) -> Array:
         """From the gradient g of the exponentials, (F, entries), that of the angles in the skew-symmetric matrices X.
 
         It stands in the corner of exp [[X^T, g], [0, X^T]] (Mathias 1996, theorem 2.1).
         """
-        both = torch.cat((skews, g), 1).index_select(1, self.doubled)  # type: ignore[arg-type]
+        both = take(cat((skews, g), 1), self.doubled)
         made = [
-            torch.linalg.matrix_exp(square)[:, :d, d:].reshape(len(g), -1)
+            expm(square)[:, :d, d:].reshape(len(g), -1)
             for square, (d, _) in zip(self._squares(both, 2), self.qudits, strict=True)
         ]
-        return (made[0] if len(made) == 1 else torch.cat(made, 1)) * self.scales[len(self.radius) :]
+        return cat(made, 1) * self.scales[len(self.radius) :]
 
-    def _squares(self, entries: Tensor, times: int) -> list[Tensor]:
+    def _squares(self, entries: Array, times: int) -> list[Array]:
         """(F, entries) -> for each d, (F count, times d, times d)."""
-        parts = (
-            entries.split([(times * d) ** 2 * count for d, count in self.qudits], 1)
-            if len(self.qudits) > 1
-            else [entries]
-        )
+        parts = pieces(entries, [(times * d) ** 2 * count for d, count in self.qudits], 1)
         return [part.reshape(-1, times * d, times * d) for part, (d, _) in zip(parts, self.qudits, strict=True)]
 
 
@@ -143,7 +138,6 @@ def _skew(factors: Sequence[plan.Factor], d: int) -> tuple[NDArray, NDArray]:
 def make_table(
     qubits: Sequence[list[Turn]],
     qudits: dict[int, list[tuple[plan.Factor, ...]]],
-    dtype: torch.dtype,
     make: Constants,
 ) -> Table:
     """The table of these products on qubits, the last of which is the identity, and of these gates on other wires."""
@@ -163,7 +157,9 @@ def make_table(
     variants = (r * len(qubits) + product) * 2 + (variant == r + 1)
     skews = [_skew(gates, d) for d, each in qudits.items() for gates in each]
     # an exponential is made in double precision, and with it all of the table
-    real, work = (lambda x: wide(make.real(x)), lambda x: wide(make.work(x))) if qudits else (make.real, make.work)
+    real, work = (
+        (lambda x: widened(make.real(x)), lambda x: widened(make.work(x))) if qudits else (make.real, make.work)
+    )
     return Table(
         angles=make.index(np.concatenate([[factor.angle for factor in factors], *(where for where, _ in skews)])),
         scales=real(np.concatenate([scales, *(by for _, by in skews)])),
@@ -174,7 +170,7 @@ def make_table(
         variants=make.index(variants.ravel()) if length > 1 else None,
         qudits=tuple((d, len(each)) for d, each in qudits.items()),
         doubled=make.index(_doubled([(d, len(each)) for d, each in qudits.items()])) if qudits else None,
-        dtype=dtype,
+        none=make.work(np.zeros(0)),
     )
 
 
