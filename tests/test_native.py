@@ -755,6 +755,15 @@ def test_numpy_and_torch_make_the_same(name, batch, monkeypatch):
         bounds.close(my_slopes, slopes, bounds.gates(circuit), size=(2 * circuit.dim * k) ** 0.5)
 
 
+def test_numpy_leaves_memory_that_can_be_resized():
+    circuit = load("simplified_two_design").circuit(qubits=6)
+    angles = draw(circuit, 2).requires_grad_()
+    out = columns(circuit, angles, 8)
+    g = normal(2, 64, 8)
+    (slope,) = torch.autograd.grad(out, angles, g)
+    assert all(x.untyped_storage().resizable() for x in (angles, out, g, slope))
+
+
 def test_numpy_is_for_small_plain_tensors_on_a_cpu(monkeypatch):
     circuit = load("simplified_two_design").circuit(qubits=6)
     angles = draw(circuit, 2)

@@ -173,13 +173,18 @@ def _is_small(angles: Tensor, text: str, k: int, *others: Tensor | None) -> bool
 
 
 def _array(x: Tensor) -> NDArray:
-    return x.detach().resolve_conj().resolve_neg().numpy()
+    """A copy: memory that numpy has seen cannot be resized any more, as FSDP does with its parameters'."""
+    return x.detach().clone().resolve_conj().resolve_neg().numpy()
+
+
+def _tensor(x: NDArray) -> Tensor:
+    return torch.from_numpy(x).clone()
 
 
 def _columns_kernel(angles: Tensor, text: str, k: int) -> Tensor:
     if not _is_small(angles, text, k):
         return _columns(angles, text, k)
-    out = torch.from_numpy(_columns_of(_program(text, k, angles.dtype, None), _array(_rows(angles))))
+    out = _tensor(_columns_of(_program(text, k, angles.dtype, None), _array(_rows(angles))))
     return out if angles.ndim == 2 else out.view(*angles.shape[:-1], *out.shape[1:])
 
 
@@ -189,7 +194,7 @@ def _columns_backward_kernel(g: Tensor, angles: Tensor, y: Tensor | None, text: 
     rows, of_result = _array(_rows(angles)), _array(_matrices(g))
     result = None if y is None else _array(_matrices(y))
     found = _columns_pull(_program(text, k, angles.dtype, None), rows, of_result, result)
-    return torch.from_numpy(found).view(angles.shape)
+    return _tensor(found).view(angles.shape)
 
 
 # --- the operators ------------------------------------------------------------------------------------------
