@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import one_of, whole_number
+from qcircuit_peft.tuner.checkpoint import check_adapter_name, unfiltered
 from qcircuit_peft.tuner.layer import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 
@@ -103,6 +104,32 @@ class BottleneckModel(BaseTuner):
     prefix: str = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: dict[str, list[str]] = {"gpt2": ["mlp.c_proj"], "llama": ["down_proj"]}  # noqa: RUF012
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
+        check_adapter_name(adapter_name)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """PEFT's choice of entries, of modules of any name."""
+        unfiltered(model, state_dict, unwanted_adapter_names)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The name goes where it is an adapter's, not a module's."""
+        place, _, last = key.rpartition(".")
+        holder = place.removesuffix(f".{adapter_name}")
+        of_adapter = holder != place and holder.rpartition(".")[2] in BottleneckLayer.adapter_layer_names
+        return f"{holder}.{last}" if of_adapter else key
 
     def _create_and_replace(
         self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, *args: Any, **kwargs: Any

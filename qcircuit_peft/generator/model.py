@@ -17,10 +17,17 @@ from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
-from qcircuit_peft.tuner.checkpoint import check_shapes, check_values, is_ours, state_loading
+from qcircuit_peft.tuner.checkpoint import (
+    GENERATORS,
+    check_adapter_name,
+    check_shapes,
+    check_values,
+    state_loading,
+    unfiltered,
+)
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 
-HOLDER = "qpa_generators"
+HOLDER = GENERATORS.split(".")[1]
 
 
 class _Prompt(nn.Module, BaseTunerLayer):
@@ -75,6 +82,7 @@ class QPAModel(BaseTuner):
     @skip_init_on_device  # the base method's initial values are needed, also with low_cpu_mem_usage
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter: the base method's by PEFT, then a generator for its trainable parameters."""
+        check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
         known = {id(parameter) for parameter in model.parameters()}
         first, active = self.wrapped is None, self.active_adapter
@@ -124,11 +132,12 @@ class QPAModel(BaseTuner):
         if config.scope == "model":
             sizes = [sum(sizes)]
         generator = Generator(sizes, config.recipe())
-        shapes = {f"base_model.{HOLDER}.{key}": tuple(value.shape) for key, value in generator.state_dict().items()}
+        shapes = {GENERATORS + key: tuple(value.shape) for key, value in generator.state_dict().items()}
         if saved:
-            layout["start"], shapes[f"base_model.{HOLDER}.start"] = SAVED, (layout["parameters"],)
+            layout["start"], shapes[f"{GENERATORS}start"] = SAVED, (layout["parameters"],)
         if (found := state_loading("QPA")) is not None:
-            check_shapes({key: tuple(value.shape) for key, value in found.items() if is_ours(key)}, shapes)
+            ours = {key: tuple(value.shape) for key, value in found.items() if key.startswith(GENERATORS)}
+            check_shapes(ours, shapes)
         config.layout = layout
         getattr(self, HOLDER)[name] = generator.to(targets[0].start.device)
         self.sources[name] = Source(generator, targets, self.passes, saved)
@@ -296,23 +305,23 @@ class QPAModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        own = f"base_model.{HOLDER}.{adapter_name}."
-        return {key: value for key, value in state_dict.items() if key.startswith(own)}
+        unfiltered(model, state_dict, unwanted_adapter_names)
+        own = f"{GENERATORS}{adapter_name}."
+        return {GENERATORS + key.removeprefix(own): v for key, v in state_dict.items() if key.startswith(own)}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        own = f"base_model.{HOLDER}."
-        if key.startswith(f"{own}{adapter_name}."):
-            return own + key.removeprefix(f"{own}{adapter_name}.")
-        return super()._remove_adapter_name_from_key(key, adapter_name)
+        """Keys have none any more: PEFT would take a module of that name for it."""
+        return key
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """PEFT's renaming; raises ValueError for names, shapes or values that the generator cannot have."""
-        own = f"base_model.{HOLDER}."
         generator = getattr(model.base_model, HOLDER)[adapter_name]
-        wanted = {own + key: tuple(value.shape) for key, value in generator.state_dict().items()}
-        check_shapes(check_values("the checkpoint", state_dict), wanted)
-        return {key.replace(own, f"{own}{adapter_name}.", 1): value for key, value in state_dict.items()}
+        wanted = {GENERATORS + key: tuple(value.shape) for key, value in generator.state_dict().items()}
+        ours = {key: value for key, value in state_dict.items() if key.startswith(GENERATORS)}
+        check_shapes(check_values("the checkpoint", ours), wanted)
+        named = {f"{GENERATORS}{adapter_name}.{key.removeprefix(GENERATORS)}": value for key, value in ours.items()}
+        return {key: value for key, value in state_dict.items() if key not in ours} | named

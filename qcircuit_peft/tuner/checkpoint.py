@@ -4,9 +4,10 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcircuit_peft.quantization import Quantization, pack, unpack
 from qcircuit_peft.text import printable, shortened, shown
@@ -24,7 +27,7 @@ from qcircuit_peft.tuner.saving import check_signed, current, is_kind
 from qcircuit_peft.tuner.sparse import filled
 
 PREFIX = "qcircuit_"
-PREFIXES = (PREFIX, "qpa_")
+GENERATORS = "base_model.qpa_generators."
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -45,8 +48,48 @@ def bare(key: str) -> str:
 
 
 def is_ours(key: str) -> bool:
-    """Whether a key of a state dict is a parameter of a circuit adapter or of a generator."""
-    return any(part.startswith(PREFIXES) for part in key.split("."))
+    """Whether a key of a checkpoint looks like a parameter of a circuit adapter or of a generator.
+
+    A parameter of the model itself may look so, too: those are the ``own_names``.
+    """
+    return key.startswith(GENERATORS) or key.rpartition(".")[2].startswith(PREFIX)
+
+
+def own_names(model: nn.Module) -> set[str]:
+    """How a checkpoint would name the parameters and buffers that a model has itself, adapted or not."""
+    found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    names = {bare(name) for name, _ in found}
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            names |= {f"{bare(path)}.{name}" for name in module.original_module.state_dict()}
+    return names
+
+
+def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[str]) -> None:
+    """Put entries back of which PEFT's choice of an adapter has taken the name of a module for one of ``adapters``."""
+    holders = [path for path, m in model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+    def of_another(key: str) -> bool:
+        holder = max((path for path in holders if key.startswith(f"{path}.")), key=len, default=None)
+        parts = [] if holder is None else key.removeprefix(f"{holder}.").split(".")
+        return len(parts) > 1 and parts[0] not in ("base_layer", "original_module") and parts[1] in adapters
+
+    found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    rest = {key for key, _ in found if not of_another(key)}
+    if any(f".{name}." in f"{key}." for key in rest for name in adapters):
+        state |= {key: value for key, value in model.state_dict().items() if key in rest}
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ValueError for a name that torch's containers, in which PEFT keeps adapters, cannot hold."""
+    taken = (
+        hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name) or name == "__base__"
+    )  # of mixed batches
+    if not name or "." in name or taken:
+        raise ValueError(
+            "an adapter's name has no dot and is no attribute of torch's ModuleDict or ParameterDict, "
+            f"got {shown(name)}"
+        )
 
 
 def check_finite(name: str, value: Tensor) -> None:
@@ -79,13 +122,16 @@ def state_loading(kind: str) -> dict[str, Tensor] | None:
     return found[1] if found is not None and found[0] == kind else None
 
 
-def check_values(where: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of our parameters in a state dict; raises ValueError for a dtype or an entry that they cannot have."""
+def check_values(where: str, state: Mapping[str, Tensor], own: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """The shapes of our parameters in a state dict, those but of the ``own_names`` of a model.
+
+    Raises ValueError for a dtype or an entry that they cannot have.
+    """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{where}: the weights of an adapter are a table of tensors, got {shown(state)}")
-    ours = {key: value for key, value in state.items() if is_ours(key)}
+    ours = {key: value for key, value in state.items() if is_ours(key) and bare(key) not in own}
     for key, value in ours.items():
-        allowed = (*_DTYPES, torch.uint8) if PREFIX in key else _DTYPES  # the last: packed bits
+        allowed = _DTYPES if key.startswith(GENERATORS) else (*_DTYPES, torch.uint8)  # the last: packed bits
         if value.dtype not in allowed:
             raise ValueError(
                 f"{where}: {printable(key)} holds {value.dtype}; allowed are {', '.join(map(str, allowed))}"
@@ -99,12 +145,13 @@ def open_packed(
     wanted: Mapping[str, tuple[int, ...]],
     schemes: Mapping[str, Quantization],
     owner: Callable[[str], Tensor],
+    own: Collection[str],
 ) -> dict[str, Packed]:
     """Replace packed parameters by their values in a state dict, and return them by the names of ``wanted``.
 
     ``schemes`` are those of the parameters that are quantized; others are packed if they are pruned, by the groups that
     ``owner`` gives. Raises ValueError, naming a key and changing nothing, for bits that are not as promised, or unless
-    the parameters and shapes are exactly those wanted.
+    the parameters and shapes, but of the ``own_names`` of the model, are exactly those wanted.
     """
     opened: dict[str, tuple[str, Packed]] = {}
     for key, value in state.items():
@@ -118,7 +165,8 @@ def open_packed(
                 raise ValueError(f"the checkpoint's {name}{told}: {error}") from None
             opened[name] = key, Packed(value, found)
     values = state | {key: packed.values for key, packed in opened.values()}
-    check_shapes({bare(key): tuple(value.shape) for key, value in values.items() if is_ours(key)}, wanted)
+    ours = {bare(key): tuple(value.shape) for key, value in values.items() if is_ours(key)}
+    check_shapes({key: shape for key, shape in ours.items() if key in wanted or key not in own}, wanted)
     state.update(values)
     return {name: packed for name, (_, packed) in opened.items()}
 
@@ -234,7 +282,9 @@ def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
             state = _read(str(source), names, hub)
         if source is not None:
             check_signed(Path(source, hub.get("subfolder") or ""))
-        check_values(str(source or "adapter_state_dict"), state)
+        model = given.get("model", given.get("self"))
+        own = own_names(model) if isinstance(model, nn.Module) else ()
+        check_values(str(source or "adapter_state_dict"), state, own)
         state = dict(state)
         if "adapter_state_dict" in signature.parameters and any(value.dtype == torch.uint8 for value in state.values()):
             call.arguments["adapter_state_dict"] = state  # the tuner opens what is packed in it before it is loaded

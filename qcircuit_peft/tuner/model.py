@@ -26,11 +26,14 @@ from qcircuit_peft.tuner.checkpoint import (
     PREFIX,
     Packed,
     bare,
+    check_adapter_name,
     check_values,
     is_ours,
     open_packed,
+    own_names,
     packed_form,
     state_loading,
+    unfiltered,
 )
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
@@ -132,6 +135,11 @@ class QCircuitModel(BaseTuner):
     tuner_layer_cls = QCircuitLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
+        check_adapter_name(adapter_name)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         self.bank = next((layer.bank for _, layer in adapted_layers(model)), None) or FrameBank()
@@ -165,7 +173,7 @@ class QCircuitModel(BaseTuner):
                     )
         if state is not None:
             try:
-                self._packed = open_packed(state, wanted, found, lambda key: _owner(*owners[key]))
+                self._packed = open_packed(state, wanted, found, lambda key: _owner(*owners[key]), own_names(model))
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
         elif told := _surplus(peft_config.ansatz, (factors for factors, _ in owners.values())):  # type: ignore[arg-type]
@@ -328,42 +336,52 @@ class QCircuitModel(BaseTuner):
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """PEFT's renaming, and the checks of ``check_values`` and ``open_packed`` before anything is loaded."""
-        renamed = super()._remap_adapter_state_dict_for_load(
-            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
-        )
         held = {
-            f"{bare(name)}.{PREFIX}{part}": (parameter, scheme, (module.factors[adapter_name], part))
+            f"{bare(name)}.{PREFIX}{part}": (f"{name}.{PREFIX}{part}.{adapter_name}", found, module, part)
             for name, module in adapted_layers(model, adapter_name)
-            for part, (parameter, scheme, _) in module.held(adapter_name).items()
+            for part, found in module.held(adapter_name).items()
         }
-        end = f".{adapter_name}"
-        ours = {key.removesuffix(end): value for key, value in renamed.items() if is_ours(key)}
-        check_values("the checkpoint", ours)
-        wanted = {key: tuple(parameter.shape) for key, (parameter, _, _) in held.items()}
-        found = {key: scheme for key, (_, scheme, _) in held.items() if scheme is not None}
-        packed = open_packed(ours, wanted, found, lambda key: _owner(*held[key][2]))
+        own = own_names(model)
+        ours = {key: value for key, value in state_dict.items() if bare(key) in held or is_ours(key)}
+        check_values("the checkpoint", ours, own)
+        wanted = {key: tuple(found.parameter.shape) for key, (_, found, _, _) in held.items()}
+        schemes = {key: found.scheme for key, (_, found, _, _) in held.items() if found.scheme is not None}
+        packed = open_packed(
+            ours, wanted, schemes, lambda key: _owner(held[key][2].factors[adapter_name], held[key][3]), own
+        )
         _remember(model, adapter_name, packed)
-        return {key: ours[key.removesuffix(end)] if is_ours(key) else value for key, value in renamed.items()}
+        return {held[bare(key)][0] if bare(key) in held else key: ours.get(key, state_dict[key]) for key in state_dict}
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """PEFT's choice of entries, with those packed that are quantized or pruned."""
-        found = super()._get_adapter_state_dict(
-            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict, **kwargs
-        )
+        """The entries of an adapter as checkpoints name them, with those packed that are quantized or pruned."""
+        unfiltered(model, state_dict, unwanted_adapter_names)
+        found = cls._get_learnable_bias_state_dict(model, state_dict, config)
         for name, module in adapted_layers(model, adapter_name):
             module.warn_of_norms(adapter_name)
             for part, (_, scheme, loaded) in module.held(adapter_name).items():
-                key = f"{name}.{PREFIX}{part}.{adapter_name}"
-                if key not in found or found[key].is_meta:
+                key = f"{name}.{PREFIX}{part}"
+                value = state_dict.get(f"{key}.{adapter_name}")
+                if value is None:
                     continue
-                if scheme is not None and scheme.packed:
-                    found[key] = packed_form(key, found[key], scheme, loaded)
-                elif module.sparse[adapter_name]:
-                    found[key] = thinned(found[key], _owner(module.factors[adapter_name], part))
+                if scheme is not None and scheme.packed and not value.is_meta:
+                    value = packed_form(key, value, scheme, loaded)
+                elif module.sparse[adapter_name] and not value.is_meta:
+                    value = thinned(value, _owner(module.factors[adapter_name], part))
+                found[key] = value
         return found
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Keys have none any more: PEFT would take a module of that name for it."""
+        return key
 
 
 def _owner(factors: Factorization, part: str) -> Tensor:

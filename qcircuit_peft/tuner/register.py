@@ -1,8 +1,11 @@
 """Makes PEFT know circuit adapters. PEFT has no plug-in interface, so this is the one place that reaches into it."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, functional
+from peft.tuners import tuners_utils
 from peft.utils import PeftType, register_peft_method
 from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
@@ -32,6 +35,25 @@ def register(name: str, config_cls: Any, model_cls: type) -> None:
         raise ImportError("qcircuit_peft has been imported before in this process, and PEFT holds its classes; restart")
     extend_peft_type(kind)
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+
+
+def _passing_none_by(delete: Callable[..., Any]) -> Callable[..., Any]:
+    """PEFT's ``delete_adapter``, which passes by modules whose names have the tuner's prefix in them, the user's too.
+
+    Inside adapted layers of ours there are no further ones.
+    """
+
+    @functools.wraps(delete)
+    def delete_adapter(model: Any, adapter_name: str, prefix: str, *args: Any, **kwargs: Any) -> Any:
+        nowhere = "\0" if is_kind(prefix.removesuffix("_").upper()) else prefix
+        return delete(model, adapter_name, nowhere, *args, **kwargs)
+
+    return delete_adapter
+
+
+def hook_deletion() -> None:
+    """Let PEFT delete adapters of ours from modules of any name."""
+    tuners_utils.delete_adapter = functional.delete_adapter = _passing_none_by(tuners_utils.delete_adapter)
 
 
 def hook_checkpoints() -> None:
