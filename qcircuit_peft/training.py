@@ -24,8 +24,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from qcircuit_peft import files
 from qcircuit_peft.methods import HEAD_RATE, Chosen
-from qcircuit_peft.tasks import Classifier, Encoder, Head, Rows, Task, pretrained
+from qcircuit_peft.tasks import Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained
 from qcircuit_peft.tasks.data import Split
+from qcircuit_peft.tasks.metrics import METRICS
 
 BATCH = 32
 TRAINED = "trained.safetensors"  # in a checkpoint: what trains, and nothing else
@@ -37,7 +38,7 @@ Measure = Callable[[], float]
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave. The accuracy is a fraction, ``interval`` half its 95 % interval; unfinished, nan."""
+    """What one run gave. The accuracy is the task's metric, ``interval`` half its 95 % interval (nan: of no share)."""
 
     method: str
     parameters: int
@@ -196,20 +197,19 @@ def fit(
 
 
 @torch.no_grad()
-def accuracy(net: Classifier, encode: Encoder, split: Split) -> float:
-    """The share of a split that is classified correctly."""
+def accuracy(net: Classifier | OwnHead, encode: Encoder, split: Split) -> float:
+    """The task's metric on a split: for most, the share that is classified correctly."""
     net.eval()
     rows, device = encode.rows(split), next(net.parameters()).device
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].get("input_ids", ())))
-    right = 0
+    order = sorted(range(len(rows)), key=rows.length)
+    found = torch.empty(len(rows))
     for start in range(0, len(order), 2 * BATCH):
-        batch = {
-            key: value.to(device)
-            for key, value in encode.collate([rows[i] for i in order[start : start + 2 * BATCH]]).items()
-        }
-        labels = batch.pop("labels")
-        right += int((net(**batch).argmax(-1) == labels).sum())
-    return right / len(split)
+        at = order[start : start + 2 * BATCH]
+        batch = {key: value.to(device) for key, value in encode.collate([rows[i] for i in at]).items()}
+        del batch["labels"]
+        scores = net(**batch).float().cpu()
+        found[at] = scores.argmax(-1).float() if split.names else scores[:, 0]
+    return METRICS[encode.task.metric](found.numpy(), split.labels.numpy())
 
 
 def adapter_bytes(folder: Path) -> int:
@@ -217,7 +217,7 @@ def adapter_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("adapter_*"))
 
 
-def save(net: Classifier, folder: Path) -> None:
+def save(net: Classifier | OwnHead, folder: Path) -> None:
     """The adapter and the head, written beside and moved into place, so that an older checkpoint is never lost."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".writing-") as draft:
@@ -244,11 +244,13 @@ def train(
     """
     torch.manual_seed(seed)
     splits, encode = task.splits(), Encoder(task)
-    net = Classifier(task, method.attach(task), len(splits.train.names))
-    groups = method.groups(net.model)
+    model = method.attach(task)
+    groups = method.groups(model)
+    net = network(task, model)
     head = {"params": list(net.head.parameters()), "lr": HEAD_RATE}
     rows, trained = encode.rows(splits.train), net
-    if not groups:  # nothing below the head changes
+    plain = not groups and isinstance(net, Classifier)
+    if plain and isinstance(net, Classifier):  # nothing below the head changes
         rows, trained = _features(net, encode, rows), Head(net.head)
     epochs = task.epochs if epochs is None else epochs
     done = fit(
@@ -257,7 +259,7 @@ def train(
         rows,
         folder,
         epochs=epochs,
-        collate=encode.collate if groups else default_data_collator,
+        collate=default_data_collator if plain else encode.collate,
         seed=seed,
         progress=progress,
     )
@@ -269,7 +271,7 @@ def train(
         method=method.name,
         parameters=sum(p.numel() for group in groups for p in group["params"]),
         accuracy=share,
-        interval=1.96 * sqrt(share * (1 - share) / len(splits.test)),
+        interval=1.96 * sqrt(share * (1 - share) / len(splits.test)) if task.metric == "accuracy" else float("nan"),
         seconds_per_step=done.seconds_per_step,
         checkpoint_bytes=adapter_bytes(folder),
         finished=done.finished,
@@ -289,9 +291,9 @@ def _features(net: Classifier, encode: Encoder, rows: Rows) -> Rows:
     return found
 
 
-def trained(task: Task, folder: Path) -> tuple[Classifier, Encoder]:
+def trained(task: Task, folder: Path) -> tuple[Classifier | OwnHead, Encoder]:
     """A trained classifier from the folder of a run: the model with its adapter, and the head."""
     model = PeftModel.from_pretrained(pretrained(task), folder) if adapter_bytes(folder) else pretrained(task)
-    net = Classifier(task, model, len(task.splits().train.names))
+    net = network(task, model)
     net.load_head(folder / "head.safetensors")
     return net.eval(), Encoder(task)

@@ -7,7 +7,8 @@ from functools import partial
 
 from qcircuit_peft.tasks.data import Split, Splits, digits, movies, trec
 from qcircuit_peft.tasks.models import dinov2, minilm
-from qcircuit_peft.tasks.task import Classifier, Encoder, Head, Rows, Task, pretrained, quiet
+from qcircuit_peft.tasks.own import load_task, task_files
+from qcircuit_peft.tasks.task import KINDS, Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained, quiet
 
 _BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 _DINO = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
@@ -23,4 +24,20 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-__all__ = ["TASKS", "Classifier", "Encoder", "Head", "Rows", "Split", "Splits", "Task", "pretrained", "quiet"]
+__all__ = [
+    "KINDS",
+    "TASKS",
+    "Classifier",
+    "Encoder",
+    "Head",
+    "OwnHead",
+    "Rows",
+    "Split",
+    "Splits",
+    "Task",
+    "load_task",
+    "network",
+    "pretrained",
+    "quiet",
+    "task_files",
+]

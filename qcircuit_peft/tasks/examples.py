@@ -1,5 +1,6 @@
 """From the rows of a table to what is trained on and what is held out."""
 
+import io
 import random
 import re
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from qcircuit_peft.tasks.tables import Table, number_of, text_of
 from qcircuit_peft.text import shown
 
 _MOST_CLASSES = 10_000
-Input = str | tuple[str, str]
+Input = str | tuple[str, str] | bytes  # the last is an image
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Columns:
     def input(self, where: str, cells: Any, table: Table) -> Input:
         """What a row gives to the model; the path of an image is taken from the folder of the table."""
         if self.image is not None:
+            if hasattr(image := cells.get(self.image), "tobytes"):  # pillow's, as datasets gives it
+                kept = io.BytesIO()
+                image.save(kept, "PNG")
+                return kept.getvalue()
             path = text_of(where, cells, self.image)
             return str(table.path.parent / path) if table.path is not None and table.path.is_file() else path
         assert self.text is not None
@@ -112,6 +117,8 @@ def examples(table: Table, columns: Columns, *, regression: bool = False, names:
 
 def near(value: Input) -> Hashable:
     """The same for texts that differ in case, blanks and punctuation only."""
+    if isinstance(value, bytes):
+        return value
     texts = (value,) if isinstance(value, str) else value
     return tuple("".join(re.findall(r"\w+", text.casefold())) or text for text in texts)
 

@@ -1,6 +1,7 @@
 """Images from files, as a model was trained on them: resized, as red, green and blue, normalized."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,17 @@ class Pictures:
             raise ValueError(f"{shown(str(model))}: its images have a size, a mean and a deviation that none can have")
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
 
-    def __call__(self, path: str | Path) -> Float32[Tensor, "3 height width"]:
-        """The pixels of a file; raises ValueError if it is no image, or one of more than 2^26 pixels."""
+    def __call__(self, path: str | Path | bytes) -> Float32[Tensor, "3 height width"]:
+        """The pixels of a file, or of its bytes; raises ValueError if it is no image or has over 2^26."""
         try:
             from PIL import Image
         except ImportError:
             raise ImportError("images are read by pillow, which is not installed; run: pip install pillow") from None
-        name = shortened(printable(str(path)))
+        name = "an image" if isinstance(path, bytes) else shortened(printable(str(path)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of sizes, which are looked at here
-                with Image.open(path) as image:
+                with Image.open(BytesIO(path) if isinstance(path, bytes) else path) as image:
                     if image.width * image.height > _MOST_PIXELS:
                         raise ValueError(
                             f"it has {image.width} x {image.height} pixels, at most {_MOST_PIXELS} are read"

@@ -3,14 +3,16 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, default_data_collator
 from transformers.utils import logging
 
@@ -46,7 +48,7 @@ class Task:
     LoRA usually takes. scale: what the mean of the last hidden states is multiplied by, whose norm is small, before a
     linear head; None: the head is the model's own. text: whether the inputs are texts. kind: a key of ``KINDS``; left
     out, "classification" for texts and "images" else. metric: a key of ``METRICS``; left out, the kind's.
-    max_length: of a text, in tokens.
+    max_length: of a text, in tokens. bits: 4 or 8, of the pretrained weights, by bitsandbytes on a GPU.
     """
 
     about: str
@@ -60,6 +62,7 @@ class Task:
     kind: str = ""
     metric: str = ""
     max_length: int = 64
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or ("classification" if self.text else "images"))
@@ -72,7 +75,7 @@ class Encoder:
     """Turns texts, pairs of texts or images into the arguments of the task's model."""
 
     def __init__(self, task: Task) -> None:
-        self.max_length = task.max_length
+        self.task, self.max_length = task, task.max_length
         self.tokenizer: Any = None
         self.pictures: Pictures | None = None
         if task.text:
@@ -93,7 +96,7 @@ class Encoder:
             return dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
         return {"pixel_values": value if isinstance(value, Tensor) or self.pictures is None else self.pictures(value)}
 
-    def rows(self, split: Split) -> "Rows":
+    def rows(self, split: Split) -> "Encoded":
         """The inputs of a split one by one, with their "labels"; images that are files are read when asked for."""
         return Encoded(self, split)
 
@@ -173,6 +176,54 @@ class Classifier(nn.Module):
         self.head.load_state_dict(load_file(path))
 
 
+class OwnHead(nn.Module):
+    """A pretrained model with a head of its own, which trains; it stands where a ``Classifier`` does."""
+
+    def __init__(self, task: Task, model: nn.Module, classes: int = 0) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.heads: list[str] = base.qcircuit_heads
+        for parameter in self._head().values():
+            parameter.requires_grad_(True)
+
+    def _head(self) -> dict[str, nn.Parameter]:
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        starts = tuple(f"{name}." for name in self.heads)
+        return {name: p for name, p in base.named_parameters() if name.startswith(starts)}
+
+    @property
+    def head(self) -> nn.ParameterList:
+        """The parameters of the head."""
+        return nn.ParameterList(self._head().values())
+
+    def forward(self, labels: Tensor | None = None, **batch: Tensor) -> Any:
+        """Scores (n, classes), or (n, 1) of numbers; with labels a dict of the "loss" and of them, "logits"."""
+        scores = self.model(**batch).logits
+        if labels is None:
+            return scores
+        loss = cross_entropy(scores, labels) if self.classes else mse_loss(scores[:, 0], labels)
+        return {"loss": loss, "logits": scores}
+
+    def save_head(self, path: Path) -> None:
+        """The head as safetensors."""
+        save_file({name: value.detach().contiguous() for name, value in self._head().items()}, path)
+
+    def load_head(self, path: Path) -> None:
+        """The head from safetensors; raises ValueError for other names than it has."""
+        found, own = load_file(path), self._head()
+        if set(found) != set(own):
+            raise ValueError(f"{path} is the head of another model")
+        with torch.no_grad():
+            for name, value in found.items():
+                own[name].copy_(value)
+
+
+def network(task: Task, model: nn.Module) -> "Classifier | OwnHead":
+    """An adapted model with the head that the task asks for, ours or its own."""
+    return (OwnHead if task.scale is None else Classifier)(task, model, len(task.splits().train.names))
+
+
 def pretrained(task: Task) -> PreTrainedModel:
     """The task's model, frozen, without dropout: it would be a fifth of a step, for any method.
 
@@ -199,6 +250,7 @@ def load(task: Task) -> tuple[PreTrainedModel, list[str]]:
         if names:
             labels = {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
             labels |= {"num_labels": len(names)}
+        labels |= _quantized(task.bits)
         wanted: Any = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         model, info = auto.from_pretrained(task.folder(), **labels, **wanted)
         lacks = {key.rpartition(".")[0] for key in info["missing_keys"]}
@@ -209,10 +261,22 @@ def load(task: Task) -> tuple[PreTrainedModel, list[str]]:
         if task.text and getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = AutoTokenizer.from_pretrained(task.folder()).eos_token_id
     model.requires_grad_(False)
+    model.qcircuit_heads = heads  # type: ignore[assignment]  # for whoever gets the model by ``pretrained`` only
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model, heads
+
+
+def _quantized(bits: int | None) -> dict[str, Any]:
+    if bits is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(f"{bits} bits need bitsandbytes, which is not installed; run: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16} if bits == 4 else {}
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, **settings)}
 
 
 def quiet() -> None:

@@ -1,0 +1,165 @@
+"""Tasks of a user's own: a TOML file, or the same as plain data, names the model, the columns and where the data are.
+
+about, kind, model, metric, epochs, max_length, bits, targets, lora_targets
+[columns]  text, text2, image, label
+[data]     train, validation, test: files; with hub (and config), the names of its splits
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcircuit_peft import checks, files
+from qcircuit_peft.tasks.data import Split, Splits
+from qcircuit_peft.tasks.examples import Columns, Examples, examples, held_out
+from qcircuit_peft.tasks.metrics import METRICS
+from qcircuit_peft.tasks.tables import Table
+from qcircuit_peft.tasks.task import KINDS, Task
+from qcircuit_peft.text import did_you_mean, printable, shortened, shown
+
+_FOLDERS = (Path(__file__).parent.parent / "_tasks", Path(__file__).parent.parent.parent / "tasks")  # wheel, checkout
+_MOST = 1 << 16
+_NEEDED = ("model", "lora_targets", "columns", "data")
+_KEYS = (*_NEEDED, "about", "kind", "metric", "epochs", "max_length", "bits", "targets")
+_DATA = ("hub", "config", "train", "validation", "test", "seed", "encoding", "delimiter")
+
+
+def task_files() -> dict[str, Path]:
+    """The task files that come with the library, by name."""
+    return {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.toml"))}
+
+
+def load_task(
+    source: str | Path | Mapping[str, Any], *, model: str | Path | None = None, hub: str | Path | None = None
+) -> Task:
+    """A task from the name of a file that comes with the library, a path, or plain data.
+
+    model, hub: others than the file names, such as folders with a copy. Files of data are looked for beside the task
+    file. The data are read when the task is trained, and only once.
+
+    Raises ValueError, in one sentence, for a file that does not say what a task needs, and when the data are read, for
+    what ``Table`` and ``examples`` refuse; ImportError for hub data without the package datasets.
+
+    >>> rows = [{"text": f"{name} {at}", "label": name} for at in range(20) for name in ("far", "who")]
+    >>> given = {"model": "bert-base-uncased", "lora_targets": ["query", "value"], "columns": {"text": "text"}}
+    >>> task = load_task({**given, "data": {"train": rows, "validation": 0.1, "test": rows[:2]}})
+    >>> [len(split) for split in task.splits()], task.metric
+    ([34, 4, 2], 'accuracy')
+    """
+    if isinstance(source, Mapping):
+        return _task(source, "task", Path(), model, hub)
+    text = str(source)
+    if isinstance(source, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
+        path = Path(source)
+    elif text in (shipped := task_files()):
+        path = shipped[text]
+    else:
+        known = did_you_mean(text, task_files())
+        raise ValueError(f"there is no task named {shown(text)}; {known}, or a path ending in .toml")
+    return _task(files.read_toml(path, "task", _MOST), shortened(printable(str(path))), path.parent, model, hub)
+
+
+def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: Any) -> Task:
+    try:
+        checks.keys("task", data, _KEYS, _NEEDED)
+        for key in ("columns", "data"):
+            if not isinstance(data[key], Mapping):
+                raise ValueError(f"{key} is a table, got {shown(data[key])}")
+        checks.keys("columns", data["columns"], ("text", "text2", "image", "label"))
+        checks.keys("data", data["data"], _DATA, ("train", "validation"))
+        columns = Columns(**{key: checks.text(key, value) for key, value in data["columns"].items()})
+        kind = checks.one_of("kind", data.get("kind", "classification" if columns.image is None else "images"), KINDS)
+        if (kind == "images") != (columns.image is not None):
+            raise ValueError(f"the kind {kind!r} does not go with the columns {sorted(data['columns'])}")
+        metric = checks.one_of("metric", data.get("metric", KINDS[kind].metric), METRICS)
+        if METRICS[metric].of != METRICS[KINDS[kind].metric].of:
+            raise ValueError(f"the metric {metric!r} is of {METRICS[metric].of}, which the kind {kind!r} does not give")
+        few = tuple(checks.texts("lora_targets", data["lora_targets"]) or ())
+        every = tuple(checks.texts("targets", data.get("targets", few)) or ())
+        place = str(checks.text("model", data["model"]) if model is None else model)
+        given = {**data["data"], **({} if hub is None else {"hub": str(hub)})}
+        for key in ("hub", "config", "encoding", "delimiter"):
+            if key in given:
+                checks.text(key, given[key])
+        if isinstance(given["validation"], int | float):
+            checks.number("validation", given["validation"], 0, below=1)
+        bits = data.get("bits")
+        if bits is not None and bits not in (4, 8):
+            raise ValueError(f"bits is 4 or 8, got {shown(bits)}")
+        checks.whole_number("seed", given.get("seed", 0), 0, 2**32 - 1)
+
+        @lru_cache(1)
+        def splits() -> Splits:
+            return _splits(given, folder, columns, kind == "regression")
+
+        return Task(
+            checks.text("about", data.get("about", "")) or f"{place}, {kind}",
+            lambda: place,
+            splits,
+            every,
+            few,
+            checks.whole_number("epochs", data.get("epochs", 3), 1, 10_000),
+            None,
+            columns.image is None,
+            kind=kind,
+            metric=metric,
+            max_length=checks.whole_number("max_length", data.get("max_length", 128), 1, 1 << 20),
+            bits=bits,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _splits(given: Mapping[str, Any], folder: Path, columns: Columns, regression: bool) -> Splits:
+    def table(name: str) -> Table:
+        source = given[name]
+        if "hub" in given:
+            return Table(_from_hub(given, source))
+        if isinstance(source, str):
+            source = folder / source
+        return Table(source, given.get("encoding", "utf-8"), given.get("delimiter"))
+
+    def part(name: str) -> Examples:
+        return examples(table(name), columns, regression=regression, names=train.names)
+
+    train = examples(table("train"), columns, regression=regression)
+    test = part("test") if "test" in given else None
+    share = given["validation"]
+    if isinstance(share, int | float):
+        kept, held = map(train.split, held_out(train, float(share), given.get("seed", 0)))
+    else:
+        other = part("validation")
+        kept, held = train.split(range(len(train.inputs))), other.split(range(len(other.inputs)))
+    known = set(held.inputs) | (set(test.inputs) if test else set())
+    at = [k for k, value in enumerate(kept.inputs) if value not in known]  # nothing that is tested is trained on
+    if not at:
+        raise ValueError("every input that is trained on is in the other splits too")
+    kept = Split(tuple(kept.inputs[k] for k in at), kept.labels[torch.tensor(at)], kept.names)
+    return Splits(kept, held, test.split(range(len(test.inputs))) if test else Split((), held.labels[:0], held.names))
+
+
+def _from_hub(given: Mapping[str, Any], split: Any) -> Any:
+    """A data set of the Hugging Face hub, its classes by name."""
+    if find_spec("datasets") is None:
+        raise ImportError("data on the hub are read by datasets, which is not installed; run: pip install datasets")
+    checks.text("the name of a split", split)
+    found = import_module("datasets").load_dataset(given["hub"], given.get("config"), split=split)
+    return Named(found)
+
+
+class Named:
+    """The rows of a ``datasets`` object with classes by their names, as texts; images stay as they are."""
+
+    def __init__(self, found: Any) -> None:
+        self.found, self.column_names = found, found.column_names
+        features = getattr(found, "features", None) or {}
+        self.names = {key: feature.names for key, feature in features.items() if hasattr(feature, "int2str")}
+
+    def __iter__(self) -> Any:
+        for row in self.found:
+            yield {key: self.names[key][value] if key in self.names else value for key, value in row.items()}
