@@ -22,7 +22,7 @@ from qcircuit_peft.tasks.tables import Table
 from qcircuit_peft.tasks.task import KINDS, Task
 from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 
-_FOLDERS = (Path(__file__).parent.parent / "_tasks", Path(__file__).parent.parent.parent / "tasks")  # wheel, checkout
+_PAPERS = Path(__file__).parent / "papers"
 _MOST = 1 << 16
 _NEEDED = ("model", "lora_targets", "columns", "data")
 _KEYS = (*_NEEDED, "about", "kind", "metric", "epochs", "max_length", "bits", "targets")
@@ -31,7 +31,7 @@ _DATA = ("hub", "config", "train", "validation", "test", "seed", "encoding", "de
 
 def task_files() -> dict[str, Path]:
     """The task files that come with the library, by name."""
-    return {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(_PAPERS.glob("*.toml"))}
 
 
 def load_task(
