@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.tuner.checkpoint import check_adapter_name, unfiltered
+from qcircuit_peft.tuner.heads import unload_heads
 from qcircuit_peft.tuner.layer import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 
@@ -95,7 +96,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Refused: the adapter is not linear."""
-        raise ValueError("a bottleneck adapter is not linear, so it cannot be merged into weights")
+        BottleneckModel.refuse_merge()
 
 
 class BottleneckModel(BaseTuner):
@@ -109,6 +110,23 @@ class BottleneckModel(BaseTuner):
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
         check_adapter_name(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    @staticmethod
+    def refuse_merge() -> None:
+        """Raise ValueError: the adapter is not linear."""
+        raise ValueError("a bottleneck adapter is not linear, so it cannot be merged into weights")
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self.refuse_merge()
+        unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @classmethod
     def _get_adapter_state_dict(

@@ -12,6 +12,7 @@ from peft.utils.integrations import skip_init_on_device
 from torch import Tensor, nn
 
 from qcircuit_peft.generation import Passes
+from qcircuit_peft.generator.bottleneck import BottleneckModel
 from qcircuit_peft.generator.config import QPAConfig
 from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
@@ -25,6 +26,7 @@ from qcircuit_peft.tuner.checkpoint import (
     state_loading,
     unfiltered,
 )
+from qcircuit_peft.tuner.heads import unload_heads
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 
 HOLDER = GENERATORS.split(".")[1]
@@ -242,6 +244,8 @@ class QPAModel(BaseTuner):
         if self.prompt is not None:
             kind = next(iter(self.peft_config.values())).base.peft_type.value
             raise ValueError(f"{kind} adds virtual tokens, which cannot be merged into weights")
+        if isinstance(self.wrapped.base_model, BottleneckModel):
+            self.wrapped.base_model.refuse_merge()
         check_untied(self.model, BaseTunerLayer)
         if not safe or isinstance(self.wrapped.base_model, QCircuitModel):  # which tries by itself
             return
@@ -291,6 +295,7 @@ class QPAModel(BaseTuner):
         with self.settled(for_good=True):
             model = self.wrapped.get_base_model()
             if self.prompt is None:
+                unload_heads(model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
                 unload = self.wrapped.base_model._unload_and_optionally_merge
                 model = unload(merge, progressbar, safe_merge, adapter_names)
         self.passes.unwatch(self.model)

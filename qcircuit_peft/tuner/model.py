@@ -9,7 +9,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -37,6 +37,7 @@ from qcircuit_peft.tuner.checkpoint import (
 )
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
+from qcircuit_peft.tuner.heads import unload_heads
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features
 from qcircuit_peft.tuner.sparse import thinned
 
@@ -313,16 +314,10 @@ class QCircuitModel(BaseTuner):
     ) -> Any:
         if merge:
             self._check_before_merge(adapter_names, safe_merge)
+        unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         self.bank.passes.unwatch(self.model)
         return model
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's, which asks every module for a weight; a head that was trained whole, of several layers, has none."""
-        if isinstance(child, AuxiliaryTrainingWrapper):
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a weighted sum of circuit parameters is not the weighted sum of the updates."""

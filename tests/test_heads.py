@@ -1,0 +1,85 @@
+"""Heads of several layers that were trained whole, when a model is unloaded: every model that has one, every method."""
+
+import copy
+
+import bounds
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig
+
+SIZES = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+MODELS = {
+    "Roberta": {},
+    "XLMRoberta": {},
+    "Electra": {"embedding_size": 32},
+    "Camembert": {},
+    "BigBird": {"attention_type": "original_full"},
+    "ConvBert": {"embedding_size": 32},
+    "Esm": {"mask_token_id": 1},
+    "Longformer": {"attention_window": [4]},
+}
+SEQ = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
+METHODS = {
+    "circuit": QCircuitConfig(r=4, seed=0, **SEQ),
+    "bottleneck": BottleneckConfig(r=2, **SEQ),
+    "generated": QPAConfig(base=LoraConfig(r=2, **SEQ), chunk_size=64, layers=1),
+}
+
+
+def tiny(name):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SIZES, **MODELS[name])
+    return getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+
+
+@torch.no_grad()
+def logits(model):
+    ids = torch.arange(2, 18).view(2, 8)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_head_that_was_trained_stays(name, method):
+    net = get_peft_model(tiny(name), copy.deepcopy(METHODS[method])).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    head = net.base_model.model.classifier.modules_to_save["default"]
+    trained = {key: value.clone() for key, value in head.state_dict().items()}
+    adapted = logits(net)
+    both = copy.deepcopy(net)
+    if method == "bottleneck":
+        with pytest.raises(ValueError, match="cannot be merged"):
+            both.merge_and_unload()
+        bounds.close(logits(both), adapted, 1)  # nothing was changed
+    else:
+        merged = both.merge_and_unload()
+        bounds.close(logits(merged), adapted, 1000)
+        check(merged, trained)
+    check(net.unload(), trained)
+
+
+def check(plain, trained):
+    """Nothing of PEFT's is left, and the head is the trained one; the model runs."""
+    assert not any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in plain.modules())
+    found = plain.classifier.state_dict()
+    assert found.keys() == trained.keys() and all(torch.equal(found[key], value) for key, value in trained.items())
+    assert logits(plain).isfinite().all()
