@@ -46,6 +46,23 @@ def _of_module(pattern: dict[str, Any], name: str, otherwise: Any) -> Any:
     return pattern.get(get_pattern_key(list(pattern), name), otherwise)
 
 
+def _warn_of_fused_experts(model: nn.Module) -> None:
+    """Say which experts "all-linear" leaves as they are: transformers keeps them in one parameter, not in layers."""
+    fused = [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if "Expert" in type(module).__name__
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    ]
+    if fused:
+        warnings.warn(
+            f'target_modules="all-linear" leaves {len(fused)} fused parameters of experts as they are, the first of '
+            f"them {fused[0]!r}: they are no linear layers",
+            stacklevel=2,
+        )
+
+
 def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Factorization:
     """The factorization that ``config`` gives to the module of this name; raises ValueError if it cannot have one."""
     r = _of_module(config.rank_pattern, name, config.r)
@@ -53,7 +70,7 @@ def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Fa
     if r > min(n_in, n_out):
         raise ValueError(
             f"r is at most the smaller width of a module, {min(n_in, n_out)} for {name!r} ({n_in} in, {n_out} out), "
-            f"got {r}"
+            f"got {r}; name the module in exclude_modules, or give it a smaller r in rank_pattern"
         )
     fields = {"ansatz": load(config.ansatz), **{key: getattr(config, key) for key in ("layers", "width", "backend")}}
     options = {key: value for key, value in fields.items() if key in FRAMES[config.frame].options}
@@ -147,6 +164,7 @@ class QCircuitModel(BaseTuner):
         state, self._packed = state_loading("QCIRCUIT"), {}
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
+            _warn_of_fused_experts(model)
             attention = {name for name, module in model.named_modules() if inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
