@@ -36,6 +36,14 @@ _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
 
 
+_OF_LORA = {
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "init_lora_weights": "init, for the angles, or init_weights=False",
+    "use_rslora": "alpha: the scaling is alpha / r, so that alpha = c * r ** 0.5 is rank-stabilized",
+}
+
+
 @dataclass
 class QCircuitConfig(PeftConfig):
     """What `get_peft_model` needs to adapt a model with parameterized quantum circuits.
@@ -112,6 +120,13 @@ class QCircuitConfig(PeftConfig):
         *("backend", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles"),
         *INCIDENTAL,
     }
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "QCircuitConfig":
+        """Refuse the names of LoRA's options in a sentence that has ours."""
+        for name in kwargs:
+            if name in _OF_LORA:
+                raise ValueError(f"{name} is an option of LoraConfig; of QCircuitConfig it is {_OF_LORA[name]}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
