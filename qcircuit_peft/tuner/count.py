@@ -12,7 +12,8 @@ def parameter_count(config: Any, model: Any) -> int:
     """The number of parameters that ``get_peft_model(model, config)`` would train, ``modules_to_save`` included.
 
     ``config`` is any PEFT configuration; the two may come in the order of ``get_peft_model``. Takes no memory to
-    speak of: it adapts a copy of the model on the meta device, and changes neither the model, the configuration nor the random state.
+    speak of: it adapts a copy of the model on the meta device, and changes neither the model, the configuration nor the
+    random state.
 
     >>> from qcircuit_peft import QCircuitConfig
     >>> parameter_count(QCircuitConfig(r=4, target_modules=["0"]), nn.Sequential(nn.Linear(64, 32)))
