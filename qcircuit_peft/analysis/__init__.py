@@ -1,6 +1,7 @@
 """Entanglement and expressibility of circuits and of trained adapters. Reading never changes what is read."""
 
 from qcircuit_peft.analysis.capacity import Capacity, capacity, saturation
+from qcircuit_peft.analysis.capture import GradientCapture, gradient_capture
 from qcircuit_peft.analysis.expressibility import Expressibility, expressibility, frame_potentials
 from qcircuit_peft.analysis.gradients import decay, gradient_variance
 from qcircuit_peft.analysis.haar import haar_states, haar_value
@@ -14,6 +15,7 @@ __all__ = [
     "METRICS",
     "Capacity",
     "Expressibility",
+    "GradientCapture",
     "Metric",
     "Perturbed",
     "capacity",
@@ -22,6 +24,7 @@ __all__ = [
     "evaluate_under_noise",
     "expressibility",
     "frame_potentials",
+    "gradient_capture",
     "gradient_variance",
     "haar_states",
     "haar_value",

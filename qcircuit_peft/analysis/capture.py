@@ -1,0 +1,256 @@
+"""How much of a task's gradient an adapter can follow: the share of its energy in the directions that it can move in.
+
+G is the gradient of the loss with respect to the matrix that an adapted layer multiplies its inputs with. The gradient
+of an adapter's parameters is J^T G, with the Jacobian J of that matrix; what they see of G is its projection on the
+span of J.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from qcircuit_peft.factorizations.parts import Vector
+from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.layer import QCircuitLinear
+
+Loss = Callable[[nn.Module, Any], Tensor]
+_ENTRIES = 1 << 24  # of a Jacobian that are held at a time
+
+
+@dataclass(frozen=True)
+class ModuleCapture:
+    """The energy ||G||^2 of one adapted module, and what its adapter holds of it, as in ``GradientCapture``."""
+
+    energy: float
+    share: float
+    full_share: float
+
+
+@dataclass(frozen=True)
+class GradientCapture:
+    """The shares of the energy of all modules' gradients, from 0 to 1, and by the name of each in ``modules``.
+
+    share: what the plain numbers of a factorization hold, such as lambda, whose directions for "svd" are u_i v_i^T: the
+    sum of (u_i^T G v_i)^2 over ||G||^2. full_share: what all trained parameters hold; parameters that modules share
+    move all of them at once. At the start of an adapter that multiplies by lambda = 0 both are the same; for methods
+    without such a part they are.
+    """
+
+    share: float
+    full_share: float
+    modules: Mapping[str, ModuleCapture]
+
+
+class _Span:
+    """The span of columns that come in blocks of rows, and a vector beside them: the triangle of their QR is enough."""
+
+    def __init__(self) -> None:
+        self.triangle = torch.empty(0, 0, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Some rows of the columns, the vector last: (rows, columns + 1)."""
+        kept = self.triangle if len(self.triangle) else rows[:0]
+        self.triangle = torch.linalg.qr(torch.cat([kept, rows]), mode="r")[1]
+
+    def captured(self, eps: float) -> float:
+        """The squared norm of the vector's projection on the span."""
+        columns, vector = self.triangle[:, :-1], self.triangle[:, -1]
+        if not columns.numel():
+            return 0.0
+        columns = columns / columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny)
+        left, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+        return float((left[:, sizes > eps * sizes[0]].mT @ vector).square().sum()) if sizes[0] > 0 else 0.0
+
+
+def _own_loss(model: nn.Module, batch: Any) -> Tensor:
+    loss = getattr(model(**batch), "loss", None) if isinstance(batch, Mapping) else None
+    if loss is None:
+        found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"a batch is a table of arguments with labels unless a loss is given, got {shown(found)}")
+    return loss
+
+
+@contextmanager
+def _measuring(model: nn.Module, modules: Mapping[str, nn.Module], found: dict[str, Tensor]) -> Iterator[list[Tensor]]:
+    """Within it the model is in eval mode, and a backward pass to the probes adds G of every module to ``found``."""
+    modes = {module: module.training for module in model.modules()}
+    probes: list[Tensor] = []
+
+    def watch(name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            x = args[0].detach().flatten(0, -2)
+            probe = output.new_zeros(()).requires_grad_()
+            probes.append(probe)
+            seen = output + probe
+
+            def add(gradient: Tensor) -> None:
+                step = (gradient.flatten(0, -2).mT @ x.to(gradient.dtype)).double().cpu()
+                found[name] = found[name] + step if name in found else step
+
+            seen.register_hook(add)
+            return seen
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    try:
+        model.eval()
+        yield probes
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def task_gradients(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable[Any], loss: Loss | None = None
+) -> dict[str, Tensor]:
+    """The gradient of the summed loss with respect to the matrix of every linear module, (out, in), in float64.
+
+    Changes neither the model nor the gradients of its parameters. Raises ValueError for no batches, batches without
+    labels where no loss is given, a loss that is no number or does not reach a module, or a gradient that is not
+    finite.
+    """
+    found: dict[str, Tensor] = {}
+    with _measuring(model, modules, found) as probes, torch.enable_grad():
+        for batch in batches:
+            value = (loss or _own_loss)(model, batch)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ValueError(f"a loss is one number for a batch, got {shown(value)}")
+            if value.requires_grad:
+                torch.autograd.grad(value.sum(), probes, allow_unused=True)
+            probes.clear()
+    for name in modules:
+        if name not in found:
+            raise ValueError(f"the loss does not depend on module {name!r} in any batch, so it has no gradient there")
+        if not found[name].isfinite().all():
+            raise ValueError(f"the gradient of module {name!r} has entries that are NaN or infinite")
+    return found
+
+
+def _parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters of the active adapters of a module, shared ones too, and those that are plain numbers."""
+    if not isinstance(module, QCircuitLinear):
+        every = [p for p in module.parameters() if p.requires_grad]
+        return every, every
+    every, plain = [], []
+    for adapter in [name for name in module.active_adapters if name in module.factors]:
+        parts = module.factors[adapter].parts
+        for part, parameter in module.intrinsic_parameters(adapter).items():
+            if parameter.requires_grad:
+                every.append(parameter)
+                plain += [parameter] if isinstance(parts[part], Vector) else []
+    return every, plain or every
+
+
+def _blocks(module: Any, parameters: Sequence[nn.Parameter], gradient: Tensor) -> Iterator[Tensor]:
+    """Rows of [J | G], in blocks of columns of the layer's matrix."""
+    n_out, n_in = gradient.shape
+    count = sum(p.numel() for p in parameters)
+    step = max(1, _ENTRIES // (n_out * (count + 1)))
+    like = parameters[0]
+    for start in range(0, n_in, step):
+        size = min(step, n_in - start)
+        some = torch.zeros(size, n_in, dtype=like.dtype, device=like.device)
+        some[range(size), range(start, start + size)] = 1
+        made = module(some)
+        free = torch.ones_like(made, requires_grad=True)
+        slopes = torch.autograd.grad(made, parameters, free, create_graph=True, materialize_grads=True)
+        rows = []
+        for slope in slopes:  # the derivative of J^T f by f, entry by entry
+            for entry in slope.flatten() if slope.requires_grad else ():
+                moved = torch.autograd.grad(entry, free, retain_graph=True, materialize_grads=True)[0]
+                rows.append(moved.detach().flatten().double().cpu())
+            if not slope.requires_grad:
+                rows += [torch.zeros(made.numel(), dtype=torch.float64)] * slope.numel()
+        yield torch.stack([*rows, gradient[:, start : start + size].mT.flatten()], -1)
+
+
+def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None = None) -> GradientCapture:
+    """How much of the task's gradient the active adapter of a model holds, where it stands.
+
+    ``loss(model, batch)`` is a number for each of ``batches``; left out, the model's own. Any PEFT method on linear
+    layers; the model is in eval mode meanwhile, and stays as it is. Exact up to rounding: the projection on the span of
+    the Jacobian, which is taken block by block. Raises ValueError for a model without adapted linear layers, a merged
+    or disabled adapter, one without trained parameters, and what ``task_gradients`` refuses.
+
+    >>> from peft import get_peft_model
+    >>> from qcircuit_peft import QCircuitConfig
+    >>> config = QCircuitConfig(r=4, target_modules=["0"], seed=0)
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(32, 16)), config)
+    >>> x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    >>> found = gradient_capture(model, [x], lambda model, x: model(x).square().sum())
+    >>> 0 < found.share < 1 and abs(found.share - found.full_share) < 1e-9
+    True
+    """
+    modules: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    if not modules:
+        raise ValueError("what is measured is a model with an adapter of PEFT, got one without")
+    parameters = {}
+    for name, module in modules.items():
+        if module.merged or module.disable_adapters:
+            raise ValueError(f"module {name!r} has a merged or disabled adapter; unmerge or enable it first")
+        parameters[name] = _parameters(module)
+        if not parameters[name][0]:
+            raise ValueError(f"the adapter of module {name!r} has no trained parameters")
+    gradients = task_gradients(model, modules, batches, loss)
+    energies = {name: float(g.square().sum()) for name, g in gradients.items()}
+    total = sum(energies.values())
+    if not total:
+        raise ValueError("the gradient is zero in every module, so no share of it is defined")
+    spans: dict[str, Tensor] = {}
+    found, plain_total, eps = {}, 0.0, 0.0
+    was = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for name, module in modules.items():
+            every, plain = parameters[name]
+            eps = max(eps, 1e2 * torch.finfo(every[0].dtype).eps)
+            span, own = _Span(), _Span()
+            chosen = torch.cat(
+                [torch.full((p.numel(),), any(p is q for q in plain)) for p in every] + [torch.ones(1) > 0]
+            )
+            with torch.enable_grad():
+                for rows in _blocks(module, every, gradients[name]):
+                    span.add(rows)
+            spans[name] = span.triangle
+            own.add(span.triangle[:, chosen])
+            held, all_held = own.captured(eps), span.captured(eps)
+            plain_total += held
+            energy = energies[name] or 1.0
+            found[name] = ModuleCapture(energies[name], held / energy, all_held / energy)
+    finally:
+        for module, mode in was.items():
+            module.training = mode
+    return GradientCapture(plain_total / total, _together(parameters, spans, eps) / total, found)
+
+
+def _together(parameters: Mapping[str, Any], spans: Mapping[str, Tensor], eps: float) -> float:
+    """What all parameters hold where modules share some: the columns of one parameter run through several modules."""
+    groups: list[tuple[set[int], list[str]]] = []
+    for name, (every, _) in parameters.items():
+        ids, names = {id(p) for p in every}, [name]
+        for other in [group for group in groups if group[0] & ids]:
+            groups.remove(other)
+            ids, names = ids | other[0], other[1] + names
+        groups.append((ids, names))
+    held = 0.0
+    for _, names in groups:
+        unique = {id(p): p for name in names for p in parameters[name][0]}
+        starts, count = {}, 0
+        for key, parameter in unique.items():
+            starts[key], count = count, count + parameter.numel()
+        span = _Span()
+        for name in names:
+            where = [range(starts[id(p)], starts[id(p)] + p.numel()) for p in parameters[name][0]]
+            rows = torch.zeros(len(spans[name]), count + 1, dtype=torch.float64)
+            rows[:, [at for some in where for at in some] + [count]] = spans[name]
+            span.add(rows)
+        held += span.captured(eps)
+    return held
