@@ -285,13 +285,15 @@ def surplus(circuit: Circuit) -> int | None:
 def told_surplus(ansatz: Ansatz, circuit: Circuit) -> str | None:
     """In words, the depth from which more layers of an ansatz gain nothing, if a circuit of it is past it; else None.
 
+    Of a circuit without gates between wires nothing is said: that is a control, and what it lacks is known.
+
     >>> from qcircuit_peft import load
     >>> line = load("line_ry_cz")
     >>> told_surplus(line, line.circuit(qubits=4, layers=12))
     "the 52 angles of 'line_ry_cz' on 4 qubits move it in 20 directions only, as many as L = 4 has angles; more layers \
 gain nothing"
     """
-    directions = surplus(circuit)
+    directions = surplus(circuit) if any(len(op.wires) > 1 for op in circuit.ops) else None
     if directions is None:
         return None
     told = (

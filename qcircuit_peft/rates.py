@@ -7,6 +7,7 @@ neither the tuner nor the generator. The rates were searched on validation split
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -122,15 +123,29 @@ def optimizer_cls_and_kwargs(
     return optimizer, {"params": parameter_groups(model, rates, weight_decay), **options}
 
 
+_LOOKS: dict[object, Callable[[torch.optim.Optimizer], None]] = {}
+
+
+@cache
+def _hooked() -> None:
+    """One hook for all models, for good: torch's own table may not change while a step goes through it."""
+
+    def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for one in list(_LOOKS.values()):
+            one(optimizer)
+
+    register_optimizer_step_pre_hook(look)
+
+
 def watch(model: nn.Module) -> None:
     """Warn, once, if an optimizer steps through circuit parameters of this model at a rate at which they cannot move.
 
     Looked at is the first step of the first optimizer that has such parameters: the rate at the start of its schedule,
     and only where a step is about as large as the rate, as Adam's is.
     """
-    reference, seen = weakref.ref(model), weakref.WeakSet()
+    reference, seen, key = weakref.ref(model), weakref.WeakSet(), object()
 
-    def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def look(optimizer: torch.optim.Optimizer) -> None:
         watched = reference()
         if torch.compiler.is_compiling() or watched is None or optimizer in seen:
             return
@@ -143,7 +158,7 @@ def watch(model: nn.Module) -> None:
                 rates[kind] = min(rates.get(kind, torch.inf), torch.inf if rate is None else float(rate))
         if not rates:
             return
-        handle.remove()
+        _LOOKS.pop(key, None)
         slow = {kind: rates[kind] for kind in _WATCHED if 0 < rates.get(kind, 0) < _STILL}
         if slow and any(name in type(optimizer).__name__.lower() for name in _NORMALIZED):
             told = " and ".join(f"{kind} at {rate:g}" for kind, rate in slow.items())
@@ -155,5 +170,6 @@ def watch(model: nn.Module) -> None:
                 stacklevel=2,
             )
 
-    handle = register_optimizer_step_pre_hook(look)
-    weakref.finalize(model, handle.remove).atexit = False
+    _LOOKS[key] = look
+    weakref.finalize(model, _LOOKS.pop, key, None).atexit = False
+    _hooked()

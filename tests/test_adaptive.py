@@ -132,6 +132,7 @@ def test_groups_of_frames_are_columns_and_layers(name: str, n: int) -> None:
     assert found == [angles for angles in expected if angles]
 
 
+@pytest.mark.filterwarnings("ignore:the . angles of .* on 2 qubits:UserWarning")  # of the leaves of Shannon's
 @pytest.mark.parametrize("case", CASES)
 def test_the_budget_is_kept_and_used(case: str) -> None:
     net = net_of(case)

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -184,7 +185,8 @@ def _tensor(x: NDArray) -> Tensor:
 def _columns_kernel(angles: Tensor, text: str, k: int) -> Tensor:
     if not _is_small(angles, text, k):
         return _columns(angles, text, k)
-    out = _tensor(_columns_of(_program(text, k, angles.dtype, None), _array(_rows(angles))))
+    with np.errstate(all="ignore"):  # as torch is
+        out = _tensor(_columns_of(_program(text, k, angles.dtype, None), _array(_rows(angles))))
     return out if angles.ndim == 2 else out.view(*angles.shape[:-1], *out.shape[1:])
 
 
@@ -193,7 +195,8 @@ def _columns_backward_kernel(g: Tensor, angles: Tensor, y: Tensor | None, text: 
         return _columns_backward(g, angles, y, text, k)
     rows, of_result = _array(_rows(angles)), _array(_matrices(g))
     result = None if y is None else _array(_matrices(y))
-    found = _columns_pull(_program(text, k, angles.dtype, None), rows, of_result, result)
+    with np.errstate(all="ignore"):  # as torch is
+        found = _columns_pull(_program(text, k, angles.dtype, None), rows, of_result, result)
     return _tensor(found).view(angles.shape)
 
 
