@@ -7,14 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import adapted, base, config, inputs
-from torch.optim.optimizer import _global_optimizer_pre_hooks
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from qcircuit_peft import QCircuitConfig, QPAConfig, optimizer_cls_and_kwargs, parameter_groups
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
-from qcircuit_peft.rates import OTHERS, RATES, kinds
+from qcircuit_peft.rates import _LOOKS, OTHERS, RATES, kinds
 
 
 def counted(model, **options):
@@ -151,15 +150,23 @@ def test_only_normalized_steps_are_judged_by_their_rate():
         torch.optim.RAdam([{"params": trained(again), "lr": 1e-5}]).step()
 
 
+def test_a_step_may_end_the_looking_of_its_own_and_of_other_models():
+    one, other = adapted("bert"), adapted("bert")  # both look; the first to find its parameters stops in the step
+    for model in (one, other):
+        made, options = optimizer_cls_and_kwargs(model)
+        made(**options).step()
+    assert other is not one
+
+
 def test_nothing_is_left_behind():
     gc.collect()
-    before = len(_global_optimizer_pre_hooks)
+    before = len(_LOOKS)
     model = adapted("bert")
-    assert len(_global_optimizer_pre_hooks) == before + 1
+    assert len(_LOOKS) == before + 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1e-6).step()  # not of this model
-    assert len(_global_optimizer_pre_hooks) == before + 1
+    assert len(_LOOKS) == before + 1
     del model
     gc.collect()
-    assert len(_global_optimizer_pre_hooks) == before
+    assert len(_LOOKS) == before
