@@ -25,8 +25,8 @@ def train(
     image: Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")] = None,
     label: Annotated[str, typer.Option(help="the column of the classes, or numbers")] = "label",
     regression: Annotated[bool, typer.Option("--regression", help="the labels are numbers")] = False,
-    method: Annotated[str, typer.Option(help="the adapter: circuit (shared by kind), circuit_own, lora or dora")] = "circuit",  # noqa: E501
-    rank: Annotated[int | None, typer.Option(help="the rank r; by the method")] = None,
+    method: Annotated[str, typer.Option(help="the adapter: circuit (shared by kind), circuit_own, lora, ...: docs/methods.md")] = "circuit",  # noqa: E501
+    rank: Annotated[int | None, typer.Option(help="the rank r, or another size; by the method")] = None,
     layers: Annotated[int | None, typer.Option(help="the number of layers L of circuits")] = None,
     targets: Annotated[str | None, typer.Option(help="the linear layers that are adapted, such as query,value; by the model's family")] = None,  # noqa: E501
     epochs: Annotated[int, typer.Option(help="passes over the data; the best one is kept")] = 3,

@@ -15,22 +15,21 @@ from typing import Any
 import psutil
 import torch
 from matplotlib.figure import Figure
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, save_as_lora
+from peft import PeftConfig, PeftModel, save_as_lora
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft import checks, files
-from qcircuit_peft.rates import parameter_groups
+from qcircuit_peft.methods import CIRCUITS, RIVALS, Adapter, shapes
 from qcircuit_peft.tasks.data import Split, Splits
 from qcircuit_peft.tasks.examples import Columns, Examples, examples, held_out
 from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tasks.tables import Source, Table
-from qcircuit_peft.tasks.task import KINDS, Encoder, Rows, Task, load
+from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
 from qcircuit_peft.text import did_you_mean, label, printable, shortened, shown
-from qcircuit_peft.training import BATCH, Fit, Progress, fit
-from qcircuit_peft.tuner import QCircuitConfig
+from qcircuit_peft.training import BATCH, Fit, Progress, fit, scores
 
 TASK, CHECKPOINTS, SETTINGS, CARD, PLOT = "task.json", "checkpoints", "settings.json", "README.md", "training.png"
 FORMS = ("lora", "merged")
@@ -41,50 +40,10 @@ _TARGETS = (
 _MOST_TASK, _AT_ONCE, _BYTES = 1 << 20, 1024, 4  # bytes of task.json; rows read at once; memory a byte of a table takes
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """A way to adapt: its name, what it is, its rank where none is given, its configuration, its learning rates.
-
-    config: a function of the rank, the targets and further settings. rates: as ``parameter_groups`` takes them.
-    """
-
-    name: str
-    about: str
-    rank: int
-    config: Callable[..., PeftConfig]
-    rates: dict[str, float]
-    circuits: bool = False
-
-
-def _circuit(**settings: Any) -> Callable[..., PeftConfig]:
-    return lambda r, targets, **more: QCircuitConfig(r=r, alpha=8 * r, target_modules=targets, **settings, **more)
-
-
-def _lora(**settings: Any) -> Callable[..., PeftConfig]:
-    return lambda r, targets: LoraConfig(r=r, lora_alpha=8 * r, target_modules=targets, **settings)
-
-
+# Those that PEFT attaches to linear layers, and reads again where qcircuit_peft is imported. AdaLoRA is not among them:
+# PEFT warns when it saves and loads what has been pruned to rank 0.
 ADAPTERS = {
-    "circuit": Adapter(
-        "circuits, shared by kind",
-        "U diag(lambda) V with circuits U and V for all layers of a kind, such as all queries; lambda is a layer's own",
-        64,
-        _circuit(share="kind"),
-        {},
-        circuits=True,
-    ),
-    "circuit_own": Adapter(
-        "circuits",
-        "U diag(lambda) V with circuits U and V of its own for every layer",
-        16,
-        _circuit(),
-        {},
-        circuits=True,
-    ),
-    "lora": Adapter("LoRA", "W + (alpha / r) B A with B at zero, alpha = 8 r", 4, _lora(), {"others": 4e-3}),
-    "dora": Adapter(
-        "DoRA", "LoRA on the direction of every row of W, and its length", 4, _lora(use_dora=True), {"others": 4e-3}
-    ),
+    name: row for name, row in {**CIRCUITS, **RIVALS}.items() if isinstance(row.attach, Adapter) and name != "adalora"
 }
 
 
@@ -92,7 +51,7 @@ ADAPTERS = {
 class Settings:
     """How a model is adapted and trained; what is left out is as the method and the model say.
 
-    model: a folder, or a name on the hub. method: a key of ``ADAPTERS``. rank: its rank.
+    model: a folder, or a name on the hub. method: a key of ``ADAPTERS``. rank: its size, which for most is the rank.
     layers: L of circuits. targets: the names of the linear layers that are adapted. validation: a share of the rows, or
     another table. batch: inputs a step. max_length: of a text in tokens.
 
@@ -120,7 +79,7 @@ class Settings:
             checks.whole_number("rank", self.rank, 1)
         if self.layers is not None:
             checks.whole_number("layers", self.layers, 0)
-            if not ADAPTERS[self.method].circuits:
+            if self.method not in CIRCUITS:
                 raise ValueError(f"layers are of circuits, but the method is {self.method!r}")
         for name, most in (("epochs", 10_000), ("batch", 1 << 16), ("max_length", 1 << 20)):
             checks.whole_number(name, getattr(self, name), 1, most)
@@ -208,19 +167,15 @@ def targets_of(model: nn.Module) -> list[str]:
 def adapted(settings: Settings, task: Task) -> PeftModel:
     """The model with a fresh adapter and a head that trains whole; raises ValueError if the adapter does not fit it."""
     model, heads = load(task)
-    targets, adapter = list(settings.targets) or targets_of(model), ADAPTERS[settings.method]
-    ends = tuple(f".{name}" for name in targets)
-    named = [m for name, m in model.named_modules() if f".{name}".endswith(ends)]
-    widths = [min(m.weight.shape) for m in named if isinstance(m, nn.Linear | Conv1D)]
-    if not widths:
-        raise ValueError(f"targets name linear layers of the model, got {shown(targets)}, of which there are none")
-    rank = min([adapter.rank, *widths]) if settings.rank is None else settings.rank
-    more = {} if settings.layers is None else {"layers": settings.layers}
-    more |= {"seed": settings.seed} if adapter.circuits else {}
-    config: Any = adapter.config(rank, targets, **more)
-    config.modules_to_save = list(heads)
-    config.base_model_name_or_path = _place(settings.model)
-    return get_peft_model(model, config)  # type: ignore[return-value]
+    targets, method = list(settings.targets) or targets_of(model), ADAPTERS[settings.method]
+    shapes(model, targets)
+    size = method.default_on(model, targets) if settings.rank is None else settings.rank
+    more: dict[str, Any] = {"modules_to_save": list(heads)}
+    if settings.method in CIRCUITS:
+        more |= {"seed": settings.seed} | ({} if settings.layers is None else {"layers": settings.layers})
+    found: Any = method.attach(model, targets, size, **more)
+    found.active_peft_config.base_model_name_or_path = _place(settings.model)
+    return found
 
 
 def _place(model: str) -> str:
@@ -258,7 +213,7 @@ def fine_tune(
     torch.manual_seed(settings.seed)
     net = adapted(settings, task)
     encode = Encoder(task)
-    groups = parameter_groups(net, ADAPTERS[settings.method].rates)
+    groups = ADAPTERS[settings.method].groups(net)
     train, held = encode.rows(task.splits().train), encode.rows(task.splits().validation)
     metric = METRICS[task.metric]
     files.make_folder(out / CHECKPOINTS)
@@ -352,27 +307,10 @@ def _rescaled(split: Split, numbers: tuple[float, float]) -> Split:
     return Split(split.inputs, ((split.labels.double() - numbers[0]) / numbers[1]).float(), split.names)
 
 
-@torch.no_grad()
-def scores(net: nn.Module, encode: Encoder, rows: Rows, order: Sequence[int] | None = None) -> Tensor:
-    """What a model gives for rows, (n, classes) or (n, 1), on the CPU in float32; those of like length go together."""
-    net.eval()
-    device = next(net.parameters()).device
-    order = range(len(rows)) if order is None else order
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for start in range(0, len(order), 2 * BATCH):
-        at = order[start : start + 2 * BATCH]
-        batch = encode.collate([{k: v for k, v in rows[i].items() if k != "labels"} for i in at])
-        given = net(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu()
-        for i, row in zip(at, given, strict=True):
-            found[i] = row
-    return torch.stack(found)
-
-
 def _measured(
     net: nn.Module, encode: Encoder, rows: Any, split: Split, task: Task, numbers: tuple[float, float]
 ) -> float:
-    order = sorted(range(len(rows)), key=rows.length)
-    given = scores(net, encode, rows, order)
+    given = scores(net, encode, rows, rows.length)
     found = given[:, 0].double() * numbers[1] + numbers[0] if task.kind == "regression" else given.argmax(-1)
     return METRICS[task.metric](found.numpy(), split.labels.numpy())
 
@@ -509,8 +447,7 @@ class Predictor:
     def __call__(self, inputs: Sequence[Any]) -> list[tuple[str | float, float | None]]:
         """The prediction for each input, and its probability; a number has none."""
         rows = [self.encode.row(value) for value in inputs]
-        order = sorted(range(len(rows)), key=lambda at: len(rows[at].get("input_ids", ())))
-        given = scores(self.net, self.encode, rows, order)
+        given = scores(self.net, self.encode, rows, lambda at: len(rows[at].get("input_ids", ())))
         if self.kind == "regression":
             return [(value, None) for value in (given[:, 0].double() * self.numbers[1] + self.numbers[0]).tolist()]
         best = given.softmax(-1).max(-1)

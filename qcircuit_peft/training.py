@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import ceil, sqrt
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,19 +17,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from qcircuit_peft import files
-from qcircuit_peft.methods import HEAD_RATE, Chosen
+from qcircuit_peft import files, methods
+from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, load_trained, save_trained
 from qcircuit_peft.tasks import Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained
 from qcircuit_peft.tasks.data import Split
 from qcircuit_peft.tasks.metrics import METRICS
 
 BATCH = 32
-TRAINED = "trained.safetensors"  # in a checkpoint: what trains, and nothing else
 _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
 
 Progress = Callable[[int, int, float], None]  # the step, of how many, and its loss
@@ -93,23 +91,11 @@ class _Trainer(Trainer):
             )
         return self.lr_scheduler
 
-    def _trains(self) -> dict[str, nn.Parameter]:
-        assert isinstance(self.model, nn.Module)
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        files.make_folder(folder)
-        save_file({name: p.detach().contiguous() for name, p in self._trains().items()}, folder / TRAINED)
+        save_trained(self.model, Path(output_dir or str(self.args.output_dir)))  # type: ignore[arg-type]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        path, wanted = Path(resume_from_checkpoint, TRAINED), self._trains()
-        found = load_file(path) if path.is_file() else {}
-        if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in found.items()}:
-            raise ValueError(f"{path.parent} is a checkpoint of another model or method: what trains here is not there")
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                parameter.copy_(found[name])
+        load_trained(self.model, Path(resume_from_checkpoint))  # type: ignore[arg-type]
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -192,37 +178,46 @@ def fit(
         trainer.train(resume_from_checkpoint=last)
         finished = True
     except KeyboardInterrupt:
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         finished = False
     return Fit(watch.seconds, trainer.state.log_history, finished)
 
 
 @torch.no_grad()
-def accuracy(net: Classifier | OwnHead, encode: Encoder, split: Split) -> float:
-    """The task's metric on a split: for most, the share that is classified correctly."""
+def scores(net: nn.Module, encode: Encoder, rows: Rows, length: Callable[[int], int]) -> Tensor:
+    """What a model gives for n rows, (n, classes) or (n, 1), in float32; those of like ``length`` go together."""
     net.eval()
-    rows, device = encode.rows(split), next(net.parameters()).device
-    order = sorted(range(len(rows)), key=rows.length)
-    found = torch.empty(len(rows))
+    device = next(net.parameters()).device
+    order = sorted(range(len(rows)), key=length)
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
     for start in range(0, len(order), 2 * BATCH):
         at = order[start : start + 2 * BATCH]
-        batch = {key: value.to(device) for key, value in encode.collate([rows[i] for i in at]).items()}
-        del batch["labels"]
-        scores = net(**batch).float().cpu()
-        found[at] = scores.argmax(-1).float() if split.names else scores[:, 0]
+        batch = encode.collate([{key: value for key, value in rows[i].items() if key != "labels"} for i in at])
+        given = net(**{key: value.to(device) for key, value in batch.items()})
+        given = given if isinstance(given, Tensor) else given.logits
+        for i, row in zip(at, given.float().cpu(), strict=True):
+            found[i] = row
+    return torch.stack(found)
+
+
+def accuracy(net: Classifier | OwnHead, encode: Encoder, split: Split) -> float:
+    """The task's metric on a split: for most, the share that is classified correctly."""
+    rows = encode.rows(split)
+    given = scores(net, encode, rows, rows.length)
+    found = given.argmax(-1) if split.names else given[:, 0]
     return METRICS[encode.task.metric](found.numpy(), split.labels.numpy())
 
 
 def adapter_bytes(folder: Path) -> int:
-    """The size of what PEFT needs to load an adapter: its weights and its configuration; 0 if there is none."""
-    return sum(path.stat().st_size for path in folder.glob("adapter_*"))
+    """The size of what was trained, without the head: for PEFT its weights and its configuration; 0 if nothing was."""
+    return sum(path.stat().st_size for pattern in ("adapter_*", TRAINED) for path in folder.glob(pattern))
 
 
 def save(net: Classifier | OwnHead, folder: Path) -> None:
-    """The adapter and the head, written beside and moved into place, so that an older checkpoint is never lost."""
+    """What the method trained and the head, moved into place, so that an older checkpoint is never lost."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".writing-") as draft:
-        if isinstance(net.model, PeftModel):
-            net.model.save_pretrained(draft)
+        methods.save(net.model, Path(draft))
         net.save_head(Path(draft, "head.safetensors"))
         for path in Path(draft).iterdir():
             files.replace(path, folder / path.name)
@@ -261,6 +256,7 @@ def train(
         epochs=epochs,
         collate=default_data_collator if plain else encode.collate,
         seed=seed,
+        callbacks=method.method.callbacks(model, ceil(len(rows) / BATCH) * epochs),
         progress=progress,
     )
     if not done.finished:
@@ -291,9 +287,20 @@ def _features(net: Classifier, encode: Encoder, rows: Rows) -> Rows:
     return found
 
 
-def trained(task: Task, folder: Path) -> tuple[Classifier | OwnHead, Encoder]:
-    """A trained classifier from the folder of a run: the model with its adapter, and the head."""
-    model = PeftModel.from_pretrained(pretrained(task), folder) if adapter_bytes(folder) else pretrained(task)
+def trained(task: Task, folder: Path, method: Chosen | None = None) -> tuple[Classifier | OwnHead, Encoder]:
+    """A trained classifier from the folder of a run: the model with what the method trained, and the head.
+
+    An adapter of PEFT says itself what it is; anything else needs the method by which it was trained. Raises ValueError
+    without one, and for another.
+    """
+    if (folder / "adapter_config.json").is_file():
+        model = PeftModel.from_pretrained(pretrained(task), folder)
+    elif method is not None:
+        model = method.restored(task, folder)
+    elif (folder / TRAINED).is_file():
+        raise ValueError(f"{folder} holds weights of the model itself; name the method that trained them")
+    else:
+        model = pretrained(task)
     net = network(task, model)
     net.load_head(folder / "head.safetensors")
     return net.eval(), Encoder(task)

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from peft import PeftConfig
-from transformers import Dinov2Config, Dinov2Model
+from tiny import brightness_task
 from typer.testing import CliRunner
 
 from qcircuit_peft.analysis import tables
@@ -19,7 +18,7 @@ from qcircuit_peft.study import field as fields
 from qcircuit_peft.study import front
 from qcircuit_peft.study.export import export_peft
 from qcircuit_peft.study.field import SEARCH, SEED, Entry, Field, Outcome
-from qcircuit_peft.tasks import TASKS, Split, Splits, Task
+from qcircuit_peft.tasks import TASKS, Task
 
 FIELD = Field(
     "small",
@@ -34,20 +33,9 @@ FIELD = Field(
 STUDIES = sorted(path for path in Path(__file__).parents[1].glob("studies/*.toml") if "[[method]]" in path.read_text())
 
 
-def brightness(n: int) -> Split:
-    """Noisy images (n, 3, 14, 14), half of them brighter."""
-    labels = torch.arange(n) % 2
-    return Split(torch.randn(n, 3, 14, 14) + 4 * labels.view(-1, 1, 1, 1), labels, ("dark", "light"))
-
-
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> dict[str, Task]:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny")
-    config = Dinov2Config(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=14)
-    Dinov2Model(config).save_pretrained(folder)
-    splits, digits = Splits(brightness(100), brightness(100), brightness(100)), TASKS["digits"]
-    return {"tiny": Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)}
+    return {"tiny": brightness_task(tmp_path_factory.mktemp("tiny"), [100, 100, 100])}
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +165,9 @@ def test_intervals_differences_and_the_front(outcomes):
 
 
 def test_the_table_is_read_back(outcomes):
-    assert front.read_csv(tables.to_csv(outcomes)) == outcomes
+    assert tables.from_csv(tables.to_csv(outcomes), Outcome) == outcomes
     with pytest.raises(ValueError, match="has the columns of Outcome"):
-        front.read_csv("a,b\n1,2\n")
+        tables.from_csv("a,b\n1,2\n", Outcome)
 
 
 def test_the_page_needs_nothing_else(outcomes):
@@ -219,7 +207,7 @@ def test_the_command_runs_and_goes_on(tasks, tmp_path, monkeypatch):
     assert stopped.exit_code == 130
     done = CliRunner().invoke(app, [*command, "--resume"])
     assert done.exit_code == 0 and "SVF" in done.stdout
-    assert len(front.read_csv((out / "runs.csv").read_text())) == 2
+    assert len(tables.from_csv((out / "runs.csv").read_text(), Outcome)) == 2
     assert (out / "report.html").read_text().startswith("<!doctype html>")
 
 
@@ -252,6 +240,6 @@ def test_every_committed_comparison_can_run_and_its_table_has_its_runs_only(path
     assert path.stem == field.name
     table = path.with_suffix(".csv")
     if table.exists():
-        found = {run.key: run for run in front.read_csv(table.read_text())}
+        found = {run.key: run for run in tables.from_csv(table.read_text(), Outcome)}
         known = {trial.key for trial in [*field.search(), *field.final(found)]}
         assert found and set(found) <= known

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import spearmanr
-from transformers import Dinov2Config, Dinov2Model
+from tiny import brightness_task
 from typer.testing import CliRunner
 
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.cli import app
 from qcircuit_peft.study import Grid, Study, report, runs
-from qcircuit_peft.tasks import TASKS, Split, Splits, Task
+from qcircuit_peft.study.folder import cut
+from qcircuit_peft.tasks import TASKS, Task
 
 STUDY = Study(
     "small",
@@ -33,20 +34,9 @@ STUDY = Study(
 KEYS = [point.key for point in STUDY.points]
 
 
-def brightness(n: int) -> Split:
-    """Noisy images (n, 3, 14, 14), half of them brighter."""
-    labels = torch.arange(n) % 2
-    return Split(torch.randn(n, 3, 14, 14) + 4 * labels.view(-1, 1, 1, 1), labels, ("dark", "light"))
-
-
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> dict[str, Task]:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny")
-    config = Dinov2Config(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=14)
-    Dinov2Model(config).save_pretrained(folder)
-    splits, digits = Splits(brightness(100), brightness(100), brightness(100)), TASKS["digits"]
-    return {"tiny": Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)}
+    return {"tiny": brightness_task(tmp_path_factory.mktemp("tiny"), [100, 100, 100])}
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +270,7 @@ STUDIES = Path(__file__).parents[1] / "studies"
 )
 def test_every_committed_study_can_run_and_its_table_has_its_runs_only(path):
     study = Study.from_file(path)
-    runs._check_sizes(study, TASKS[study.task])
+    cut(study, TASKS[study.task])
     runs._check_models(study, study.points, TASKS[study.task])
     keys = {point.key for point in study.points}
     table = path.with_suffix(".csv")

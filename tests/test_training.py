@@ -5,31 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Dinov2Config, Dinov2Model
+from tiny import brightness_task
+from transformers import Dinov2Config, TrainerCallback
 
 from qcircuit_peft.demo import report, run
 from qcircuit_peft.methods import DEMO, METHODS, Chosen, trained_numbers
-from qcircuit_peft.tasks import TASKS, Classifier, Split, Splits, Task, pretrained
+from qcircuit_peft.tasks import TASKS, Classifier, Task, pretrained
 from qcircuit_peft.training import BATCH, Result, accuracy, adapter_bytes, fit, train, trained
-
-NAMES = ("dark", "light")
-
-
-def brightness(n: int) -> Split:
-    """Noisy images (n, 3, 14, 14), half of them brighter."""
-    labels = torch.arange(n) % 2
-    return Split(torch.randn(n, 3, 14, 14) + 4 * labels.view(-1, 1, 1, 1), labels, NAMES)
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> Task:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny")
-    config = Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=14)
-    Dinov2Model(config).save_pretrained(folder)
-    splits = Splits(brightness(24 * BATCH), brightness(100), brightness(101))
-    digits = TASKS["digits"]
-    return Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)
+    return brightness_task(tmp_path_factory.mktemp("tiny"), [24 * BATCH, 100, 101], width=96, blocks=2)
 
 
 @pytest.mark.parametrize("name", DEMO)
@@ -43,6 +30,27 @@ def test_a_method_trains_and_its_adapter_is_read_back(name, task, tmp_path):
     adapted = name != "probe"
     assert len(written) == 2 * adapted and (result.parameters > 0) == adapted
     net, encode = trained(task, tmp_path)
+    assert accuracy(net, encode, task.splits().test) == result.accuracy
+
+
+@pytest.mark.parametrize("name", ["bitfit", "lisa"])
+def test_what_is_no_adapter_is_read_back_by_its_method_and_callbacks_run(name, task, tmp_path):
+    called = []
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            called.append(True)
+
+    row = METHODS[name]
+    own = row.callbacks
+    method = Chosen(replace(row, callbacks=lambda model, steps: [*own(model, steps), Seen()]))
+    result = train(task, method, tmp_path)
+    assert len(called) == 24 and result.checkpoint_bytes > 0
+    with pytest.raises(ValueError, match="name the method that trained them"):
+        trained(task, tmp_path)
+    with pytest.raises(ValueError, match="is a checkpoint of another model or method"):
+        trained(task, tmp_path, Chosen(METHODS["full"]))
+    net, encode = trained(task, tmp_path, method)
     assert accuracy(net, encode, task.splits().test) == result.accuracy
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    Dinov2Config,
+    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from qcircuit_peft import QCircuitConfig
+from qcircuit_peft.tasks import TASKS, Split, Splits, Task
 from qcircuit_peft.tuner import QCircuitLinear
 from qcircuit_peft.tuner.layer import adapted_layers
 
@@ -194,3 +197,17 @@ def told_by_a_fresh_process(script: str, folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def brightness_task(folder: Path, sizes: list[int], width: int = 48, blocks: int = 1) -> Task:
+    """Noisy images (n, 3, 14, 14), half of them brighter, in splits of these sizes, and a tiny vision model."""
+    torch.manual_seed(0)
+    sides = {"num_attention_heads": 2, "mlp_ratio": 1, "image_size": 14}
+    Dinov2Model(Dinov2Config(hidden_size=width, num_hidden_layers=blocks, **sides)).save_pretrained(folder)
+
+    def drawn(n: int) -> Split:
+        labels = torch.arange(n) % 2
+        return Split(torch.randn(n, 3, 14, 14) + 4 * labels.view(-1, 1, 1, 1), labels, ("dark", "light"))
+
+    splits, digits = Splits(*map(drawn, sizes)), TASKS["digits"]
+    return Task("tiny", lambda: folder, lambda: splits, digits.targets, digits.lora_targets, 1, 1.0, False)

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from io import StringIO
 from typing import Any
 
@@ -28,6 +28,20 @@ def to_csv(rows: Sequence[Any]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def from_csv(text: str, kind: Any) -> list[Any]:
+    """Rows of a dataclass as ``to_csv`` wrote them; raises ValueError for a table with other columns."""
+    reader, columns = csv.DictReader(StringIO(text)), {field.name: field.type for field in fields(kind)}
+    if reader.fieldnames != list(columns):
+        raise ValueError(f"a table of runs has the columns of {kind.__name__}, got {reader.fieldnames}")
+    return [kind(**{name: _value(column, row[name]) for name, column in columns.items()}) for row in reader]
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind in (str, int, float):
+        return kind(text)
+    return (int if kind == int | None else float)(text) if text else None
 
 
 def to_text(rows: Sequence[Any]) -> str:

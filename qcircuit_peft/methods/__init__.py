@@ -3,7 +3,18 @@
 from qcircuit_peft.methods.base import BASE, Lisa
 from qcircuit_peft.methods.chosen import DEMO, HEAD_RATE, Chosen
 from qcircuit_peft.methods.circuit import CIRCUITS, UPDATED, circuits, without_entanglers
-from qcircuit_peft.methods.method import Method, load, save, shapes, stored, trained_numbers
+from qcircuit_peft.methods.method import (
+    TRAINED,
+    Adapter,
+    Method,
+    load,
+    load_trained,
+    save,
+    save_trained,
+    shapes,
+    stored,
+    trained_numbers,
+)
 from qcircuit_peft.methods.reft import LOREFT
 from qcircuit_peft.methods.rivals import RIVALS
 from qcircuit_peft.methods.updates import UPDATES, UpdateConfig
@@ -11,17 +22,23 @@ from qcircuit_peft.methods.updates import UPDATES, UpdateConfig
 METHODS: dict[str, Method] = {**BASE, "loreft": LOREFT, **RIVALS, **UPDATED, **CIRCUITS}
 
 __all__ = [
+    "CIRCUITS",
     "DEMO",
     "HEAD_RATE",
     "METHODS",
+    "RIVALS",
+    "TRAINED",
     "UPDATES",
+    "Adapter",
     "Chosen",
     "Lisa",
     "Method",
     "UpdateConfig",
     "circuits",
     "load",
+    "load_trained",
     "save",
+    "save_trained",
     "shapes",
     "stored",
     "trained_numbers",

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from qcircuit_peft.methods.base import BASE
 from qcircuit_peft.methods.circuit import CIRCUITS
-from qcircuit_peft.methods.method import Method
+from qcircuit_peft.methods.method import Method, load
 from qcircuit_peft.methods.rivals import RIVALS
 from qcircuit_peft.rates import RATES
 from qcircuit_peft.tasks import Task, pretrained
@@ -54,6 +55,10 @@ class Chosen:
     def attach(self, task: Task) -> nn.Module:
         """The task's pretrained model with a fresh adapter, drawn from torch's global random state."""
         return self.method.attach(pretrained(task), self.targets(task), self.size_on(task), **self.settings)
+
+    def restored(self, task: Task, folder: Path) -> nn.Module:
+        """The task's pretrained model as ``save`` left it in a folder."""
+        return load(self.method, pretrained(task), self.targets(task), self.size_on(task), folder)
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The parameters of an adapted model that train, as AdamW takes them."""

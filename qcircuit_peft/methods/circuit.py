@@ -7,7 +7,7 @@ from functools import cache
 from itertools import combinations, count
 from typing import Any
 
-from peft import get_peft_model
+from peft import PeftConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,10 +15,11 @@ from qcircuit_peft.ansatz import Ansatz, Step, load
 from qcircuit_peft.factorizations.quanta import quanta
 from qcircuit_peft.frames import CircuitFrame
 from qcircuit_peft.gates import GATES
-from qcircuit_peft.methods.method import Attach, Count, Method, Shape, shapes
+from qcircuit_peft.methods.method import Adapter, Attach, Count, Method, Shape, shapes
 from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
 from qcircuit_peft.methods.updates import UpdateConfig
 from qcircuit_peft.tuner import QCircuitConfig
+from qcircuit_peft.tuner.model import kind_of
 
 ANSATZ, SCALE = "simplified_two_design", 8
 _RATES = (5e-3, 2e-2, 5e-2)  # of lambda
@@ -58,20 +59,14 @@ def linear_layers(model: nn.Module) -> list[str]:
     return sorted({re.split(r"\.\d+\.", f".{name}")[-1] for name in inside})
 
 
-def circuits(all_layers: bool = False, **settings: Any) -> Attach:
+def circuits(all_layers: bool = False, **settings: Any) -> Adapter:
     """Attaches circuits of rank ``size`` with ``settings`` of QCircuitConfig; further ones may be given each time."""
 
-    def attach(model: nn.Module, targets: Sequence[str], size: int, **more: Any) -> nn.Module:
+    def config(model: nn.Module, targets: Sequence[str], size: int, **more: Any) -> PeftConfig:
         names = linear_layers(model) if all_layers else list(targets)
-        config = QCircuitConfig(r=size, alpha=SCALE * size, target_modules=names, **{**settings, **more})
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return QCircuitConfig(r=size, alpha=SCALE * size, target_modules=names, **{**settings, **more})
 
-    return attach
-
-
-def _kind(name: str) -> str:
-    """A layer's name without the numbers of blocks, in which layers of a kind are equal."""
-    return re.sub(r"\d+", "", name)
+    return Adapter(config)
 
 
 @cache
@@ -84,7 +79,7 @@ def circuit_count(share: bool, all_layers: bool = False) -> Count:
 
     def numbers(model: nn.Module, targets: Sequence[str], size: int) -> int:
         found = shapes(model, linear_layers(model) if all_layers else targets)
-        having = {_kind(shape.name) if share else shape.name: shape for shape in found}
+        having = {kind_of(shape.name) if share else shape.name: shape for shape in found}
         angles = sum(_angles(shape.out) + _angles(shape.into) for shape in having.values())
         return angles + size * len(found)
 
@@ -103,12 +98,10 @@ def _from_two(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
     return count(2)
 
 
-def _quanta(model: nn.Module, targets: Sequence[str], size: int) -> nn.Module:
-    options = {"order": size}
-    config = QCircuitConfig(
-        r=1, alpha=1, factorization="quanta", factorization_options=options, target_modules=list(targets)
+def _quanta(targets: list[str], size: int) -> PeftConfig:
+    return QCircuitConfig(
+        r=1, alpha=1, factorization="quanta", factorization_options={"order": size}, target_modules=targets
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def _quanta_numbers(shape: Shape, order: int) -> int:
@@ -122,7 +115,7 @@ def _update(name: str, scale: float = 1.0) -> Attach:
 
 def _lotr_count(model: nn.Module, targets: Sequence[str], r: int) -> int:
     found = shapes(model, targets)
-    kinds = {_kind(shape.name): shape for shape in found}
+    kinds = {kind_of(shape.name): shape for shape in found}
     return sum(r * (shape.out + shape.into) for shape in kinds.values()) + r * r * len(found)
 
 
@@ -142,7 +135,7 @@ UPDATED: dict[str, Method] = {  # what neither PEFT nor another kept library has
         "gates of plain numbers on all pairs of d axes into which the width is split",
         "Chen et al. 2024, arXiv 2406.00132",
         (1e-3, 4e-3, 1e-2),
-        _quanta,
+        by_config(_quanta),
         per_layer(_quanta_numbers),
         size="axes d",
         default=4,

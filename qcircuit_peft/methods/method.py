@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft import PeftModel
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -70,6 +71,17 @@ def any_size(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """An ``attach`` by a configuration of PEFT: ``config(model, targets, size, **more)``, ``more`` are its fields."""
+
+    config: Callable[..., PeftConfig]
+
+    def __call__(self, model: nn.Module, targets: Sequence[str], size: int, **more: Any) -> nn.Module:
+        """The adapted model; a bare one is changed."""
+        return get_peft_model(model, self.config(model, targets, size, **more))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to adapt a pretrained model.
 
@@ -116,6 +128,15 @@ class Method:
         """The numbers that the method trains in a pretrained model, by its formula; no head is counted."""
         return self.formula(model, targets, self.default if size is None else whole_number("size", size, 0))
 
+    def default_on(self, model: nn.Module, targets: Sequence[str]) -> int:
+        """The default size, or the largest below it that a model allows; raises ValueError if it allows none."""
+        if not self.size:
+            return self.default
+        allowed = list(takewhile(lambda size: size <= self.default, self.sizes(model, targets)))
+        if not allowed:
+            raise ValueError(f"{self.name} does not fit the widths of this model, unless a size is named")
+        return allowed[-1]
+
     def fit(self, model: nn.Module, targets: Sequence[str], numbers: int) -> int:
         """The size at which the method trains about this many numbers; the smaller of two equally near.
 
@@ -154,36 +175,51 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """What was trained: as PEFT saves it, or, of a model without a PEFT adapter, the weights that have gradients.
+def _trains(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """What trains in a model, and nothing else, as ``TRAINED`` in a folder, whole or not at all; nothing if none does.
 
     Raises OSError if it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder))
-        return
-    found = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    if found:
-        draft = folder / f".{TRAINED}"
+    files.make_folder(folder)
+    if found := {name: p.detach().contiguous() for name, p in _trains(model).items()}:
+        draft = files.draft_of(folder / TRAINED)
         save_file(found, draft)
         files.replace(draft, folder / TRAINED)
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Put what ``save_trained`` wrote into a model; raises ValueError, before that, if other parameters train in it."""
+    path, wanted = folder / TRAINED, _trains(model)
+    found = load_file(path) if path.is_file() else {}
+    if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in found.items()}:
+        raise ValueError(f"{folder} is a checkpoint of another model or method: what trains here is not there")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """What was trained: as PEFT saves it, or, of a model without a PEFT adapter, as ``save_trained`` does."""
+    if isinstance(model, PeftModel):
+        files.make_folder(folder)
+        model.save_pretrained(str(folder))
+    else:
+        save_trained(model, folder)
 
 
 def load(method: Method, model: nn.Module, targets: Sequence[str], size: int, folder: Path) -> nn.Module:
     """A pretrained model as ``save`` left it; ``model`` is changed.
 
-    Raises ValueError if the file has other names or shapes than the method trains in this model.
+    Raises ValueError as ``load_trained`` does.
     """
     if (folder / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(model, folder)  # type: ignore[arg-type]
     adapted = method.attach(model, targets, size)
-    wanted = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    found = load_file(folder / TRAINED) if wanted else {}
-    if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in found.items()}:
-        raise ValueError(f"{folder / TRAINED} has other names or shapes than {method.name} trains in this model")
-    for name, parameter in wanted.items():
-        parameter.data.copy_(found[name])
+    load_trained(adapted, folder)
     return adapted
 
 

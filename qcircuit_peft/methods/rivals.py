@@ -29,20 +29,23 @@ from torch import nn
 from transformers import TrainerCallback
 
 from qcircuit_peft.generator import BottleneckConfig
-from qcircuit_peft.methods.method import Attach, Count, Method, Shape, Sizes, shapes
+from qcircuit_peft.methods.method import Adapter, Attach, Count, Method, Shape, Sizes, shapes
 from qcircuit_peft.text import shown
 
 _ALPHA = 8  # times r, as for circuits
 _LOKR_FACTOR, _MISS_R = 16, 8
 
 
-def by_config(config: Callable[[list[str], int], PeftConfig]) -> Attach:
-    """Attaches what ``config(targets, size)`` describes."""
+def by_config(config: Callable[[list[str], int], PeftConfig]) -> Adapter:
+    """Attaches what ``config(targets, size)`` describes; further fields of the configuration may be given each time."""
 
-    def attach(model: nn.Module, targets: Sequence[str], size: int) -> nn.Module:
-        return get_peft_model(model, config(list(targets), size))  # type: ignore[arg-type]
+    def filled(model: nn.Module, targets: Sequence[str], size: int, **more: Any) -> PeftConfig:
+        made = config(list(targets), size)
+        for key, value in more.items():
+            setattr(made, key, value)
+        return made
 
-    return attach
+    return Adapter(filled)
 
 
 def per_layer(numbers: Callable[[Shape, int], int]) -> Count:
@@ -244,6 +247,7 @@ RIVALS: dict[str, Method] = {
         (2e-3, 4e-3, 1e-2),
         by_config(lambda names, r: LoraConfig(target_modules=names, r=r, lora_alpha=_ALPHA * r)),
         per_layer(lambda shape, r: r * (shape.out + shape.into)),
+        default=4,
     ),
     "adalora": Method(
         "AdaLoRA",
@@ -261,6 +265,7 @@ RIVALS: dict[str, Method] = {
         (2e-3, 4e-3, 1e-2),
         by_config(lambda names, r: LoraConfig(target_modules=names, r=r, lora_alpha=_ALPHA * r, use_dora=True)),
         per_layer(lambda shape, r: r * (shape.out + shape.into) + shape.out),
+        default=4,
     ),
     "ffa": Method(
         "FFA-LoRA",

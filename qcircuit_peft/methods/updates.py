@@ -4,7 +4,6 @@ An update is a linear map of the input, given by frozen tensors, which the base 
 a few trained ones. Importing this registers ``UpdateConfig`` with PEFT.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod, sqrt
@@ -21,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.tuner.layer import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.model import kind_of
 from qcircuit_peft.tuner.register import register
 
 Tensors = dict[str, Tensor]
@@ -299,7 +299,7 @@ class UpdateModel(BaseTuner):
             layer = UpdateLayer(target)
             layer._active_adapter = adapter_name
             self._replace_module(parent, target_name, layer, target)
-        kind = re.sub(r"[^A-Za-z]+", "_", current_key)  # equal for layers that differ in the numbers of blocks
+        kind = kind_of(current_key).replace(".", "_")
         shared: Any = self.update_common[adapter_name]
         layer.update_layer(adapter_name, peft_config, self.generators[adapter_name], shared, kind)
         if adapter_name not in self.active_adapters:

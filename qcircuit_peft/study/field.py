@@ -8,22 +8,23 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qcircuit_peft import checks, files
+from qcircuit_peft import checks
 from qcircuit_peft.checks import LARGEST, number, whole_number, whole_numbers
 from qcircuit_peft.methods import HEAD_RATE, METHODS, Chosen, save, stored, trained_numbers
-from qcircuit_peft.tasks import TASKS, Classifier, Encoder, Split, Splits, Task, pretrained
-from qcircuit_peft.text import did_you_mean, printable, shortened, shown
+from qcircuit_peft.study.folder import arranged, begin, check_keys, cut, keep, read_plan, results, task_of
+from qcircuit_peft.tasks import TASKS, Classifier, Encoder, Task, pretrained
+from qcircuit_peft.text import did_you_mean, shown
 from qcircuit_peft.training import BATCH, accuracy, fit
 
-_MAX_FILE_BYTES, _MAX_ENTRIES = 1 << 16, 200
+_MAX_ENTRIES = 200
 SEARCH, SEED = "search", "seed"
 
 
@@ -142,12 +143,12 @@ class Field:
     def from_dict(cls, data: Mapping[str, Any], where: str = "comparison") -> "Field":
         """A comparison from plain data; ``where`` names the source in errors."""
         try:
-            _check_keys("comparison", cls, data)
+            check_keys("comparison", cls, data)
             rows = data["method"]
             if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
                 raise ValueError(f"method is a list of tables [[method]], got {shown(rows)}")
             for row in rows:
-                _check_keys("method", Entry, row)
+                check_keys("method", Entry, row)
             return cls(**{**data, "method": tuple(Entry(**row) for row in rows)})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -155,8 +156,7 @@ class Field:
     @classmethod
     def from_file(cls, path: str | Path) -> "Field":
         """A comparison from a TOML file of at most 64 KiB; raises ValueError naming the file and what is wrong."""
-        data = files.read_toml(path, "study", _MAX_FILE_BYTES)
-        return cls.from_dict(data, shortened(printable(str(path))))
+        return cls.from_dict(*read_plan(path))
 
     def to_json(self) -> str:
         """The comparison as text: equal for equal ones, and read back by ``from_dict``."""
@@ -165,12 +165,7 @@ class Field:
 
 def is_one(path: str | Path) -> bool:
     """Whether a study file is a comparison of methods: it has ``[[method]]``."""
-    return "method" in files.read_toml(path, "study", _MAX_FILE_BYTES)
-
-
-def _check_keys(what: str, kind: Any, data: Mapping[str, Any]) -> None:
-    known = {field.name: field.default is MISSING for field in fields(kind)}
-    checks.keys(what, data, known, [key for key, needed in known.items() if needed])
+    return "method" in read_plan(path)[0]
 
 
 @dataclass(frozen=True)
@@ -221,7 +216,7 @@ def work(field: Field, trial: Trial, task: Task, steps: Callable[[int, int, floa
     """Train one run and measure it."""
     row = METHODS[trial.entry.name]
     chosen = Chosen(row, trial.entry.size, trial.entry.numbers, rate=trial.rate)
-    cut = Splits(*map(_first, task.splits(), (field.train, field.validation, field.test)))
+    splits = cut(field, task)
     size = chosen.size_on(task) if row.size else 0
     epochs = field.epochs if trial.stage == SEED else field.search_epochs or field.epochs
     cuda = torch.cuda.is_available()
@@ -229,10 +224,10 @@ def work(field: Field, trial: Trial, task: Task, steps: Callable[[int, int, floa
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(trial.seed)
     encode = Encoder(task)
-    net = Classifier(task, row.attach(pretrained(task), chosen.targets(task), size), len(cut.train.names))
+    net = Classifier(task, row.attach(pretrained(task), chosen.targets(task), size), len(splits.train.names))
     groups = chosen.groups(net.model)
     trained = trained_numbers(net.model)
-    rows = encode.rows(cut.train)
+    rows = encode.rows(splits.train)
     heads = {"params": list(net.head.parameters()), "lr": HEAD_RATE}
     with tempfile.TemporaryDirectory() as folder:
         done = fit(
@@ -260,15 +255,11 @@ def work(field: Field, trial: Trial, task: Task, steps: Callable[[int, int, floa
         numbers=trained,
         kept=kept,
         checkpoint_bytes=size_in_bytes,
-        validation=accuracy(net, encode, cut.validation),
-        test=accuracy(net, encode, cut.test) if trial.stage == SEED else None,
+        validation=accuracy(net, encode, splits.validation),
+        test=accuracy(net, encode, splits.test) if trial.stage == SEED else None,
         seconds_per_step=round(done.seconds_per_step, 6),
         peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
     )
-
-
-def _first(split: Split, n: int | None) -> Split:
-    return replace(split, inputs=split.inputs[:n], labels=split.labels[:n])
 
 
 def run(
@@ -288,43 +279,36 @@ def run(
     Raises ValueError, before anything is trained or written, for an unknown task, more inputs than it has, a method
     that does not fit its model, a folder of something else, or one with results where ``resume`` is not asked for.
     """
-    if field.task not in tasks:
-        raise ValueError(f"the study {field.name!r} has the task {field.task!r}; allowed are {', '.join(tasks)}")
+    task = task_of(field, tasks)
     if hours is not None:
         number("hours", hours, 0)
-    out, task = Path(out), tasks[field.task]
-    results = finished(field, out)
-    if results and not resume:
-        raise ValueError(f"{out} has {len(results)} results of this study; resume it, or name another folder")
+    out = Path(out)
+    done = finished(field, out)
+    if done and not resume:
+        raise ValueError(f"{out} has {len(done)} results of this study; resume it, or name another folder")
     _check(field, task)
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    files.write(out / "study.json", field.to_json())
+    begin(field, out)
     start, total = time.monotonic(), len(field.search()) + len(field.method) * len(field.seeds)
-    while (trial := next(_waiting(field, results), None)) is not None:
+    while (trial := next(_waiting(field, done), None)) is not None:
         if hours is not None and time.monotonic() - start > 3600 * hours:
             break
-        done = len(results)
 
-        def steps(step: int, steps: int, loss: float, done: int = done, trial: Trial = trial) -> None:
-            progress(done + step / (steps + 1), total, f"{trial.entry.key}, loss {loss:.2f}")
+        def steps(step: int, steps: int, loss: float, trial: Trial = trial) -> None:
+            progress(len(done) + step / (steps + 1), total, f"{trial.entry.key}, loss {loss:.2f}")
 
         found = work(field, trial, task, steps)
-        files.write(out / "runs" / f"{found.key}.json", json.dumps(vars(found), indent=1) + "\n")
-        results[found.key] = found
-        progress(len(results), total, f"{found.entry}: {100 * (found.test or found.validation):.1f} %")
-    return list(results.values())
+        keep(out, found)
+        done[found.key] = found
+        progress(len(done), total, f"{found.entry}: {100 * (found.test or found.validation):.1f} %")
+    return list(done.values())
 
 
-def _waiting(field: Field, results: Mapping[str, Outcome]) -> Any:
-    yield from (trial for trial in field.search() if trial.key not in results)
-    yield from (trial for trial in field.final(results) if trial.key not in results)
+def _waiting(field: Field, done: Mapping[str, Outcome]) -> Iterator[Trial]:
+    yield from (trial for trial in [*field.search(), *field.final(done)] if trial.key not in done)
 
 
 def _check(field: Field, task: Task) -> None:
-    for name, split in task.splits()._asdict().items():
-        wanted = getattr(field, name)
-        if wanted is not None and wanted > len(split):
-            raise ValueError(f"the {name} split of {field.task!r} has {len(split)} inputs, the study wants {wanted}")
+    cut(field, task)
     model = pretrained(task)
     for entry in field.method:
         row, targets = METHODS[entry.name], list(task.lora_targets)
@@ -340,25 +324,5 @@ def finished(field: Field, out: Path) -> dict[str, Outcome]:
 
     Raises ValueError for a folder of something else, and for a file that is not a result of this comparison.
     """
-    marker = out / "study.json"
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return {}
-    wanted = field.to_json().encode()
-    if not marker.is_file() or marker.stat().st_size != len(wanted) or marker.read_bytes() != wanted:
-        raise ValueError(f"{out} is not a folder of this study, {field.name!r}, as it is now; name another folder")
-    found: dict[str, Outcome] = {}
-    for path in sorted((out / "runs").glob("*.json")):
-        try:
-            data = files.read_json(path, "result", _MAX_FILE_BYTES)
-            if not isinstance(data, dict) or set(data) != {row.name for row in fields(Outcome)}:
-                raise ValueError("other keys than a result has")
-            result = Outcome(**data)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a result of a study, remove it: {error}") from None
-        if result.key != path.stem or result.entry not in {entry.key for entry in field.method}:
-            raise ValueError(f"{path} is not the result of a run of this study; remove it")
-        found[path.stem] = result
-    known = {trial.key for trial in [*field.search(), *field.final(found)]}
-    if strange := sorted(set(found) - known):
-        raise ValueError(f"{out / 'runs' / strange[0]}.json is not the result of a run of this study; remove it")
-    return {key: found[key] for key in [t.key for t in [*field.search(), *field.final(found)]] if key in found}
+    found = results(field, out, Outcome)
+    return arranged(found, [trial.key for trial in [*field.search(), *field.final(found)]], out)

@@ -1,12 +1,10 @@
 """What a comparison of methods says: a table, paired differences, accuracy against numbers, in one HTML page."""
 
-import csv
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from io import BytesIO, StringIO
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -17,20 +15,6 @@ from qcircuit_peft.analysis import tables
 from qcircuit_peft.study.field import SEARCH, SEED, Field, Outcome
 from qcircuit_peft.study.report import interval
 from qcircuit_peft.text import printable
-
-
-def read_csv(text: str) -> list[Outcome]:
-    """The runs of a table that ``tables.to_csv`` wrote; raises ValueError for another table."""
-    reader = csv.DictReader(StringIO(text))
-    if reader.fieldnames != [field.name for field in fields(Outcome)]:
-        raise ValueError(f"a table of runs has the columns of Outcome, got {reader.fieldnames}")
-    return [Outcome(**{field.name: _value(field.type, row[field.name]) for field in fields(Outcome)}) for row in reader]
-
-
-def _value(kind: Any, text: str) -> Any:
-    if kind in (str, int, float):
-        return kind(text)
-    return (int if kind == int | None else float)(text) if text else None
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,21 @@ lists, for every seed. ``runs`` does the work.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from qcircuit_peft import checks, files
+from qcircuit_peft import checks
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number, whole_numbers
 from qcircuit_peft.frames.circuit import MAX_LAYERS, check_real
 from qcircuit_peft.methods import without_entanglers
-from qcircuit_peft.text import printable, shortened, shown
+from qcircuit_peft.study.folder import check_keys, read_plan
+from qcircuit_peft.text import shown
 
 CONTROLS = ("trained", "no_entanglers", "frozen")
-_MAX_FILE_BYTES, _MAX_RUNS = 1 << 16, 10_000
+_MAX_RUNS = 10_000
 
 
 def run_key(ansatz: str, layers: int, r: int, control: str, seed: int) -> str:
@@ -155,12 +156,12 @@ class Study:
     def from_dict(cls, data: Mapping[str, Any], where: str = "study") -> "Study":
         """A study from plain data; ``where`` names the source in errors. Raises ValueError for unknown keys too."""
         try:
-            _check_keys("study", cls, data)
+            check_keys("study", cls, data)
             grids = data["grid"]
             if not isinstance(grids, list | tuple) or not all(isinstance(grid, Mapping) for grid in grids):
                 raise ValueError(f"grid is a list of tables [[grid]], got {shown(grids)}")
             for grid in grids:
-                _check_keys("grid", Grid, grid)
+                check_keys("grid", Grid, grid)
             return cls(**{**data, "grid": tuple(Grid(**grid) for grid in grids)})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -168,14 +169,9 @@ class Study:
     @classmethod
     def from_file(cls, path: str | Path) -> "Study":
         """A study from a TOML file of at most 64 KiB; raises ValueError naming the file and what is wrong."""
-        return cls.from_dict(files.read_toml(path, "study", _MAX_FILE_BYTES), shortened(printable(str(path))))
+        return cls.from_dict(*read_plan(path))
 
     def to_json(self) -> str:
         """The study as text, circuits included: equal for equal studies, and read back by ``from_dict``."""
         grids = [{**asdict(grid), "ansatz": [family.to_dict() for family in grid.ansatz]} for grid in self.grid]
         return json.dumps({**asdict(self), "grid": grids}, indent=1) + "\n"
-
-
-def _check_keys(what: str, kind: Any, data: Mapping[str, Any]) -> None:
-    known = {field.name: field.default is MISSING for field in fields(kind)}
-    checks.keys(what, data, known, [key for key, needed in known.items() if needed])

@@ -1,11 +1,10 @@
 """What the runs of a study say: a table, figures, rank correlations, and one HTML page that needs nothing else."""
 
-import csv
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from html import escape
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,7 @@ QUANTITIES = {
 
 def read_csv(text: str) -> list[Run]:
     """The runs of a table that ``tables.to_csv`` wrote; raises ValueError for another table."""
-    reader = csv.DictReader(StringIO(text))
-    if reader.fieldnames != [field.name for field in fields(Run)]:
-        raise ValueError(f"a table of runs has the columns of Run, got {reader.fieldnames}")
-    return [Run(**{field.name: _value(field.type, row[field.name]) for field in fields(Run)}) for row in reader]
-
-
-def _value(kind: Any, text: str) -> Any:
-    return kind(text) if kind in (str, int, float) else float(text) if text else None
+    return tables.from_csv(text, Run)
 
 
 @dataclass(frozen=True)

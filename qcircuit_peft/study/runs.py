@@ -1,6 +1,5 @@
 """The runs of a study: train, measure, and keep one result file each, here or on a Ray cluster."""
 
-import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,18 +11,17 @@ from typing import Any
 
 import torch
 
-from qcircuit_peft import files
 from qcircuit_peft.analysis.capacity import Capacity, capacity
 from qcircuit_peft.analysis.expressibility import expressibility
 from qcircuit_peft.analysis.report import LayerEntanglement, entanglement_report
 from qcircuit_peft.checks import LARGEST, number, text, whole_number
 from qcircuit_peft.methods import METHODS, Chosen
+from qcircuit_peft.study.folder import arranged, begin, cut, keep, results, task_of
 from qcircuit_peft.study.plan import Point, Study, run_key
-from qcircuit_peft.tasks import TASKS, Split, Splits, Task, pretrained
+from qcircuit_peft.tasks import TASKS, Task, pretrained
 from qcircuit_peft.training import accuracy, train, trained
 from qcircuit_peft.tuner import QCircuitConfig, parameter_count
 
-_MAX_RESULT_BYTES = 1 << 16
 _ROUNDING = 1e-6
 _SHARES = ("validation", "test", "capacity", "haar")  # numbers from 0 to 1
 
@@ -97,9 +95,8 @@ def method(study: Study, point: Point) -> Chosen:
 
 def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None) -> Run:
     """Train one point on a task and measure it; ``steps(step, steps, loss)`` is called after every step."""
-    splits = task.splits()
-    cut = Splits(*map(_first, splits, (study.train, study.validation, study.test)))
-    short = replace(task, splits=lambda: cut)
+    splits = cut(study, task)
+    short = replace(task, splits=lambda: splits)
     then = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory() as folder:
         result = train(short, method(study, point), Path(folder), epochs=study.epochs, seed=point.seed, progress=steps)
@@ -118,7 +115,7 @@ def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None
         r=point.r,
         seed=point.seed,
         parameters=result.parameters,
-        validation=accuracy(net, encode, cut.validation),
+        validation=accuracy(net, encode, splits.validation),
         test=result.accuracy,
         seconds_per_step=result.seconds_per_step,
         capacity=q.mean,
@@ -136,10 +133,6 @@ def work(study: Study, point: Point, task: Task, steps: Steps = lambda *at: None
     return replace(
         found, **{key: round(value, 9) + 0.0 for key, value in vars(found).items() if isinstance(value, float)}
     )
-
-
-def _first(split: Split, n: int | None) -> Split:
-    return Split(split.inputs[:n], split.labels[:n], split.names)
 
 
 def _capacity(study: Study, point: Point, generator: torch.Generator) -> Capacity:
@@ -183,26 +176,23 @@ def run(
         raise ValueError(f"the executor is one of {', '.join(EXECUTORS)}, got {executor!r}")
     if executor == "ray" and find_spec("ray") is None:
         raise ValueError("the executor 'ray' needs Ray, which is not installed; run: pip install 'qcircuit-peft[ray]'")
-    if study.task not in tasks:
-        raise ValueError(f"the study {study.name!r} has the task {study.task!r}; allowed are {', '.join(tasks)}")
-    out, task, points = Path(out), tasks[study.task], study.points
+    out, task, points = Path(out), task_of(study, tasks), study.points
     done = finished(study, out)
     if done and not resume:
         raise ValueError(
             f"{out} has {len(done)} of {len(points)} results of this study; resume it, or name another folder"
         )
     waiting = [point for point in points if point.key not in done]
-    _check_sizes(study, task)
+    cut(study, task)
     _check_models(study, waiting, task)
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    files.write(out / "study.json", study.to_json())
+    begin(study, out)
     progress(len(done), len(points), "")
 
     def steps(step: int, steps: int, loss: float) -> None:
         progress(len(done) + step / (steps + 1), len(points), f"loss {loss:.2f}")
 
     for result in EXECUTORS[executor](study, waiting, task, steps):
-        files.write(out / "runs" / f"{result.key}.json", json.dumps(vars(result), indent=1) + "\n")
+        keep(out, result)
         done[result.key] = result
         progress(len(done), len(points), f"test accuracy {100 * result.test:.1f} %")
     return list(finished(study, out).values())
@@ -213,36 +203,7 @@ def finished(study: Study, out: Path) -> dict[str, Run]:
 
     Raises ValueError for a folder of something else, and for a file that is not a result of this study.
     """
-    marker = out / "study.json"
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return {}
-    wanted = study.to_json().encode()
-    if not marker.is_file() or marker.stat().st_size != len(wanted) or marker.read_bytes() != wanted:
-        raise ValueError(f"{out} is not a folder of this study, {study.name!r}, as it is now; name another folder")
-    found, keys = {}, [point.key for point in study.points]
-    for path in sorted((out / "runs").glob("*.json")):
-        result = _read(path)
-        if path.stem not in keys or result.key != path.stem:
-            raise ValueError(f"{path} is not the result of a run of this study; remove it")
-        found[path.stem] = result
-    return {key: found[key] for key in keys if key in found}
-
-
-def _read(path: Path) -> Run:
-    try:
-        data = files.read_json(path, "result", _MAX_RESULT_BYTES)
-        if not isinstance(data, dict) or set(data) != {field.name for field in fields(Run)}:
-            raise ValueError("other keys than a result has")
-        return Run(**data)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a result of a study, remove it: {error}") from None
-
-
-def _check_sizes(study: Study, task: Task) -> None:
-    for name, split in task.splits()._asdict().items():
-        wanted = getattr(study, name)
-        if wanted is not None and wanted > len(split):
-            raise ValueError(f"the {name} split of {study.task!r} has {len(split)} inputs, the study wants {wanted}")
+    return arranged(results(study, out, Run), (point.key for point in study.points), out)
 
 
 def _check_models(study: Study, points: Sequence[Point], task: Task) -> None:

@@ -97,7 +97,7 @@ def _surplus(ansatz: Ansatz, all_factors: Iterable[Factorization]) -> str | None
     return next(filter(None, (told_surplus(ansatz, circuit) for circuit in found)), None)
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """The name of a module without the numbers of blocks: the same for, say, all query projections."""
     return ".".join(part for part in name.split(".") if not part.isdigit())
 
@@ -113,7 +113,7 @@ class _Sharing:
         """The holders of the parts of a module that others hold; for the rest ``holder`` is one from now on."""
         if self._share is None:
             return {}
-        group = _kind(name) if self._share == "kind" else ""
+        group = kind_of(name) if self._share == "kind" else ""
         shared = frames(factors)
         if not shared:
             raise ValueError(f"share={self._share!r}: module {name!r} has no circuit or other frame to share")
