@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from test_circuit import circuits
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from qcircuit_peft import Circuit, Op, apply, columns, load, matrix, state
 from qcircuit_peft.ansatz import names
-from qcircuit_peft.backends.native import operator
+from qcircuit_peft.backends.native import kernels
 from qcircuit_peft.gates import GATES
 
 DTYPES = (torch.float64, torch.float32)
@@ -643,7 +644,7 @@ def test_exported_with_one_node_a_call(name, tmp_path):
 
 @pytest.mark.parametrize("circuit", [*SUBJECTS.values(), Circuit((2, 3))])
 def test_a_circuit_is_read_back_from_its_text(circuit):
-    assert operator.read(circuit.text) == circuit
+    assert kernels.read(circuit.text) == circuit
 
 
 def first_under_inference(circuit, angles, x):
@@ -728,10 +729,30 @@ def dispatched_operations(width, layers, batch=(3,)):
 QUBITS = [{"qubits": q} for q in range(6, 15)]
 
 
+@pytest.mark.parametrize("name", ["simplified_two_design", "sim06"])
+def test_flops_are_those_of_the_torch_form(name):
+    circuit = load(name).circuit(qubits=6)
+    angles, x = draw(circuit, 3, dtype=torch.float32).requires_grad_(), normal(3, 64, 5, dtype=torch.float32)
+    x = x if circuit.is_real else x.to(torch.complex64)
+
+    def flops(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    y = columns(circuit, angles, 8)
+    plain, g = angles.detach(), torch.ones_like(y)
+    assert flops(lambda: columns(circuit, plain, 8)) == flops(lambda: kernels.columns(plain, circuit.text, 8)) > 0
+    assert flops(lambda: apply(circuit, plain, x)) == flops(lambda: kernels.apply(plain, x, circuit.text)) > 0
+    found = flops(lambda: torch.autograd.grad(y, angles, g))
+    deep = y.detach() if kernels.is_deep(circuit, 8) else None
+    assert found == flops(lambda: kernels.columns_backward(g, plain, deep, circuit.text, 8)) > 0
+
+
 @pytest.fixture
 def in_torch(monkeypatch):
     """Small results in torch, too."""
-    monkeypatch.setattr(operator, "_SMALL", 0)
+    monkeypatch.setattr(kernels, "SMALL", 0)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
@@ -744,13 +765,13 @@ def test_numpy_and_torch_make_the_same(name, batch, monkeypatch):
     angles = draw(circuit, *batch)
     for k in (1, 2, circuit.dim):
         g = normal(*batch, circuit.dim, k).to(angles.dtype if circuit.is_real else torch.complex128)
-        y = operator._columns(angles, circuit.text, k)
-        slopes = operator._columns_backward(g, angles, y, circuit.text, k)
+        y = kernels.columns(angles, circuit.text, k)
+        slopes = kernels.columns_backward(g, angles, y, circuit.text, k)
         with monkeypatch.context() as counted:
-            counted.setattr(operator, "_columns", None)  # nobody falls back
-            counted.setattr(operator, "_columns_backward", None)
-            mine = operator._columns_kernel(angles, circuit.text, k)
-            my_slopes = operator._columns_backward_kernel(g, angles, y, circuit.text, k)
+            counted.setattr(kernels, "columns", None)  # nobody falls back
+            counted.setattr(kernels, "columns_backward", None)
+            mine = kernels.fast_columns(angles, circuit.text, k)
+            my_slopes = kernels.fast_columns_backward(g, angles, y, circuit.text, k)
         bounds.close(mine, y, bounds.gates(circuit), size=1)
         bounds.close(my_slopes, slopes, bounds.gates(circuit), size=(2 * circuit.dim * k) ** 0.5)
 
@@ -767,11 +788,11 @@ def test_numpy_leaves_memory_that_can_be_resized():
 def test_numpy_is_for_small_plain_tensors_on_a_cpu(monkeypatch):
     circuit = load("simplified_two_design").circuit(qubits=6)
     angles = draw(circuit, 2)
-    assert operator._is_small(angles, circuit.text, 8)
-    assert not operator._is_small(angles.to("meta"), circuit.text, 8)
-    assert not operator._is_small(angles.half(), circuit.text, 8)
-    assert not operator._is_small(draw(circuit, 2000), circuit.text, 64)
-    assert not operator._is_small(draw(circuit, 0), circuit.text, 8)
+    assert kernels.is_small(angles, circuit.text, 8)
+    assert not kernels.is_small(angles.to("meta"), circuit.text, 8)
+    assert not kernels.is_small(angles.half(), circuit.text, 8)
+    assert not kernels.is_small(draw(circuit, 2000), circuit.text, 64)
+    assert not kernels.is_small(draw(circuit, 0), circuit.text, 8)
 
 
 @pytest.mark.parametrize(
