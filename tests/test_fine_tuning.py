@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_the_code_of_the_model_card_loads_it_and_every_form_predicts_the_same(tr
 
 def test_predictions_repeat_the_rows(trained, tmp_path, monkeypatch):
     folder, *_ = trained
-    monkeypatch.setattr(fine_tuning, "_AT_ONCE", 7)  # in many pieces
+    monkeypatch.setattr(sys.modules[predict.__module__], "_AT_ONCE", 7)  # in many pieces
     fresh = [{"id": str(at), **row, "note": 'a, "b"\nc'} for at, row in enumerate(rows(150)[120:])]
     pieces = []
     told = predict(folder / "adapter", table(tmp_path / "new.csv", fresh), tmp_path / "p.csv", progress=pieces.append)

@@ -1,0 +1,267 @@
+"""Train an adapter and a head on a table, and write what is needed to use them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel, save_as_lora
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qcircuit_peft import checks, files
+from qcircuit_peft.fine_tuning.card import card, plot
+from qcircuit_peft.fine_tuning.settings import (
+    ADAPTERS,
+    CARD,
+    CHECKPOINTS,
+    FORMS,
+    MOST_TASK,
+    PLOT,
+    SETTINGS,
+    TASK,
+    Figures,
+    Settings,
+    place_of,
+)
+from qcircuit_peft.methods import CIRCUITS, shapes
+from qcircuit_peft.tasks.data import Split, Splits
+from qcircuit_peft.tasks.examples import Examples, examples, held_out
+from qcircuit_peft.tasks.metrics import METRICS
+from qcircuit_peft.tasks.tables import Source, Table
+from qcircuit_peft.tasks.task import Encoder, Task, load
+from qcircuit_peft.text import shown
+from qcircuit_peft.training import Fit, Progress, fit, scores
+
+_TARGETS = (
+    ("query", "value"), ("q_proj", "v_proj"), ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("q", "v"),
+    ("c_attn",), ("query_key_value",), ("Wqkv",), ("qkv",), ("in_proj",),
+)  # fmt: skip
+_BYTES = 4  # memory that a byte of a table takes
+
+
+def read(
+    data: Source, settings: Settings, encoding: str = "utf-8", delimiter: str | None = None
+) -> tuple[Examples, Splits]:
+    """The examples of a table, and what is trained on and validated with; there is no test split.
+
+    Raises ValueError, in one sentence, for a table that cannot be read or split as ``settings`` say, and for a file
+    that needs more memory than is free.
+    """
+    table = Table(data, encoding, delimiter)
+    if table.path is not None and table.path.is_file():
+        needed, free = _BYTES * table.path.stat().st_size, psutil.virtual_memory().available
+        if needed > free:
+            raise ValueError(f"{table.name}: to train on it takes {needed:,} bytes of memory, {free:,} are free")
+    found = examples(table, settings.columns, regression=settings.regression)
+    if isinstance(settings.validation, str):
+        other = examples(
+            Table(settings.validation, encoding, delimiter),
+            settings.columns,
+            regression=settings.regression,
+            names=found.names,
+        )
+        seen = set(other.inputs)
+        kept = [
+            at for at, value in enumerate(found.inputs) if value not in seen
+        ]  # what is validated with is not learned
+        if not kept:
+            raise ValueError(f"{table.name} has no input that is not in {shown(settings.validation)} too")
+        train, validation = found.split(kept), other.split(range(len(other.inputs)))
+    else:
+        train, validation = map(found.split, held_out(found, settings.validation, settings.seed))
+    return found, Splits(train, validation, validation.__class__((), validation.labels[:0], validation.names))
+
+
+def targets_of(model: nn.Module) -> list[str]:
+    """The names of the layers that LoRA usually adapts in such a model; raises ValueError if none is known."""
+    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(getattr(model.config, "model_type", ""), ())
+    for names in (known, *_TARGETS):
+        if names and not isinstance(names, str) and set(names) <= linear:
+            return list(names)
+    raise ValueError(
+        f"which layers of a {type(model).__name__} to adapt is not known; name targets among {sorted(linear)}"
+    )
+
+
+def adapted(settings: Settings, task: Task) -> PeftModel:
+    """The model with a fresh adapter and a head that trains whole; raises ValueError if the adapter does not fit it."""
+    model, heads = load(task)
+    targets, method = list(settings.targets) or targets_of(model), ADAPTERS[settings.method]
+    shapes(model, targets)
+    size = method.default_on(model, targets) if settings.rank is None else settings.rank
+    more: dict[str, Any] = {"modules_to_save": list(heads)}
+    if settings.method in CIRCUITS:
+        more |= {"seed": settings.seed} | ({} if settings.layers is None else {"layers": settings.layers})
+    found: Any = method.attach(model, targets, size, **more)
+    found.active_peft_config.base_model_name_or_path = place_of(settings.model)
+    return found
+
+
+def fine_tune(
+    data: Source,
+    out: Path,
+    settings: Settings,
+    *,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
+    also: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Figures | None:
+    """Train an adapter and a head on a table, keep the best epoch, and write all that is needed to use it into ``out``.
+
+    also: forms in which it is written too, "lora" (the folder lora, for programs that know only that) and "merged" (the
+    folder merged, the whole model). resume: go on with a training that was interrupted. None: it was, by Ctrl-C; what
+    is needed to resume is there.
+
+    Raises ValueError, before anything is trained or written, for what ``read`` and ``adapted`` refuse, a folder that is
+    not empty and not resumed, and one of other settings.
+    """
+    for form in also:
+        checks.one_of("also", form, FORMS)
+    found, splits = read(data, settings, encoding, delimiter)
+    numbers = _scaled(splits.train) if settings.regression else (0.0, 1.0)
+    task = _task(settings, Splits(*(_rescaled(split, numbers) for split in splits)))
+    signature = json.dumps({**asdict(settings), "inputs": len(found.inputs), "names": found.names}, indent=1)
+    _claim(out, signature, resume)
+    torch.manual_seed(settings.seed)
+    net = adapted(settings, task)
+    encode = Encoder(task)
+    groups = ADAPTERS[settings.method].groups(net)
+    train, held = encode.rows(task.splits().train), encode.rows(task.splits().validation)
+    metric = METRICS[task.metric]
+    files.make_folder(out / CHECKPOINTS)
+    files.write(out / CHECKPOINTS / SETTINGS, signature)
+
+    def measure() -> float:
+        value = _measured(net, encode, held, splits.validation, task, numbers)
+        return value if metric.larger else -value
+
+    done = fit(
+        net,
+        groups,
+        train,
+        out / CHECKPOINTS,
+        epochs=settings.epochs,
+        collate=encode.collate,
+        seed=settings.seed,
+        batch=settings.batch,
+        measure=measure,
+        resume=resume,
+        progress=progress,
+    )
+    if not done.finished:
+        return None
+    head = sum(p.numel() for group in groups if group["kind"] == "heads" for p in group["params"])
+    trained = sum(p.numel() for group in groups for p in group["params"]) - head
+    history = _history(done, metric.larger)
+    values = [row["value"] for row in history]
+    best = (max if metric.larger else min)(range(len(values)), key=values.__getitem__)
+    _save(net.eval(), out, settings, numbers, also)
+    figures = Figures(
+        kind=task.kind,
+        metric=task.metric,
+        value=values[best],
+        epoch=best + 1,
+        history=tuple(history),
+        train=len(train),
+        validation=len(held),
+        rows=found.rows,
+        disputed=found.disputed,
+        classes=found.names,
+        trained=trained,
+        head=head,
+        bytes=sum(path.stat().st_size for path in out.glob("adapter_*")),
+        seconds_per_step=done.seconds_per_step,
+    )
+    files.write_figure(out / PLOT, plot(figures))
+    files.write(out / CARD, card(figures, settings))
+    files.remove(out / CHECKPOINTS)
+    return figures
+
+
+def _claim(out: Path, signature: str, resume: bool) -> None:
+    """Raise ValueError unless a folder is new or empty, or holds this very training and it is to be resumed."""
+    marker = out / CHECKPOINTS / SETTINGS
+    name = shown(str(out))
+    if resume:
+        if not marker.is_file():
+            raise ValueError(f"{name} holds no training that was interrupted; leave out resume")
+        if files.read(marker, "settings", MOST_TASK).decode("utf-8", "replace") != signature:
+            raise ValueError(f"{name} holds the training of other data or settings; resume it with those")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        again = ", or resume what was interrupted there" if marker.is_file() else ""
+        raise ValueError(f"{name} is not empty; name another folder{again}")
+
+
+def _task(settings: Settings, splits: Splits) -> Task:
+    return Task(
+        settings.kind,
+        lambda: settings.model,
+        lambda: splits,
+        settings.targets,
+        settings.targets,
+        settings.epochs,
+        None,
+        settings.columns.image is None,
+        kind=settings.kind,
+        max_length=settings.max_length,
+    )
+
+
+def _scaled(split: Split) -> tuple[float, float]:
+    """The mean and the deviation of the numbers that are learned."""
+    values = split.labels.double()
+    return values.mean().item(), max(values.std(correction=0).item(), 1e-30)
+
+
+def _rescaled(split: Split, numbers: tuple[float, float]) -> Split:
+    if numbers == (0.0, 1.0):
+        return split
+    return Split(split.inputs, ((split.labels.double() - numbers[0]) / numbers[1]).float(), split.names)
+
+
+def _measured(
+    net: nn.Module, encode: Encoder, rows: Any, split: Split, task: Task, numbers: tuple[float, float]
+) -> float:
+    given = scores(net, encode, rows, rows.length)
+    found = given[:, 0].double() * numbers[1] + numbers[0] if task.kind == "regression" else given.argmax(-1)
+    return METRICS[task.metric](found.numpy(), split.labels.numpy())
+
+
+def _history(done: Fit, larger: bool) -> list[dict[str, float]]:
+    losses = [row["loss"] for row in done.history if "loss" in row]
+    values = [row["eval_measure"] if larger else -row["eval_measure"] for row in done.history if "eval_measure" in row]
+    return [{"loss": loss, "value": value} for loss, value in zip(losses, values, strict=True)]
+
+
+def _save(net: PeftModel, out: Path, settings: Settings, numbers: tuple[float, float], also: Sequence[str]) -> None:
+    net.cpu()
+    net.save_pretrained(str(out))
+    config: Any = net.get_base_model().config
+    config.save_pretrained(out)
+    record = {
+        "version": 1,
+        "kind": settings.kind,
+        "columns": asdict(settings.columns),
+        "max_length": settings.max_length,
+        "mean": numbers[0],
+        "deviation": numbers[1],
+    }
+    files.write(out / TASK, json.dumps(record, indent=1) + "\n")
+    if "lora" in also:
+        save_as_lora(out / "lora", net, rank=_lora_rank(net))
+        config.save_pretrained(out / "lora")
+    if "merged" in also:
+        merged: Any = net.merge_and_unload(safe_merge=True)
+        merged.save_pretrained(out / "merged")
+
+
+def _lora_rank(net: PeftModel) -> int:
+    return max(int(getattr(net.active_peft_config, "r", 0) or 0), 1)
