@@ -138,7 +138,7 @@ def test_a_file_names_its_data_beside_itself(models, tmp_path):
             {"metric": "pearson"},
             "task: the metric 'pearson' is of numbers, which the kind 'classification' does not give",
         ),
-        ({"metric": "bleu"}, "task: the metric 'bleu' is of texts"),
+        ({"metric": "pearson"}, "task: the metric 'pearson' is of numbers"),
         ({"colums": {}}, "task: unknown key 'colums'; did you mean one of columns"),
         ({"columns": {"txt": "a"}}, "task: columns: unknown key 'txt'"),
         ({"data": {"train": ROWS}}, "task: data: the key 'validation' is missing"),

@@ -183,10 +183,15 @@ def _pixels(images: np.ndarray, size: int) -> Float32[Tensor, "n 3 {size} {size}
     return (gray - mean) / std
 
 
+def near(text: str) -> str:
+    """The same for texts that differ in case, blanks and punctuation only."""
+    return "".join(re.findall(r"\w+", text.casefold())) or text
+
+
 def _split_texts(pairs: list[tuple[str, str]], seed: int, validation: int, test: int) -> Splits:
     """Shuffle, then cut; texts that differ from another only in case or punctuation all go to train."""
     names = tuple(sorted({label for _, label in pairs}))
-    keys = ["".join(re.findall(r"\w+", text.casefold())) for text, _ in pairs]
+    keys = [near(text) for text, _ in pairs]
     often = Counter(keys)
     shuffled = np.random.default_rng(seed).permutation(len(pairs)).tolist()
     order = sorted(shuffled, key=lambda row: often[keys[row]] > 1)  # stable: only the near-duplicates move, last

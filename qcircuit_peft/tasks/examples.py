@@ -2,7 +2,6 @@
 
 import io
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from qcircuit_peft.checks import number
-from qcircuit_peft.tasks.data import Split
+from qcircuit_peft.tasks.data import Split, near
 from qcircuit_peft.tasks.tables import Table, number_of, text_of
 from qcircuit_peft.text import shown
 
@@ -115,12 +114,10 @@ def examples(table: Table, columns: Columns, *, regression: bool = False, names:
     return Examples(tuple(found), tuple(numbers[label] for label in chosen), classes, rows, disputed)
 
 
-def near(value: Input) -> Hashable:
-    """The same for texts that differ in case, blanks and punctuation only."""
+def _near(value: Input) -> Hashable:
     if isinstance(value, bytes):
         return value
-    texts = (value,) if isinstance(value, str) else value
-    return tuple("".join(re.findall(r"\w+", text.casefold())) or text for text in texts)
+    return near(value) if isinstance(value, str) else tuple(map(near, value))
 
 
 def held_out(found: Examples, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -135,13 +132,13 @@ def held_out(found: Examples, share: float, seed: int) -> tuple[list[int], list[
     (2, True)
     """
     number("validation", share, 0, below=1)
-    often = Counter(near(value) for value in found.inputs)
+    often = Counter(_near(value) for value in found.inputs)
     members: dict[Hashable, list[int]] = {}
     for at, label in enumerate(found.labels):
         members.setdefault(label if found.names else None, []).append(at)
     draw, held = random.Random(seed), []
     for same in members.values():
-        drawn = [at for at in draw.sample(same, len(same)) if often[near(found.inputs[at])] == 1]
+        drawn = [at for at in draw.sample(same, len(same)) if often[_near(found.inputs[at])] == 1]
         held += drawn[: min(round(share * len(same)), len(same) - 1)]
     out = set(held)
     if not out:
