@@ -295,6 +295,12 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(settings
 SOME = ("circuit_own", "lora", "dora", "tinylora", "fourierft", "ia3")
 
 
+def test_a_plain_lora_of_what_is_none_is_refused_first(bert, tmp_path):
+    with pytest.raises(ValueError, match="but the method is 'dora'; ask for the merged model"):
+        fine_tune(rows(), tmp_path / "a", Settings(bert, QUESTIONS, method="dora"), also=["lora"])
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("method", SOME)
 def test_other_methods_train_save_and_predict(method, bert, tmp_path):
     settings = Settings(bert, QUESTIONS, method=method, rank=2, epochs=1, batch=16)

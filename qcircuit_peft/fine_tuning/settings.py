@@ -18,6 +18,7 @@ FORMS = ("lora", "merged")
 ADAPTERS = {
     name: row for name, row in {**CIRCUITS, **RIVALS}.items() if isinstance(row.attach, Adapter) and name != "adalora"
 }
+LOW_RANK = (*CIRCUITS, "lora")  # of which a plain LoRA is an exact copy
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from qcircuit_peft.fine_tuning.settings import (
     CARD,
     CHECKPOINTS,
     FORMS,
+    LOW_RANK,
     MOST_TASK,
     PLOT,
     SETTINGS,
@@ -125,6 +126,11 @@ def fine_tune(
     """
     for form in also:
         checks.one_of("also", form, FORMS)
+    if "lora" in also and settings.method not in LOW_RANK:
+        raise ValueError(
+            f"a plain LoRA is written of {', '.join(LOW_RANK)}, whose updates have rank r, but the method is "
+            f"{settings.method!r}; ask for the merged model"
+        )
     found, splits = read(data, settings, encoding, delimiter)
     numbers = _scaled(splits.train) if settings.regression else (0.0, 1.0)
     task = _task(settings, Splits(*(_rescaled(split, numbers) for split in splits)))
@@ -256,12 +262,8 @@ def _save(net: PeftModel, out: Path, settings: Settings, numbers: tuple[float, f
     }
     files.write(out / TASK, json.dumps(record, indent=1) + "\n")
     if "lora" in also:
-        save_as_lora(out / "lora", net, rank=_lora_rank(net))
+        save_as_lora(out / "lora", net, rank=net.active_peft_config.r)  # type: ignore[union-attr]
         config.save_pretrained(out / "lora")
     if "merged" in also:
         merged: Any = net.merge_and_unload(safe_merge=True)
         merged.save_pretrained(out / "merged")
-
-
-def _lora_rank(net: PeftModel) -> int:
-    return max(int(getattr(net.active_peft_config, "r", 0) or 0), 1)
