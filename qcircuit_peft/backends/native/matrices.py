@@ -142,6 +142,7 @@ class _Places:
 
     def __init__(self, circuit: Circuit, jobs: Sequence[Job]) -> None:
         levels, dims = plan.levels(circuit), circuit.dims
+        self.dims = dims
         wanted = dict.fromkeys((level, w) for level, wires in jobs for w in wires)
         gates = {at: levels[at[0]].factors[at[1]] for at in wanted}
         turn = next((g.gate for at in wanted if dims[at[1]] == 2 for g in gates[at] if g.angles), "RY")
@@ -160,9 +161,13 @@ class _Places:
                 start += d * d
         self.end = start
 
-    def group(self, job: Job, dims: tuple[int, ...], size: int, w: int) -> list[NDArray]:
-        """For the group itself, then for what replaces each wire, the (w, size, size) entries that are multiplied."""
-        level, wires = job
+    def of(self, job: Job) -> tuple[int, ...]:
+        """The dimensions of a job's wires."""
+        return tuple(self.dims[w] for w in job[1])
+
+    def numbers(self, job: Job, size: int, w: int) -> NDArray:
+        """(rows, w, size, size): the entries that are multiplied, for a group itself, then for what replaces a wire."""
+        (level, wires), dims = job, self.of(job)
         n = prod(dims)
         digits = np.indices(dims).reshape(len(dims), n)
 
@@ -179,19 +184,20 @@ class _Places:
         rows = [product()]
         for i, d in enumerate(dims):
             rows += [product(i, v) for v in (range(1, self.variants) if d == 2 else (0,))]
-        return rows
+        return np.stack(rows)
 
-    def turned(self, job: Job, dims: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    def turned(self, job: Job) -> Iterator[tuple[int, int]]:
         """``(row, position of the angle)`` for each rotation of a qubit in a group."""
         row = 1
-        for wire, d in zip(job[1], dims, strict=True):
+        for wire, d in zip(job[1], self.of(job), strict=True):
             if d == 2:
                 yield from ((row + r, t.angle) for r, t in enumerate(self.qubits[job[0], wire]) if t.scale)
             row += self.variants - 1 if d == 2 else 1
 
-    def others(self, job: Job, dims: tuple[int, ...], size: int, rows: int) -> NDArray:
+    def others(self, job: Job, size: int, rows: int) -> NDArray:
         """(rows size size): to which entry of the wires' matrices a number of a group's gradient adds."""
-        n, row = prod(dims), 1
+        dims, row = self.of(job), 1
+        n = prod(dims)
         digits = np.indices(dims).reshape(len(dims), n)
         ends = np.full((rows, size, size), self.end - self.first)
         for i, (wire, d) in enumerate(zip(job[1], dims, strict=True)):
@@ -202,77 +208,105 @@ class _Places:
         return ends.ravel()
 
 
+class _Groups:
+    """The left or the right groups of the blocks of a batch, all filled up to one size."""
+
+    def __init__(self, places: _Places, jobs: list[Job], size: int) -> None:
+        self.places, self.jobs, self.size = places, jobs, size
+        self.more = max(sum(places.variants - 1 if d == 2 else 1 for d in places.of(job)) for job in jobs)
+
+    def numbers(self, w: int) -> NDArray:
+        """(w, blocks, numbers of a group with all its rows): the entries that are multiplied."""
+        found = np.full((len(self.jobs), 1 + self.more, w, self.size, self.size), self.places.zero)
+        for own, job in zip(found, self.jobs, strict=True):
+            rows = self.places.numbers(job, self.size, w)
+            own[: len(rows)] = rows
+        return np.moveaxis(found, 2, 0).reshape(w, len(self.jobs), -1)
+
+    @property
+    def wanted(self) -> int:
+        """How many rows of the groups' gradients other wires than qubits need: none, one, or all of them."""
+        mixed = [dims for dims in map(self.places.of, self.jobs) if {*dims} - {2}]
+        return 0 if not mixed else 1 if all(len(dims) == 1 for dims in mixed) else 1 + self.more
+
+    def others(self) -> list[NDArray]:
+        """To which entries of those wires' matrices these gradients add."""
+        rows = self.wanted
+        return [self.places.others(job, self.size, rows) for job in self.jobs] if rows else []
+
+
+def _halves(places: _Places, jobs: Sequence[Job]) -> tuple[_Groups, _Groups]:
+    """The left and the right groups of blocks."""
+    _, a, b = _shape(frozenset(map(places.of, jobs)))
+    lefts, rights = [], []
+    for level, wires in jobs:
+        cut = next(c for c in range(len(wires) + 1) if prod(places.of((level, wires[c:]))) == b)
+        lefts.append((level, wires[:cut]))
+        rights.append((level, wires[cut:]))
+    return _Groups(places, lefts, a), _Groups(places, rights, b)
+
+
+def _turned(left: _Groups, right: _Groups, before: int) -> Iterator[tuple[int, int]]:
+    """``(slope, position of the angle)`` for each rotation of a qubit, behind the slopes ``before`` this batch."""
+    for j, jobs in enumerate(zip(left.jobs, right.jobs, strict=True)):
+        start = before + j * (1 + left.more) * (1 + right.more)
+        for job, step in zip(jobs, (1 + right.more, 1), strict=True):
+            for row, angle in left.places.turned(job):
+                yield start + row * step, angle
+
+
+def _batch(left: _Groups, right: _Groups, sides: int, gathers: Sequence[plan.Gather | None], make: Constants) -> Batch:
+    """The blocks of these groups, each with what follows it."""
+    count, a, b = len(gathers) // sides, left.size, right.size
+    n = a * b
+    of_left, of_right = (1 + left.more) * a * a, (1 + right.more) * b * b
+    w = max(1, *(len(wires) for _, wires in left.jobs + right.jobs))
+    filled = [_filled(gather or (np.arange(n), np.ones(n)), n) for gather in gathers]
+    source = np.array([rows for rows, _ in filled]).reshape(sides, 1, count, n)
+    starts = (of_left + of_right) * np.arange(len(gathers)).reshape(sides, 1, count, 1)
+    spread_left = starts + source // b * a + np.arange(a)[:, None, None]
+    spread_right = starts + of_left + source % b * b + np.arange(b)[:, None, None]
+    inverse = np.argsort(source, -1).reshape(sides, count, a, 1, b, 1)
+    side, j, _, column_a, _, column_b = np.indices((sides, count, a, a, b, b), sparse=True)
+    weights = np.array([weights for _, weights in filled]).reshape(sides, 1, 1, count * n)
+    return Batch(
+        sides=sides,
+        count=count,
+        a=a,
+        b=b,
+        more_a=left.more,
+        more_b=right.more,
+        wires=w,
+        factors=make.index(np.concatenate((left.numbers(w), right.numbers(w)), 2).ravel()),
+        spread=make.index(np.concatenate((spread_left.ravel(), spread_right.ravel()))),
+        pairs=make.index(((((side * a + column_a) * b + column_b) * count + j) * n + inverse).ravel()),
+        weights=None if (weights == 1).all() else make.work(weights),
+    )
+
+
 def make_blocks(circuit: Circuit, batches: Sequence[Sequence[Sequence[Wanted]]], make: Constants) -> Blocks:
     """The blocks of these batches, each a list of sides, each a list of what is wanted."""
-    places = _Places(circuit, [job for sides in batches for wanted in sides for job, _ in wanted])
-    slopes, angles, entries = [], [], []
-    slopes_before = 0
-    made, wanted_rows = [], []
+    places = _Places(circuit, [job for sides in batches for side in sides for job, _ in side])
+    made, wanted, entries, slopes = [], [], [], []
+    before = 0
     for sides in batches:
-        wanted = [own for side in sides for own in side]
-        dims = [tuple(circuit.dims[w] for w in wires) for (_, wires), _ in wanted]
-        _, a, b = _shape(frozenset(dims))
-        groups = []  # for each block its left and its right group: job, dimensions, filled up to
-        for ((level, wires), _), own in zip(wanted, dims, strict=True):
-            cut = next(c for c in range(len(own) + 1) if prod(own[c:]) == b)
-            groups.append((((level, wires[:cut]), own[:cut], a), ((level, wires[cut:]), own[cut:], b)))
-        w = max(1, *(len(own) for both in groups for _, own, _ in both))
-        rows = [[places.group(*own, w) for own in both] for both in groups]  # type: ignore[call-arg]
-        more_a, more_b = (max(len(both[i]) for both in rows) - 1 for i in (0, 1))
-        flat = []
-        for both in rows:
-            for own, more, size in zip(both, (more_a, more_b), (a, b), strict=True):
-                blank = np.full((w, size, size), places.zero)
-                flat += [row.reshape(w, -1) for row in own + [blank] * (1 + more - len(own))]
-        of_left, of_right = (1 + more_a) * a * a, (1 + more_b) * b * b
-        for j, (left, right) in enumerate(groups):
-            base = slopes_before + j * (1 + more_a) * (1 + more_b)
-            for step, (job, own, _) in (1 + more_b, left), (1, right):
-                for row, angle in places.turned(job, own):
-                    slopes.append(base + row * step)
-                    angles.append(angle)
-        slopes_before += len(groups) * (1 + more_a) * (1 + more_b)
-        counts = []
-        for i, more in (0, more_a), (1, more_b):
-            parts = [both[i] for both in groups]
-            alone = all(len(own) == 1 for _, own, _ in parts if {*own} - {2})
-            counts.append((1 if alone else 1 + more) if any({*own} - {2} for _, own, _ in parts) else 0)
-            entries += [places.others(*part, counts[i]) for part in parts if counts[i]]  # type: ignore[call-arg]
-        wanted_rows.append(tuple(counts))
-        n, count = a * b, len(sides[0])
-        gathers = [_filled(gather or (np.arange(n), np.ones(n)), n) for _, gather in wanted]
-        source = np.array([rows for rows, _ in gathers]).reshape(len(sides), 1, count, n)
-        starts = (of_left + of_right) * np.arange(len(wanted)).reshape(len(sides), 1, count, 1)
-        spread_left = starts + source // b * a + np.arange(a)[:, None, None]
-        spread_right = starts + of_left + source % b * b + np.arange(b)[:, None, None]
-        inverse = np.argsort(source, -1).reshape(len(sides), count, a, 1, b, 1)
-        side, j, _, column_a, _, column_b = np.indices((len(sides), count, a, a, b, b), sparse=True)
-        weights = np.array([weights for _, weights in gathers]).reshape(len(sides), 1, 1, count * n)
-        made.append(
-            Batch(
-                sides=len(sides),
-                count=count,
-                a=a,
-                b=b,
-                more_a=more_a,
-                more_b=more_b,
-                wires=w,
-                factors=make.index(np.concatenate(flat, 1).ravel()),
-                spread=make.index(np.concatenate((spread_left.ravel(), spread_right.ravel()))),
-                pairs=make.index(((((side * a + column_a) * b + column_b) * count + j) * n + inverse).ravel()),
-                weights=None if (weights == 1).all() else make.work(weights),
-            )
-        )
+        own = [one for side in sides for one in side]
+        left, right = _halves(places, [job for job, _ in own])
+        made.append(_batch(left, right, len(sides), [gather for _, gather in own], make))
+        slopes += _turned(left, right, before)
+        before += len(own) * (1 + left.more) * (1 + right.more)
+        wanted.append((left.wanted, right.wanted))
+        entries += left.others() + right.others()
     table = make_table(places.all, {d: [*each.values()] for d, each in places.qudits.items()}, make)
-    ends = np.concatenate(entries) if entries else None
     turned = table.angles[len(table.radius) :]
+    of_slopes, of_angles = np.array(slopes, np.int64).reshape(-1, 2).T
     return Blocks(
         table=table,
         batches=tuple(made),
-        wanted=tuple(wanted_rows),
-        slopes=make.index(np.array(slopes, np.int64)),
-        angles=cat((make.index(np.array(angles, np.int64)), turned), 0),
-        entries=None if ends is None else make.index(ends),
+        wanted=tuple(wanted),
+        slopes=make.index(of_slopes),
+        angles=cat((make.index(of_angles), turned), 0),
+        entries=make.index(np.concatenate(entries)) if entries else None,
     )
 
 
