@@ -9,7 +9,7 @@ The packed form, little-endian, has no header, since the length of the vector an
 0 bits), then all codes, each in the bits of its group, lowest bit first, filled up with zero bits to a whole byte.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,6 +71,14 @@ class Quantization:
         bits = self.parts.get(part, None if part == _KEPT else self.bits)
         return None if bits is None else replace(self, bits=bits, parts={})
 
+    def check_parts(self, parts: Collection[str]) -> None:
+        """Raise ValueError if it gives bits to a part that is not there."""
+        for part in self.parts:
+            if part not in parts:
+                raise ValueError(
+                    f"quantization gives bits to the part {shown(part)}, but the parts are {', '.join(parts)}"
+                )
+
     @classmethod
     def from_dict(cls, fields: "Quantization | dict[str, Any]") -> "Quantization":
         """From the fields as plain data; raises ValueError for one that is unknown."""
@@ -84,23 +92,6 @@ class Quantization:
     def bits_per_parameter(self) -> float:
         """The bits that a parameter takes in a file, scale and zero point and the widths of groups included."""
         return bits_per_parameter(self.bits, self.group, self.adaptive)
-
-
-def schemes(quantization: Any, parts: Iterable[str]) -> dict[str, Quantization]:
-    """``Quantization.of`` for those of the parts that are quantized; ``quantization`` may be None.
-
-    Raises ValueError if it gives bits to a part that is not there.
-
-    >>> list(schemes(Quantization(), ["u", "v", "lambda"]))
-    ['u', 'v']
-    """
-    if quantization is None:
-        return {}
-    found = {part: quantization.of(part) for part in parts}
-    for part in quantization.parts:
-        if part not in found:
-            raise ValueError(f"quantization gives bits to the part {shown(part)}, but the parts are {', '.join(found)}")
-    return {part: scheme for part, scheme in found.items() if scheme is not None}
 
 
 def bits_per_parameter(bits: int, group: int = 128, adaptive: bool = False) -> float:

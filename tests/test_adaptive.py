@@ -21,7 +21,7 @@ from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.tuner.adaptive import choose
-from qcircuit_peft.tuner.sparse import filled, thinned
+from qcircuit_peft.tuner.pruning import pack, unpack
 
 FRAME_OPTIONS = {name: {"intrinsic_rank": 3} for name, kind in FRAMES.items() if "intrinsic_rank" in kind.options}
 CASES = {f"svd of {name}": {"frame": name} for name in FRAMES} | {
@@ -335,7 +335,7 @@ def test_what_makes_no_sense_is_refused(bad: str) -> None:
     net = net_of()
     with pytest.raises(ValueError, match=told):
         Allocator(net, settings, **{"total_steps": 5} | options)
-    assert not any(layer.sparse["default"] for layer in layers(net))
+    assert not any(encoding.pruned for layer in layers(net) for encoding in layer.encodings["default"].values())
 
 
 def test_models_without_a_trained_adapter_are_refused() -> None:
@@ -424,14 +424,14 @@ def test_adapters_that_were_never_pruned_are_stored_as_ever(tmp_path: Path) -> N
 def test_bytes_stand_for_the_vector(dtype: torch.dtype) -> None:
     owner = torch.tensor([-1, -1, *(k for k in range(9) for _ in range(3)), -1])
     x = torch.arange(1.0, 31.0, dtype=dtype)
-    assert thinned(x, owner) is x
+    assert pack(x, owner) is x
     x[[0, 29]] = 0
     x[(owner == 0) | (owner == 8) | (owner == 4)] = 0
     x[5] = 0  # in a group that is kept
-    data = thinned(x, owner)
+    data = pack(x, owner)
     assert data.dtype == torch.uint8 and len(data) == 1 + 2 + dtype.itemsize * (3 + 6 * 3)
-    assert torch.equal(filled(data, owner), x) and filled(data, owner).dtype == dtype
-    assert torch.equal(filled(thinned(torch.zeros(30, dtype=dtype), owner), owner), torch.zeros(30, dtype=dtype))
+    assert torch.equal(unpack(data, owner), x) and unpack(data, owner).dtype == dtype
+    assert torch.equal(unpack(pack(torch.zeros(30, dtype=dtype), owner), owner), torch.zeros(30, dtype=dtype))
 
 
 LIES = {

@@ -20,7 +20,7 @@ from qcircuit_peft.analysis.capacity import capacity
 from qcircuit_peft.analysis.plots import capacity_figure
 from qcircuit_peft.cli import app
 from qcircuit_peft.study import Grid, Study, runs
-from qcircuit_peft.tuner.checkpoint import check_values
+from qcircuit_peft.tuner.incoming import Incoming
 
 STEP = "[[{}]]\ngate = {}\non = '{}'\n"
 EVIL = "\x1b]0;owned\x07\x1b[31m[/] [bold]\u202eabc\x9b2J $\\frac{1}$ _\ud83d"
@@ -170,8 +170,11 @@ ADAPTERS: dict[str, tuple[Callable[[], object], str]] = {
     "a rank of 10^8 for one module": (lambda: QPAConfig(base=LoraConfig(rank_pattern={"a": 10**8})), "rank_pattern="),
     "a rank of 10^8": (lambda: adapted(r=10**8), "r is at most the smaller width of a module, 64"),
     "a circuit of a wide wire": (lambda: Circuit((1 << 30,), [Op("RY", (0,))]), "at most 16777216 angles"),
-    "weights that are a list": (lambda: check_values("x.bin", [torch.ones(2)]), "a table of tensors, got [tensor"),  # type: ignore[arg-type]
-    "weights that are texts": (lambda: check_values("x.bin", {"a": "b"}), "a table of tensors, got {'a': 'b'}"),  # type: ignore[dict-item]
+    "weights that are a list": (
+        lambda: Incoming("x.bin", "QCIRCUIT", [torch.ones(2)]),
+        "a table of tensors, got [tensor",
+    ),  # type: ignore[arg-type]
+    "weights that are texts": (lambda: Incoming("x.bin", "QCIRCUIT", {"a": "b"}), "a table of tensors, got {'a': 'b'}"),  # type: ignore[dict-item]
 }
 
 

@@ -52,8 +52,8 @@ def as_saved(net: Any, adapter: str = "default") -> Any:
     other = get_peft_model(model, plain).eval()
     for new, old in zip(layers(other), layers(net), strict=True):
         for part, p in old.intrinsic_parameters(adapter).items():
-            scheme = old.schemes[adapter].get(part)
-            value = p.detach() if scheme is None else unpack(pack(p.detach(), scheme), len(p), scheme)
+            bits = old.encoding(adapter, part).quantization
+            value = p.detach() if bits is None else unpack(pack(p.detach(), bits), len(p), bits)
             new.intrinsic_parameters("default")[part].data.copy_(value)
     return other
 
@@ -156,9 +156,9 @@ def test_saved_loaded_and_saved_again(settings: dict[str, Any], tmp_path: Path) 
             assert torch.equal(data, bits_of(tmp_path / "first")[key]), key
     stored = bits_of(tmp_path / "first")
     for name, layer in adapted_layers(net):
-        for part, (p, scheme, _) in layer.held("default").items():
-            data = stored[f"{name}.qcircuit_{part}"]
-            assert torch.equal(data, p if scheme is None else pack(p.detach(), scheme))
+        for part, p in layer.own_parameters("default").items():
+            data, bits = stored[f"{name}.qcircuit_{part}"], layer.encoding("default", part).quantization
+            assert torch.equal(data, p if bits is None else pack(p.detach(), bits))
     merged = loaded.merge_and_unload()
     close_logits(merged, "llama", expected)
 
@@ -210,8 +210,8 @@ def test_the_file_has_the_bits_that_are_promised(tmp_path: Path) -> None:
     frames = {key: data for key, data in bits_of(tmp_path).items() if not key.endswith("lambda")}
     total = 0
     for layer in layers(net):
-        for p, scheme, _ in layer.held("default").values():
-            if scheme is not None:
+        for part, p in layer.own_parameters("default").items():
+            if layer.encoding("default", part).quantization is not None:
                 groups = -(-len(p) // 16)
                 total += -(-len(p) * 3 // 8) + 4 * groups
     assert sum(data.nbytes for data in frames.values()) == total
@@ -353,4 +353,4 @@ def test_adapters_of_different_bits_side_by_side() -> None:
             close(found[name][part], frame, 64, size=1)
     assert layer.bank.passes.generations == 1
     net.delete_adapter("default")
-    assert set(layer.schemes) == set(layer.packed) == {"plain", "finer"}
+    assert set(layer.encodings) == {"plain", "finer"}

@@ -144,24 +144,20 @@ def sizes(factors: Factorization) -> dict[str, int]:
     return {name: part.size for name, part in factors.parts.items()}
 
 
-def groups(factors: Factorization) -> dict[str, Tensor]:
-    """The group, counted from 0, of every entry of every part that adaptive rank prunes together; -1 if it never does.
+def owner(part: Part) -> Tensor:
+    """The group, counted from 0, of every entry of a part that adaptive rank prunes together; -1 if it never does.
 
     Those of a frame are its ``groups``; of a plain vector each entry is one.
 
-    >>> from qcircuit_peft.factorizations import FACTORIZATIONS
     >>> from qcircuit_peft.frames import FRAMES
-    >>> groups(FACTORIZATIONS["svd"](4, 4, 2, FRAMES["circuit"].spec))
-    {'u': tensor([-1, -1,  0,  0]), 'v': tensor([-1, -1,  0,  0]), 'lambda': tensor([0, 1])}
+    >>> owner(Built(FRAMES["circuit"].spec(4, 2))), owner(Vector(2))
+    (tensor([-1, -1,  0,  0]), tensor([0, 1]))
     """
-    found = {}
-    for name, part in factors.parts.items():
-        if isinstance(part, Vector):
-            found[name] = torch.arange(part.size, device="cpu")
-            continue
-        found[name] = torch.full((part.size,), -1, device="cpu")
-        for index, where in enumerate(part.frame.groups):
-            found[name][where] = index
+    if isinstance(part, Vector):
+        return torch.arange(part.size, device="cpu")
+    found = torch.full((part.size,), -1, device="cpu")
+    for index, where in enumerate(part.frame.groups):
+        found[where] = index
     return found
 
 

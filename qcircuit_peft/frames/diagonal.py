@@ -1,7 +1,7 @@
 """Circuits with one generalized entangling layer: a trainable diagonal node on all N levels instead of CZ gates."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -56,18 +56,14 @@ class DiagonalFrame:
     layers: int = 1
     width: str = "auto"
     backend: str = "native"
+    inner: CircuitFrame = field(init=False, repr=False, compare=False)  # Q
 
     def __post_init__(self) -> None:
         if self.node not in NODES:
             raise ValueError(f"diagonal: node is one of {', '.join(NODES)}, got {self.node!r}")
         inner = CircuitFrame(self.n, self.k, self.ansatz, self.layers, self.width, self.backend)
-        for name in ("ansatz", "width"):
-            object.__setattr__(self, name, getattr(inner, name))
-
-    @cached_property
-    def inner(self) -> CircuitFrame:
-        """Q."""
-        return CircuitFrame(self.n, self.k, self.ansatz, self.layers, self.width, self.backend)
+        for name, value in (("inner", inner), ("ansatz", inner.ansatz), ("width", inner.width)):
+            object.__setattr__(self, name, value)
 
     @cached_property
     def outer(self) -> CircuitFrame:

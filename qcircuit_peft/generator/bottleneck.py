@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import one_of, whole_number
-from qcircuit_peft.tuner.checkpoint import check_adapter_name, unfiltered
 from qcircuit_peft.tuner.heads import unload_heads
 from qcircuit_peft.tuner.layer import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.names import check_adapter_name, unfiltered
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

@@ -18,16 +18,10 @@ from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
-from qcircuit_peft.tuner.checkpoint import (
-    GENERATORS,
-    check_adapter_name,
-    check_shapes,
-    check_values,
-    state_loading,
-    unfiltered,
-)
 from qcircuit_peft.tuner.heads import unload_heads
+from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
+from qcircuit_peft.tuner.names import GENERATORS, check_adapter_name, unfiltered
 
 HOLDER = GENERATORS.split(".")[1]
 
@@ -137,9 +131,8 @@ class QPAModel(BaseTuner):
         shapes = {GENERATORS + key: tuple(value.shape) for key, value in generator.state_dict().items()}
         if saved:
             layout["start"], shapes[f"{GENERATORS}start"] = SAVED, (layout["parameters"],)
-        if (found := state_loading("QPA")) is not None:
-            ours = {key: tuple(value.shape) for key, value in found.items() if key.startswith(GENERATORS)}
-            check_shapes(ours, shapes)
+        if (incoming := Incoming.loading("QPA")) is not None:
+            incoming.check_shapes(shapes)
         config.layout = layout
         getattr(self, HOLDER)[name] = generator.to(targets[0].start.device)
         self.sources[name] = Source(generator, targets, self.passes, saved)
@@ -327,6 +320,6 @@ class QPAModel(BaseTuner):
         generator = getattr(model.base_model, HOLDER)[adapter_name]
         wanted = {GENERATORS + key: tuple(value.shape) for key, value in generator.state_dict().items()}
         ours = {key: value for key, value in state_dict.items() if key.startswith(GENERATORS)}
-        check_shapes(check_values("the checkpoint", ours), wanted)
+        Incoming("the checkpoint", "QPA", ours).check_shapes(wanted)
         named = {f"{GENERATORS}{adapter_name}.{key.removeprefix(GENERATORS)}": value for key, value in ours.items()}
         return {key: value for key, value in state_dict.items() if key not in ours} | named

@@ -19,7 +19,7 @@ from qcircuit_peft.methods.method import Adapter, Attach, Count, Method, Shape, 
 from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
 from qcircuit_peft.methods.updates import UpdateConfig
 from qcircuit_peft.tuner import QCircuitConfig
-from qcircuit_peft.tuner.model import kind_of
+from qcircuit_peft.tuner.plan import kind_of
 
 ANSATZ, SCALE = "simplified_two_design", 8
 _RATES = (5e-3, 2e-2, 5e-2)  # of lambda

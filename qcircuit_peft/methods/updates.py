@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.tuner.layer import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
-from qcircuit_peft.tuner.model import kind_of
+from qcircuit_peft.tuner.plan import kind_of
 from qcircuit_peft.tuner.register import register
 
 Tensors = dict[str, Tensor]

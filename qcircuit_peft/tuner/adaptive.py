@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from qcircuit_peft.checks import number, whole_number
-from qcircuit_peft.factorizations.parts import groups
-from qcircuit_peft.tuner.checkpoint import PREFIX, bare
+from qcircuit_peft.factorizations.parts import owner
 from qcircuit_peft.tuner.layer import QCircuitLayer, adapted_layers
+from qcircuit_peft.tuner.names import PREFIX, base_name
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,17 @@ def _trained_parts(model: nn.Module, adapter: str) -> list[_Part]:
     """What trains of an adapter; raises ValueError if something of it is quantized."""
     parts, count = [], 0
     for path, layer in adapted_layers(model, adapter):
-        owners = groups(layer.factors[adapter])
-        for part, (parameter, scheme, _) in layer.held(adapter).items():
-            name = f"{bare(path)}.{part}"
-            if scheme is not None:
+        for part, parameter in layer.own_parameters(adapter).items():
+            name, encoding = f"{base_name(path)}.{part}", layer.encodings[adapter][part]
+            if encoding.quantization is not None:
                 raise ValueError(
                     f"adaptive rank sets parameters to exactly 0, which a quantized one cannot be in general, "
                     f"but {name} of adapter {adapter!r} is quantized; leave one of both out"
                 )
             if parameter.requires_grad:
-                owner = owners[part]
-                size = max(owner.tolist(), default=-1) + 1
-                parts.append(_Part(name, layer, PREFIX + part, owner, slice(count, count + size)))
+                groups = owner(encoding.part)
+                size = max(groups.tolist(), default=-1) + 1
+                parts.append(_Part(name, layer, PREFIX + part, groups, slice(count, count + size)))
                 count += size
     return parts
 
@@ -177,7 +176,8 @@ class Allocator:
         self._mean, self._uncertainty = torch.zeros(self.full), torch.zeros(self.full)
         self._kept = torch.ones(len(sizes), dtype=torch.bool)
         for part in self._parts:
-            part.layer.sparse[self.adapter] = True
+            for encoding in part.layer.encodings[self.adapter].values():
+                encoding.pruned = True
 
     def _parameters(self) -> list[Tensor]:
         return [getattr(part.layer, part.attribute)[self.adapter] for part in self._parts]

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from qcircuit_peft.frames.kind import Spec
 from qcircuit_peft.generation import Batch, Generation, Pass, Passes
-from qcircuit_peft.tuner.grid import Grid, stacked
+from qcircuit_peft.tuner.encoding import Encoding, rounding_of
 
 
 class Want(NamedTuple):
-    """What a layer wants of one of its parameters: a frame, or the vector itself, on its grid if there is one."""
+    """What a layer wants of one of its parameters: a frame, or the vector itself, of the values in use."""
 
     parameter: Tensor
     frame: Spec | None
-    grid: Grid | None
+    encoding: Encoding
 
     @property
     def is_made(self) -> bool:
         """Whether it is more than the parameter as it is."""
-        return self.frame is not None or self.grid is not None
+        return self.frame is not None or self.encoding.quantization is not None
 
     @property
     def k(self) -> int:
@@ -44,18 +44,18 @@ class Want(NamedTuple):
     def family(self) -> tuple[Any, ...]:
         """The same for what can be made in one call."""
         kind = len(self.parameter) if self.frame is None else self.frame.family
-        return kind, self.parameter.dtype, self.grid and self.grid.scheme
+        return kind, self.parameter.dtype, self.encoding.quantization
 
 
 class _Step(NamedTuple):
     """One call: columns of the widest frame, of one leaf, and for each number of columns the rows that are wanted."""
 
     frame: Spec | None
-    grid: Grid | None
+    rounding: Callable[[Tensor], Tensor] | None
     runs: list[tuple[int, slice | Tensor]]
 
     def __call__(self, leaf: Tensor) -> list[Tensor]:
-        values = leaf if self.grid is None else self.grid(leaf)
+        values = leaf if self.rounding is None else self.rounding(leaf)
         if self.frame is None:
             return [values]
         columns = self.frame.columns(values)
@@ -89,8 +89,8 @@ def batch_of(wants: Iterable[Want], dtype: torch.dtype) -> Batch:
             runs.append((k, _selection([row_of[id(want.parameter)] for want in same], same[0].parameter.device)))
         groups.append([want.parameter for want in unique.values()])
         rows_of += [{at for (other, _), at in places.items() if other == key} for key in unique]
-        grid = stacked([want.grid for want in unique.values()])
-        steps.append(_Step(by_width[-1].frame, grid, runs))
+        rounding = rounding_of([want.encoding for want in unique.values()])
+        steps.append(_Step(by_width[-1].frame, rounding, runs))
 
     def make(leaves: list[Tensor]) -> list[Tensor]:
         made = [stack for step, leaf in zip(steps, leaves, strict=True) for stack in step(leaf)]

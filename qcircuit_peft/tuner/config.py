@@ -30,7 +30,7 @@ _CIRCUIT_KEYS = (
     *("ansatz", "layers", "width", "backend", "frame", "frame_options", "intrinsic_rank_pattern"),
     *("factorization", "factorization_options", "share", "init", "seed", "train_angles", "quantization"),
 )
-_CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
+CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 _MAX_JSON_BYTES = 1 << 20
@@ -145,7 +145,7 @@ class QCircuitConfig(PeftConfig):
         whole_number("r", self.r, 1)
         number("alpha", self.alpha)
         number("dropout", self.dropout, 0, below=1)
-        frame_options = set(FRAMES[self.frame].options) - set(_CIRCUIT_FIELDS)
+        frame_options = set(FRAMES[self.frame].options) - set(CIRCUIT_FIELDS)
         checks.options("frame_options", self.frame, self.frame_options, frame_options)
         options = set(FACTORIZATIONS[self.factorization].options)
         checks.options("factorization_options", self.factorization, self.factorization_options, options)
@@ -207,7 +207,7 @@ class QCircuitConfig(PeftConfig):
         given = self.frame_options
         if not isinstance(given, dict):
             return  # refused below
-        moved = [name for name in _CIRCUIT_FIELDS if name in given and name in FRAMES[self.frame].options]
+        moved = [name for name in CIRCUIT_FIELDS if name in given and name in FRAMES[self.frame].options]
         for name in moved:
             old, new = getattr(self, name), given[name]
             if old not in (type(self).__dataclass_fields__[name].default, new):

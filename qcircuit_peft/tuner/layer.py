@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
@@ -17,10 +17,9 @@ from transformers.pytorch_utils import Conv1D
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
 from qcircuit_peft.generation import unhooked
 from qcircuit_peft.precision import is_autocast, no_autocast
-from qcircuit_peft.quantization import Quantization, schemes
 from qcircuit_peft.tuner.bank import FrameBank, Want
-from qcircuit_peft.tuner.checkpoint import PREFIX, Packed, check_finite
-from qcircuit_peft.tuner.grid import Grid
+from qcircuit_peft.tuner.encoding import Encoding, check_finite
+from qcircuit_peft.tuner.names import PREFIX
 
 
 def features(base: nn.Module) -> tuple[int, int]:
@@ -43,14 +42,6 @@ def is_sharded(parameter: Tensor) -> bool:
     return hasattr(parameter, "placements") or getattr(parameter, "_fsdp_flattened", False)
 
 
-class Held(NamedTuple):
-    """A parameter, how it is quantized, and the packed form that it was loaded from; None where it is not."""
-
-    parameter: Tensor
-    scheme: Quantization | None
-    packed: Packed | None
-
-
 def _parameter(layer: Any, part: str, adapter: str) -> nn.Parameter:
     """A layer's own parameter, looked up where modules keep theirs: attributes take longer, and every pass asks."""
     held = layer._modules[PREFIX + part]
@@ -67,7 +58,7 @@ class QCircuitLayer(BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
-    other_param_names = ("factors", "rates", "lenders", "schemes", "packed", "sparse")
+    other_param_names = ("factors", "rates", "lenders", "encodings")
 
     def __init__(self, base_layer: nn.Module, bank: FrameBank, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -77,9 +68,7 @@ class QCircuitLayer(BaseTunerLayer):
         self.factors: dict[str, Factorization] = {}
         self.rates: dict[str, float] = {}
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
-        self.schemes: dict[str, dict[str, Quantization]] = {}  # of the parts that are quantized
-        self.packed: dict[str, dict[str, Packed]] = {}  # what was loaded, by part
-        self.sparse: dict[str, bool] = {}  # whether files leave out what is pruned
+        self.encodings: dict[str, dict[str, Encoding]] = {}  # of the parts that this layer holds
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.in_features, self.out_features = features(self.get_base_layer())
         self._disable_adapters = False
@@ -89,17 +78,22 @@ class QCircuitLayer(BaseTunerLayer):
         bank.register(self)
 
     def update_layer(
-        self, adapter_name: str, name: str, factors: Factorization, config: Any, lenders: Mapping[str, Any]
+        self,
+        adapter_name: str,
+        name: str,
+        factors: Factorization,
+        encodings: Mapping[str, Encoding],
+        config: Any,
+        lenders: Mapping[str, Any],
     ) -> None:
         """Add an adapter; ``name`` is the module's name in the base model, by which a seed is told apart.
 
-        ``lenders`` are the layers that hold the parts which this one shares with them.
+        ``encodings`` are those of the parts; ``lenders`` the layers that hold the parts which this one shares.
         """
         self.factors[adapter_name] = factors
         self.rates[adapter_name] = float(config.dropout)
         self.lenders[adapter_name] = dict(lenders)
-        self.sparse[adapter_name] = False
-        self.schemes[adapter_name], self.packed[adapter_name] = schemes(config.quantization, sizes(factors)), {}
+        self.encodings[adapter_name] = {part: own for part, own in encodings.items() if part not in lenders}
         if not config.train_angles:
             self.frozen_peft_weight_names[adapter_name] = tuple(PREFIX + part for part in frames(factors))
         random = generators(config.seed, name, sizes(factors))
@@ -122,43 +116,36 @@ class QCircuitLayer(BaseTunerLayer):
         """What this layer wants of the parameters of an adapter, by part; nothing if it does not have the adapter."""
         if adapter not in self.factors:
             return {}
-        parts, grids = self.factors[adapter].parts, self.grids(adapter)
-        return {
-            name: Want(parameter, part.frame if isinstance(part := parts[name], Built) else None, grids.get(name))
-            for name, parameter in self.intrinsic_parameters(adapter).items()
-        }
+        found = {}
+        for name, parameter in self.intrinsic_parameters(adapter).items():
+            encoding = self.encoding(adapter, name)
+            part = encoding.part
+            found[name] = Want(parameter, part.frame if isinstance(part, Built) else None, encoding)
+        return found
 
-    def held(self, adapter: str) -> dict[str, Held]:
+    def own_parameters(self, adapter: str) -> dict[str, Tensor]:
         """The parameters of an adapter by part, without those that other layers hold."""
-        schemes, packed = self.schemes[adapter], self.packed[adapter]
-        parts = [part for part in sizes(self.factors[adapter]) if part not in self.lenders[adapter]]
-        return {
-            part: Held(getattr(self, PREFIX + part)[adapter], schemes.get(part), packed.get(part)) for part in parts
-        }
+        return {part: getattr(self, PREFIX + part)[adapter] for part in self.encodings[adapter]}
+
+    def encoding(self, adapter: str, part: str) -> Encoding:
+        """How a parameter of an adapter is encoded, a shared one too."""
+        return self.lenders[adapter].get(part, self).encodings[adapter][part]
 
     def kinds_of_parameters(self) -> Iterator[tuple[Tensor, str]]:
         """The parameters that this layer holds, of all adapters, and how each learns, a key of ``RATES``."""
         for adapter, factors in self.factors.items():
-            for name, held in self.held(adapter).items():
+            for name, parameter in self.own_parameters(adapter).items():
                 part = factors.parts[name]
                 if isinstance(part, Vector):
-                    yield held.parameter, "lambdas" if name == "lambda" else "cores"
+                    yield parameter, "lambdas" if name == "lambda" else "cores"
                 else:
-                    yield held.parameter, "angles" if any(True for _ in part.frame.circuits()) else "frames"
-
-    def grids(self, adapter: str) -> dict[str, Grid]:
-        """How those parts of an adapter that are quantized are, shared ones too."""
-        found = {}
-        for part, scheme in self.schemes[adapter].items():
-            packed = self.lenders[adapter].get(part, self).packed[adapter].get(part)
-            found[part] = Grid(scheme, packed.values if packed else None)
-        return found
+                    yield parameter, "angles" if any(True for _ in part.frame.circuits()) else "frames"
 
     def values(self, adapter: str) -> dict[str, Tensor]:
         """The parameters of an adapter as its update uses them: in float32 or float64, quantized if it is."""
         found = self.intrinsic_parameters(adapter).items()
         wide = {part: p if p.dtype == torch.float64 else p.float() for part, p in found}
-        return wide | {part: grid(wide[part]) for part, grid in self.grids(adapter).items()}
+        return {part: self.encoding(adapter, part).used(p) for part, p in wide.items()}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT asks for on every layer."""

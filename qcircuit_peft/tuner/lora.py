@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.checkpoint import bare
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
+from qcircuit_peft.tuner.names import base_name
 from qcircuit_peft.tuner.saving import replaced_at_once
 
 _PREFIX = "base_model.model."
@@ -61,7 +61,7 @@ def _targets(names: Iterable[str], model: nn.Module) -> list[str] | str:
     """These modules of a model and no others: PEFT takes a name in a list for the end of longer ones too."""
     wanted, layers = set(names), [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     inside = tuple(f"{name}." for name in layers)
-    others = [bare(name) for name, _ in model.named_modules() if not name.startswith(inside)]
+    others = [base_name(name) for name, _ in model.named_modules() if not name.startswith(inside)]
     if any(name not in wanted and name.endswith(tuple(f".{end}" for end in wanted)) for name in others):
         return "|".join(re.escape(name) for name in sorted(wanted))
     return sorted(wanted)
@@ -80,7 +80,7 @@ def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "de
     else:
         whole_number("rank", rank, 1)
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
-    layers = {bare(name): layer for name, layer in adapted_layers(model, adapter_name)}
+    layers = {base_name(name): layer for name, layer in adapted_layers(model, adapter_name)}
     if not all(layer.supports_lora_conversion(adapter_name) for layer in layers.values()):
         raise TypeError(
             f"updates of full rank, as {config.factorization!r} has them, do not support LoRA conversion; "
@@ -109,7 +109,7 @@ def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "de
     )
     ours = {f"{name}.{part}" for name, layer in layers.items() for part in layer.adapter_layer_names}
     rest = get_peft_model_state_dict(model, adapter_name=adapter_name).items()
-    state = {_PREFIX + bare(key): value.detach().clone() for key, value in rest if bare(key) not in ours}
+    state = {_PREFIX + base_name(key): value.detach().clone() for key, value in rest if base_name(key) not in ours}
     for name, (a, b) in thin.items():
         state |= {f"{_PREFIX}{name}.lora_A.weight": a, f"{_PREFIX}{name}.lora_B.weight": b}
     return lora, {key: value.contiguous() for key, value in state.items()}

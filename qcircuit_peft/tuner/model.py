@@ -2,48 +2,29 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.ansatz import Ansatz, load
-from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.parts import Factorization, frames, groups, sizes
-from qcircuit_peft.frames import FRAMES
-from qcircuit_peft.lie import told_surplus
-from qcircuit_peft.quantization import Quantization, schemes
+from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.rates import watch
 from qcircuit_peft.tuner.bank import FrameBank
-from qcircuit_peft.tuner.checkpoint import (
-    PREFIX,
-    Packed,
-    bare,
-    check_adapter_name,
-    check_values,
-    is_ours,
-    open_packed,
-    own_names,
-    packed_form,
-    state_loading,
-    unfiltered,
-)
 from qcircuit_peft.tuner.config import QCircuitConfig
+from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.heads import unload_heads
+from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features
-from qcircuit_peft.tuner.sparse import thinned
-
-
-def _of_module(pattern: dict[str, Any], name: str, otherwise: Any) -> Any:
-    return pattern.get(get_pattern_key(list(pattern), name), otherwise)
+from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, is_ours, own_names, unfiltered
+from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
 
 
 def _warn_of_fused_experts(model: nn.Module) -> None:
@@ -61,65 +42,6 @@ def _warn_of_fused_experts(model: nn.Module) -> None:
             f"them {fused[0]!r}: they are no linear layers",
             stacklevel=2,
         )
-
-
-def make_factors(config: QCircuitConfig, name: str, n_in: int, n_out: int) -> Factorization:
-    """The factorization that ``config`` gives to the module of this name; raises ValueError if it cannot have one."""
-    r = _of_module(config.rank_pattern, name, config.r)
-    alpha = _of_module(config.alpha_pattern, name, config.alpha)
-    if r > min(n_in, n_out):
-        raise ValueError(
-            f"r is at most the smaller width of a module, {min(n_in, n_out)} for {name!r} ({n_in} in, {n_out} out), "
-            f"got {r}; name the module in exclude_modules, or give it a smaller r in rank_pattern"
-        )
-    fields = {"ansatz": load(config.ansatz), **{key: getattr(config, key) for key in ("layers", "width", "backend")}}
-    options = {key: value for key, value in fields.items() if key in FRAMES[config.frame].options}
-    options |= config.frame_options
-    intrinsic = _of_module(config.intrinsic_rank_pattern, name, None)
-    if intrinsic is not None:
-        options = {**options, "intrinsic_rank": intrinsic}
-    frame = partial(FRAMES[config.frame].spec, **options)
-    make = FACTORIZATIONS[config.factorization]
-    try:
-        factors = make(n_out, n_in, r, frame, scaling=alpha / r, **config.factorization_options)
-    except ValueError as error:
-        raise ValueError(f"module {name!r}: {error}") from None
-    if not config.train_angles and len(frames(factors)) == len(factors.parts):
-        raise ValueError(f"module {name!r}: train_angles=False leaves nothing to train in {config.factorization!r}")
-    return factors
-
-
-def _surplus(ansatz: Ansatz, all_factors: Iterable[Factorization]) -> str | None:
-    """What is to be said of the first circuit that has more angles than directions to move in, if one has."""
-    found = {
-        circuit for factors in all_factors for frame in frames(factors).values() for _, circuit, _ in frame.circuits()
-    }
-    return next(filter(None, (told_surplus(ansatz, circuit) for circuit in found)), None)
-
-
-def kind_of(name: str) -> str:
-    """The name of a module without the numbers of blocks: the same for, say, all query projections."""
-    return ".".join(part for part in name.split(".") if not part.isdigit())
-
-
-class _Sharing:
-    """Which layer holds a part that layers share: the first that asks for it."""
-
-    def __init__(self, share: str | None) -> None:
-        self._share = share
-        self._holders: dict[tuple[Any, ...], Any] = {}
-
-    def lenders(self, name: str, factors: Factorization, holder: Any) -> dict[str, Any]:
-        """The holders of the parts of a module that others hold; for the rest ``holder`` is one from now on."""
-        if self._share is None:
-            return {}
-        group = kind_of(name) if self._share == "kind" else ""
-        shared = frames(factors)
-        if not shared:
-            raise ValueError(f"share={self._share!r}: module {name!r} has no circuit or other frame to share")
-        keys = {part: (group, part, frame.family) for part, frame in shared.items()}
-        found = {part: self._holders.setdefault(key, holder) for part, key in keys.items()}
-        return {part: other for part, other in found.items() if other is not holder}
 
 
 def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
@@ -161,28 +83,23 @@ class QCircuitModel(BaseTuner):
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         self.bank = next((layer.bank for _, layer in adapted_layers(model)), None) or FrameBank()
-        state, self._packed = state_loading("QCIRCUIT"), {}
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
             _warn_of_fused_experts(model)
             attention = {name for name, module in model.named_modules() if inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-        wanted: dict[str, tuple[int, ...]] = {}
-        found: dict[str, Quantization] = {}
-        owners: dict[str, tuple[Factorization, str]] = {}
-        sharing, self._sharing = _Sharing(peft_config.share), _Sharing(peft_config.share)
+        self._plans, self._planned = Plans(peft_config), dict[str, Planned]()
+        sharing, self._sharing = Sharing(peft_config.share), Sharing(peft_config.share)
+        held: dict[str, Encoding] = {}
         devices: dict[str, Any] = {}
         for name, module in model.named_modules():
             if not name or name.startswith(inside) or not self._check_target_module_exists(peft_config, name):
                 continue
-            factors = self._factors(peft_config, name, module)
-            lenders = sharing.lenders(name, factors, name)
-            held = {part: size for part, size in sizes(factors).items() if part not in lenders}
-            wanted |= {f"{name}.{PREFIX}{part}": (size,) for part, size in held.items()}
-            owners |= {f"{name}.{PREFIX}{part}": (factors, part) for part in held}
-            quantized = schemes(peft_config.quantization, sizes(factors)).items()
-            found |= {f"{name}.{PREFIX}{part}": scheme for part, scheme in quantized if part in held}
+            planned = self._planned[name] = self._plan(name, module)
+            lenders = sharing.lenders(name, planned.factors, name)
+            own = ((part, encoding) for part, encoding in planned.encodings.items() if part not in lenders)
+            held |= {f"{name}.{PREFIX}{part}": encoding for part, encoding in own}
             devices[name] = next((p.device for p in module.parameters()), None)
             for part, holder in lenders.items():
                 if devices[name] != devices[holder]:
@@ -190,16 +107,16 @@ class QCircuitModel(BaseTuner):
                         f"modules that share a circuit are on one device, but {part} of {name!r} on {devices[name]} "
                         f"would be that of {holder!r} on {devices[holder]}; leave out share, or use one device"
                     )
-        if state is not None:
+        if (incoming := Incoming.loading("QCIRCUIT")) is not None:
             try:
-                self._packed = open_packed(state, wanted, found, lambda key: _owner(*owners[key]), own_names(model))
+                incoming.decode(held)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
-        elif told := _surplus(peft_config.ansatz, (factors for factors, _ in owners.values())):  # type: ignore[arg-type]
+        elif told := surplus_of(peft_config.ansatz, (planned.factors for planned in self._planned.values())):  # type: ignore[arg-type]
             warnings.warn(told, stacklevel=2)
 
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
-        _remember(model, adapter_name, self._packed)
+        del self._plans, self._planned, self._sharing
         self.bank.passes.watch(model)
         watch(model)
 
@@ -218,7 +135,7 @@ class QCircuitModel(BaseTuner):
                 module.cast(adapter_name, wide=False)
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
-    def _factors(self, config: QCircuitConfig, name: str, module: nn.Module) -> Factorization:
+    def _plan(self, name: str, module: nn.Module) -> Planned:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
         if not (isinstance(base, nn.Linear | Conv1D) or quantized) or inside_attention(base):
@@ -227,7 +144,7 @@ class QCircuitModel(BaseTuner):
                 "a circuit adapter takes torch.nn.Linear (also quantized) and transformers' Conv1D, "
                 "outside nn.MultiheadAttention; leave it out with exclude_modules"
             )
-        return make_factors(config, name, *features(base))
+        return self._plans.plan(name, *features(base))
 
     def _create_and_replace(
         self,
@@ -239,12 +156,12 @@ class QCircuitModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        factors = self._factors(peft_config, current_key, target)
+        planned = self._planned.get(current_key) or self._plan(current_key, target)
         adapted: Any = target
         if not isinstance(target, QCircuitLayer):
             adapted = QCircuitLinear(target, adapter_name, self.bank, **get_quantization_kwargs(self))
-        lenders = self._sharing.lenders(current_key, factors, adapted)
-        adapted.update_layer(adapter_name, current_key, factors, peft_config, lenders)
+        lenders = self._sharing.lenders(current_key, planned.factors, adapted)
+        adapted.update_layer(adapter_name, current_key, planned.factors, planned.encodings, peft_config, lenders)
         if adapted is target:
             return
         if isinstance(parent, nn.TransformerEncoderLayer):
@@ -348,22 +265,19 @@ class QCircuitModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """PEFT's renaming, and the checks of ``check_values`` and ``open_packed`` before anything is loaded."""
-        held = {
-            f"{bare(name)}.{PREFIX}{part}": (f"{name}.{PREFIX}{part}.{adapter_name}", found, module, part)
-            for name, module in adapted_layers(model, adapter_name)
-            for part, found in module.held(adapter_name).items()
-        }
-        own = own_names(model)
-        ours = {key: value for key, value in state_dict.items() if bare(key) in held or is_ours(key)}
-        check_values("the checkpoint", ours, own)
-        wanted = {key: tuple(found.parameter.shape) for key, (_, found, _, _) in held.items()}
-        schemes = {key: found.scheme for key, (_, found, _, _) in held.items() if found.scheme is not None}
-        packed = open_packed(
-            ours, wanted, schemes, lambda key: _owner(held[key][2].factors[adapter_name], held[key][3]), own
-        )
-        _remember(model, adapter_name, packed)
-        return {held[bare(key)][0] if bare(key) in held else key: ours.get(key, state_dict[key]) for key in state_dict}
+        """PEFT's renaming; what comes in is looked at before anything is loaded."""
+        held: dict[str, Encoding] = {}
+        keys: dict[str, str] = {}
+        for name, module in adapted_layers(model, adapter_name):
+            for part, encoding in module.encodings[adapter_name].items():
+                named = f"{base_name(name)}.{PREFIX}{part}"
+                held[named], keys[named] = encoding, f"{name}.{PREFIX}{part}.{adapter_name}"
+        ours = {key: value for key, value in state_dict.items() if base_name(key) in held or is_ours(key)}
+        incoming = Incoming("the checkpoint", "QCIRCUIT", ours, own_names(model))
+        incoming.decode(held)
+        for _, module in adapted_layers(model, adapter_name):
+            module.bank.clear()
+        return {keys.get(base_name(key), key): incoming.state.get(key, value) for key, value in state_dict.items()}
 
     @classmethod
     def _get_adapter_state_dict(
@@ -379,36 +293,16 @@ class QCircuitModel(BaseTuner):
         found = cls._get_learnable_bias_state_dict(model, state_dict, config)
         for name, module in adapted_layers(model, adapter_name):
             module.warn_of_norms(adapter_name)
-            for part, (_, scheme, loaded) in module.held(adapter_name).items():
+            for part, encoding in module.encodings[adapter_name].items():
                 key = f"{name}.{PREFIX}{part}"
-                value = state_dict.get(f"{key}.{adapter_name}")
-                if value is None:
-                    continue
-                if scheme is not None and scheme.packed and not value.is_meta:
-                    value = packed_form(key, value, scheme, loaded)
-                elif module.sparse[adapter_name] and not value.is_meta:
-                    value = thinned(value, _owner(module.factors[adapter_name], part))
-                found[key] = value
+                if (value := state_dict.get(f"{key}.{adapter_name}")) is not None:
+                    found[key] = encoding.stored(key, value)
         return found
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Keys have none any more: PEFT would take a module of that name for it."""
         return key
-
-
-def _owner(factors: Factorization, part: str) -> Tensor:
-    return groups(factors)[part]
-
-
-def _remember(model: nn.Module, adapter: str, packed: dict[str, Packed]) -> None:
-    """Tell layers with which packed values an adapter is being loaded, and whether it is pruned."""
-    for name, module in adapted_layers(model, adapter):
-        keys = {part: f"{bare(name)}.{PREFIX}{part}" for part in module.held(adapter)}
-        found = {part: packed[key] for part, key in keys.items() if key in packed}
-        module.packed[adapter] = {part: found[part] for part in found if part in module.schemes[adapter]}
-        module.sparse[adapter] |= len(module.packed[adapter]) < len(found)
-        module.bank.clear()
 
 
 def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Any, Tensor]]:

@@ -10,8 +10,8 @@ from peft.utils import PeftType, register_peft_method
 from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
-from qcircuit_peft.tuner.checkpoint import look_first, where_it_is
-from qcircuit_peft.tuner.saving import is_kind, whole_or_not
+from qcircuit_peft.tuner.incoming import look_first
+from qcircuit_peft.tuner.saving import is_kind, where_it_is, whole_or_not
 
 
 def extend_peft_type(name: str) -> None:

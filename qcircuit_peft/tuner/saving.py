@@ -40,6 +40,29 @@ def current(folder: Path) -> Path:
     return committed if (committed / CONFIG_NAME).is_file() else folder
 
 
+def where_it_is(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of PEFT or transformers that reads a checkpoint, and amid a save the whole one (``current``)."""
+    signature = inspect.signature(load)
+    names = ("model_id", "peft_model_id", "pretrained_model_name_or_path")
+    source = next(name for name in names if name in signature.parameters)
+
+    @functools.wraps(load)
+    def loader(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        given = call.arguments
+        tables = [name for name in ("kwargs", "hf_hub_download_kwargs", "adapter_kwargs") if given.get(name)]
+        holders = [table for table in (given, *(given[name] for name in tables)) if table.get("subfolder")]
+        place, inside = given.get(source), holders[0]["subfolder"] if holders else ""
+        if place is not None and (found := current(Path(place, inside))) != Path(place, inside):
+            given[source] = str(found)
+            given.pop("subfolder", None)
+            for name in tables:
+                given[name] = {key: value for key, value in given[name].items() if key != "subfolder"}
+        return load(*call.args, **call.kwargs)
+
+    return loader
+
+
 def settle(folder: Path) -> None:
     """End a save into a folder that was interrupted, if one was: every file takes its place."""
     committed = folder / COMMITTED

@@ -11,10 +11,10 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def thinned(x: Tensor, owner: Tensor) -> Tensor:
+def pack(x: Tensor, owner: Tensor) -> Tensor:
     """A vector as bytes, or itself if those were not fewer; ``owner`` has the group of every entry, -1 for none.
 
-    >>> thinned(torch.tensor([1.0, 0.0, 0.0, 2.0]), torch.tensor([-1, 0, 0, 1]))
+    >>> pack(torch.tensor([1.0, 0.0, 0.0, 2.0]), torch.tensor([-1, 0, 0, 1]))
     tensor([  2,  64,   0,   0, 128,  63,   0,   0,   0,  64], dtype=torch.uint8)
     """
     flat = x.detach().cpu()
@@ -25,10 +25,10 @@ def thinned(x: Tensor, owner: Tensor) -> Tensor:
     return data if data.nbytes < x.nbytes else x
 
 
-def filled(data: Tensor, owner: Tensor) -> Tensor:
+def unpack(data: Tensor, owner: Tensor) -> Tensor:
     """The vector that bytes stand for; raises ValueError unless they are exactly one of this length and these groups.
 
-    >>> filled(torch.tensor([2, 64, 0, 0, 128, 63, 0, 0, 0, 64], dtype=torch.uint8), torch.tensor([-1, 0, 0, 1]))
+    >>> unpack(torch.tensor([2, 64, 0, 0, 128, 63, 0, 0, 0, 64], dtype=torch.uint8), torch.tensor([-1, 0, 0, 1]))
     tensor([1., 0., 0., 2.])
     """
     count = _count(owner)

@@ -1,0 +1,63 @@
+"""How checkpoints name the parameters of an adapter, and how these are told from the parameters of a model itself."""
+
+from collections.abc import Collection
+from itertools import chain
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from qcircuit_peft.text import shown
+
+PREFIX = "qcircuit_"
+GENERATORS = "base_model.qpa_generators."
+
+
+def base_name(key: str) -> str:
+    """The name of a parameter in the base model: transformers leaves out the prefix that PEFT writes."""
+    return key.removeprefix("base_model.model.")
+
+
+def is_ours(key: str) -> bool:
+    """Whether a key of a checkpoint looks like a parameter of a circuit adapter or of a generator.
+
+    A parameter of the model itself may look so, too: those are the ``own_names``.
+    """
+    return key.startswith(GENERATORS) or key.rpartition(".")[2].startswith(PREFIX)
+
+
+def own_names(model: nn.Module) -> set[str]:
+    """How a checkpoint would name the parameters and buffers that a model has itself, adapted or not."""
+    found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    names = {base_name(name) for name, _ in found}
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            names |= {f"{base_name(path)}.{name}" for name in module.original_module.state_dict()}
+    return names
+
+
+def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[str]) -> None:
+    """Put entries back of which PEFT's choice of an adapter has taken the name of a module for one of ``adapters``."""
+    holders = [path for path, m in model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+    def of_another(key: str) -> bool:
+        holder = max((path for path in holders if key.startswith(f"{path}.")), key=len, default=None)
+        parts = [] if holder is None else key.removeprefix(f"{holder}.").split(".")
+        return len(parts) > 1 and parts[0] not in ("base_layer", "original_module") and parts[1] in adapters
+
+    found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    rest = {key for key, _ in found if not of_another(key)}
+    if any(f".{name}." in f"{key}." for key in rest for name in adapters):
+        state |= {key: value for key, value in model.state_dict().items() if key in rest}
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ValueError for a name that torch's containers, in which PEFT keeps adapters, cannot hold."""
+    taken = (
+        hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name) or name == "__base__"
+    )  # of mixed batches
+    if not name or "." in name or taken:
+        raise ValueError(
+            "an adapter's name has no dot and is no attribute of torch's ModuleDict or ParameterDict, "
+            f"got {shown(name)}"
+        )
