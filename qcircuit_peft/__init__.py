@@ -3,6 +3,7 @@
 from qcircuit_peft.ansatz import Ansatz, Step, load
 from qcircuit_peft.backends import apply, columns, density, estimated_columns, matrix, probabilities, state
 from qcircuit_peft.backends.noise import Noise
+from qcircuit_peft.calibration import calibrate
 from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.generator import BottleneckConfig, QPAConfig, QPAModel, save_base_adapter
 from qcircuit_peft.rates import optimizer_cls_and_kwargs, parameter_groups
@@ -33,6 +34,7 @@ __all__ = [
     "QPAModel",
     "Step",
     "apply",
+    "calibrate",
     "circuits",
     "columns",
     "density",

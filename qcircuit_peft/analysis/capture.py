@@ -76,36 +76,50 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 @contextmanager
-def _measuring(model: nn.Module, modules: Mapping[str, nn.Module], found: dict[str, Tensor]) -> Iterator[list[Tensor]]:
-    """Within it the model is in eval mode, and a backward pass to the probes adds G of every module to ``found``."""
-    modes = {module: module.training for module in model.modules()}
-    probes: list[Tensor] = []
+def _measuring(model: nn.Module, modules: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Within it the model is in eval mode, and ``hook(name, x, output)`` may replace what a module gives.
 
-    def watch(name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            x = args[0].detach().flatten(0, -2)
-            probe = output.new_zeros(()).requires_grad_()
-            probes.append(probe)
-            seen = output + probe
+    x has a row for each input.
+    """
 
-            def add(gradient: Tensor) -> None:
-                step = (gradient.flatten(0, -2).mT @ x.to(gradient.dtype)).double().cpu()
-                found[name] = found[name] + step if name in found else step
-
-            seen.register_hook(add)
-            return seen
-
-        return hook
+    def watch(name: str) -> Callable[..., Any]:
+        return lambda _, args, output: hook(name, args[0].detach().flatten(0, -2), output)
 
     handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
     try:
-        model.eval()
-        yield probes
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it every module is in eval mode; then each in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _add(found: dict[str, Tensor], name: str, rows: Tensor, x: Tensor) -> None:
+    """Add the sum of outer products of rows, (*n, out), and inputs, (n, in)."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    step = (rows.detach().flatten(0, -2).to(dtype).mT @ x.to(dtype)).double().cpu()
+    found[name] = found[name] + step if name in found else step
+
+
+def _complete(found: Mapping[str, Tensor], modules: Iterable[str], missing: str, what: str) -> None:
+    """Raise ValueError if a module is not found, or not finite."""
+    for name in modules:
+        if name not in found:
+            raise ValueError(missing.format(repr(name)))
+        if not found[name].isfinite().all():
+            raise ValueError(f"{what} of module {name!r} has entries that are NaN or infinite")
 
 
 def task_gradients(
@@ -118,7 +132,15 @@ def task_gradients(
     finite.
     """
     found: dict[str, Tensor] = {}
-    with _measuring(model, modules, found) as probes, torch.enable_grad():
+    probes: list[Tensor] = []
+
+    def probe(name: str, x: Tensor, output: Tensor) -> Tensor:
+        probes.append(output.new_zeros(()).requires_grad_())
+        seen = output + probes[-1]
+        seen.register_hook(lambda gradient: _add(found, name, gradient, x))
+        return seen
+
+    with _measuring(model, modules, probe), torch.enable_grad():
         for batch in batches:
             value = (loss or _own_loss)(model, batch)
             if not isinstance(value, Tensor) or value.numel() != 1:
@@ -126,11 +148,29 @@ def task_gradients(
             if value.requires_grad:
                 torch.autograd.grad(value.sum(), probes, allow_unused=True)
             probes.clear()
-    for name in modules:
-        if name not in found:
-            raise ValueError(f"the loss does not depend on module {name!r} in any batch, so it has no gradient there")
-        if not found[name].isfinite().all():
-            raise ValueError(f"the gradient of module {name!r} has entries that are NaN or infinite")
+    missing = "the loss does not depend on module {} in any batch, so it has no gradient there"
+    _complete(found, modules, missing, "the gradient")
+    return found
+
+
+def task_outputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable[Any], loss: Loss | None = None
+) -> dict[str, Tensor]:
+    """The sum of outer products of outputs and inputs of every linear module, (out, in), in float64.
+
+    ``loss(model, batch)`` runs the model; left out, it is called with each batch, or with its entries if it is a table.
+    Changes nothing. Raises ValueError for no batches, a module that is not run, or outputs that are not finite.
+    """
+    found: dict[str, Tensor] = {}
+    with _measuring(model, modules, lambda name, x, output: _add(found, name, output, x)), torch.no_grad():
+        for batch in batches:
+            if loss is not None:
+                loss(model, batch)
+            elif isinstance(batch, Mapping):
+                model(**batch)
+            else:
+                model(batch)
+    _complete(found, modules, "module {} is not run in any batch, so it has no inputs", "the output")
     return found
 
 
@@ -206,9 +246,7 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
         raise ValueError("the gradient is zero in every module, so no share of it is defined")
     spans: dict[str, Tensor] = {}
     found, plain_total, eps = {}, 0.0, 0.0
-    was = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with evaluating(model):
         for name, module in modules.items():
             every, plain = parameters[name]
             eps = max(eps, 1e2 * torch.finfo(every[0].dtype).eps)
@@ -225,9 +263,6 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
             plain_total += held
             energy = energies[name] or 1.0
             found[name] = ModuleCapture(energies[name], held / energy, all_held / energy)
-    finally:
-        for module, mode in was.items():
-            module.training = mode
     return GradientCapture(plain_total / total, _together(parameters, spans, eps) / total, found)
 
 

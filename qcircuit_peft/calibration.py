@@ -1,0 +1,243 @@
+"""Where circuits start: angles that are fitted to the directions which a task asks for, before training.
+
+An adapter multiplies by numbers that are zero at the start, between frames that are drawn at random. What these numbers
+can do at first is what the task's gradient holds in the directions of the frames. So the frames' parameters are fitted
+to hold as much of it as they can: no number is trained that would not be trained anyway, and none more is stored.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcircuit_peft.analysis.adapters import measured_adapters
+from qcircuit_peft.analysis.capture import Loss, task_gradients, task_outputs
+from qcircuit_peft.checks import boolean, number, one_of, whole_number
+from qcircuit_peft.factorizations.network import Network
+from qcircuit_peft.factorizations.parts import Built, Factorization, Vector, frames
+from qcircuit_peft.precision import no_autocast
+from qcircuit_peft.tuner.grid import Grid
+from qcircuit_peft.tuner.layer import QCircuitLinear
+
+GOALS = {"gradient": task_gradients, "activations": task_outputs}
+_LEADING = 64  # singular directions that are kept of a module's matrix
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The share of the energy of all modules' matrices that an adapter's plain numbers hold, before and after.
+
+    modules: (before, after) of each module by name. For the goal "gradient" they are the ``share`` of
+    ``gradient_capture``, but for what lies beyond a matrix's 64 leading singular directions.
+    """
+
+    before: float
+    after: float
+    modules: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A matrix (out, in), near left @ right^T, and its energy: the sum of its squared entries."""
+
+    left: Tensor
+    right: Tensor
+    energy: float
+
+    @classmethod
+    def of(cls, matrix: Tensor, like: Tensor) -> "_Target":
+        """The leading singular directions of a matrix; the same each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            left, sizes, right = torch.svd_lowrank(matrix, q=min(_LEADING, *matrix.shape), niter=4)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        left, right = ((side * sizes.sqrt()).to(like.device, dtype) for side in (left, right))
+        return cls(left, right, float(matrix.square().sum()))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """An adapted module: what its update is made of, its parameters by part, its target."""
+
+    factors: Factorization
+    parameters: Mapping[str, Tensor]
+    grids: Mapping[str, Grid]
+    target: _Target
+
+    def share(self, leaves: Mapping[int, Tensor], made: dict[Hashable, Tensor]) -> Tensor:
+        """What the plain numbers hold of the target's energy, where the frames' parameters are ``leaves``, by id.
+
+        ``made`` keeps the frames that modules share.
+        """
+        parts, left, right = {}, self.target.left, self.target.right
+        for name, part in self.factors.parts.items():
+            if isinstance(part, Built):
+                leaf = leaves[id(self.parameters[name])]
+                key = id(leaf), part.frame
+                if key not in made:
+                    made[key] = part.frame.columns(self.grids[name](leaf) if name in self.grids else leaf)
+                parts[name] = made[key]
+            elif isinstance(part, Vector):
+                parts[name] = left.new_full((part.size,), part.start)
+        numbers = parts[_numbers(self.factors)].requires_grad_()
+        a, b = self.factors.lora(parts)
+        slope = torch.autograd.grad(((b.mT @ left) * (a @ right)).sum(), numbers, create_graph=True)[0]
+        return slope.square().sum() / (self.factors.scaling**2 * (self.target.energy or 1.0))
+
+
+def _numbers(factors: Factorization) -> str | None:
+    """The part between the frames whose numbers' directions are orthonormal; None for a factorization without one."""
+    zero = [name for name, part in factors.parts.items() if isinstance(part, Vector) and not part.start]
+    closed = isinstance(factors, Network) and factors.loop > 1
+    return (
+        None if closed or len(zero) != 1 or not any(isinstance(p, Built) for p in factors.parts.values()) else zero[0]
+    )
+
+
+def _check(name: str, module: QCircuitLinear, adapter: str) -> None:
+    """Raise ValueError for an adapter that has no frames to fit, or is not at its start."""
+    here = f"adapter {adapter!r} of module {name!r}"
+    if module.merged or module.disable_adapters:
+        raise ValueError(f"{here} is merged or disabled; unmerge or enable it, then fit it")
+    factors, parameters = module.factors[adapter], module.intrinsic_parameters(adapter)
+    if (numbers := _numbers(factors)) is None or not factors.scaling:
+        raise ValueError(
+            f"{here} has no frames around plain numbers with a scaling: svd, cp, tucker, tensor_train, std and "
+            "shared_core with alpha above 0 do"
+        )
+    if parameters[numbers].any():
+        raise ValueError(f"{here} is not at its start, where {numbers} is zero; fit it before it is trained")
+    for part in frames(factors):
+        if not parameters[part].requires_grad:
+            raise ValueError(f"{here} does not train its part {part!r}; fit it first, then freeze it")
+
+
+def _targets(
+    model: nn.Module,
+    modules: Mapping[str, QCircuitLinear],
+    measure: Callable[..., dict[str, Tensor]],
+    batches: Iterable[Any],
+    loss: Loss | None,
+    memory: int,
+) -> dict[str, _Target]:
+    """The target of every module, measured for as many at a time as fit into ``memory`` bytes."""
+    some: list[dict[str, QCircuitLinear]] = []
+    room = 0
+    for name, module in modules.items():
+        size = 8 * module.in_features * module.out_features
+        if room < size:
+            some.append({})
+            room = memory
+        some[-1][name] = module
+        room -= size
+    if len(some) > 1 and isinstance(batches, Iterator):
+        raise ValueError(
+            f"batches are gone through {len(some)} times with {memory} bytes of memory, so they have to be a list or a "
+            f"loader, got {type(batches).__name__}"
+        )
+    found = {}
+    for few in some:
+        for name, matrix in measure(model, few, batches, loss).items():
+            like = next(iter(few[name].parameters()))
+            found[name] = _Target.of(matrix, like)
+    return found
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss | None = None,
+    *,
+    adapter: str | None = None,
+    goal: str = "gradient",
+    steps: int = 300,
+    rate: float = 0.05,
+    normalize: bool = True,
+    memory: int = 1 << 31,
+    progress: Callable[[int, int, float], None] = lambda step, steps, share: None,
+) -> Calibration:
+    """Fit the frames of an adapter that has not been trained to a task; the model's outputs stay what they are.
+
+    Every adapted module has a matrix M, by ``goal``: "gradient", the gradient of the summed loss with respect to its
+    weight; or "activations", for which no labels are needed, the sum of outer products of its outputs and inputs,
+    whose leading directions are theirs. The frames' parameters climb, by ``steps`` of Adam at a ``rate`` that falls to
+    zero, to where the plain numbers hold most of ||M||^2: sum_i (u_i^T M v_i)^2 for "svd", ||U^T M V||^2 with a full
+    core. What is climbed is the mean of the modules' shares, since Adam trains the numbers of a module with small
+    gradients as far as others'; or, without ``normalize``, the share of the sum. The best of all steps is kept.
+    Circuits that modules share are fitted to all of them.
+
+    ``batches`` and ``loss`` are as in ``gradient_capture``. Train a new head first: the gradient through a random one
+    tells nothing of the task. Batches are gone through once; several times, where all matrices, in float64, take more
+    than ``memory`` bytes. ``adapter`` is one of the model's; left out, the active one. ``progress(step, steps, share)``
+    is called after every step. Deterministic. Interrupted, it leaves the best so far, and another call goes on there.
+
+    Raises ValueError, before anything is changed, for an adapter that is merged, whose frames are not trained, or whose
+    plain numbers are not zero any more, for a factorization without frames around such numbers, and what
+    ``gradient_capture`` refuses.
+
+    >>> from peft import get_peft_model
+    >>> from qcircuit_peft import QCircuitConfig
+    >>> config = QCircuitConfig(r=4, layers=4, target_modules=["0"], seed=0)
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(32, 16)), config)
+    >>> x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    >>> found = calibrate(model, [x], lambda model, x: model(x).square().sum(), steps=50)
+    >>> found.after > 3 * found.before
+    True
+    """
+    one_of("goal", goal, GOALS)
+    whole_number("steps", steps, 1)
+    number("rate", rate, 0)
+    boolean("normalize", normalize)
+    whole_number("memory", memory, 1)
+    fitted = measured_adapters(model, adapter)
+    if len(names := sorted({key for _, _, key in fitted})) > 1:
+        raise ValueError(f"one adapter is fitted at a time, but {', '.join(names)} are active; name one of them")
+    for name, module, key in fitted:
+        _check(name, module, key)
+    targets = _targets(model, {name: module for name, module, _ in fitted}, GOALS[goal], batches, loss, memory)
+    energies = torch.tensor([targets[name].energy for name, _, _ in fitted])
+    if not energies.any():
+        raise ValueError(f"the matrices of the goal {goal!r} are zero in every module, so there is nothing to fit to")
+    by_energy = energies / energies.sum()
+    weights = torch.full_like(by_energy, 1 / len(fitted)) if normalize else by_energy
+    fits = [
+        _Fit(module.factors[key], module.intrinsic_parameters(key), module.grids(key), targets[name])
+        for name, module, key in fitted
+    ]
+    free = {id(fit.parameters[part]): fit.parameters[part] for fit in fits for part in frames(fit.factors)}
+    first = best = kept = None
+    try:
+        for step, (shares, leaves) in enumerate(_climb(fits, free, weights, rate, steps)):
+            first = shares if first is None else first
+            if best is None or weights @ shares > weights @ best:
+                best, kept = shares, leaves
+            if step:
+                progress(step, steps, float(by_energy @ best))
+    finally:
+        with torch.no_grad():
+            for key, value in (kept or {}).items():
+                free[key].copy_(value)
+    assert first is not None and best is not None
+    each = {name: (float(old), float(new)) for (name, _, _), old, new in zip(fitted, first, best, strict=True)}
+    return Calibration(float(by_energy @ first), float(by_energy @ best), each)
+
+
+def _climb(
+    fits: list[_Fit], free: Mapping[int, Tensor], weights: Tensor, rate: float, steps: int
+) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+    """The shares of all modules and the frames' parameters, copied, at the start and after every step."""
+    leaves = {key: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for key, p in free.items()}
+    optimizer = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves.values()], lr=rate, maximize=True)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps + 1):
+        made: dict[Hashable, Tensor] = {}
+        with torch.enable_grad(), no_autocast(fits[0].target.left):
+            shares = torch.stack([fit.share(leaves, made) for fit in fits])
+            if step < steps:
+                optimizer.zero_grad()
+                (weights.to(shares) @ shares).backward()
+        yield shares.detach().cpu().to(weights), {key: leaf.detach().clone() for key, leaf in leaves.items()}
+        optimizer.step()
+        falling.step()
