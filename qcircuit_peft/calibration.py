@@ -211,7 +211,7 @@ def calibrate(
     try:
         for step, (shares, leaves) in enumerate(_climb(fits, free, weights, rate, steps)):
             first = shares if first is None else first
-            if best is None or weights @ shares > weights @ best:
+            if best is None or (weights @ shares > weights @ best and not _flawed(fits, leaves)):
                 best, kept = shares, leaves
             if step:
                 progress(step, steps, float(by_energy @ best))
@@ -222,6 +222,13 @@ def calibrate(
     assert first is not None and best is not None
     each = {name: (float(old), float(new)) for (name, _, _), old, new in zip(fitted, first, best, strict=True)}
     return Calibration(float(by_energy @ first), float(by_energy @ best), each)
+
+
+def _flawed(fits: list[_Fit], leaves: Mapping[int, Tensor]) -> bool:
+    """Whether some frame would not be orthonormal: then what it holds is no share."""
+    return any(
+        frame.flaw(leaves[id(fit.parameters[part])]) for fit in fits for part, frame in frames(fit.factors).items()
+    )
 
 
 def _climb(

@@ -1,15 +1,22 @@
 """Frames are orthonormal at every width, the counts are those written down, and columns agree with the whole matrix."""
 
+import copy
 import pickle
 from math import pi
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bounds import close, rounding
+from peft import PeftModel, get_peft_model
+from reference import matrix
+from torch import nn
 
-from qcircuit_peft import Ansatz, Step, load
+from qcircuit_peft import Ansatz, QCircuitConfig, Step, load
+from qcircuit_peft.ansatz import names
 from qcircuit_peft.frames import FRAMES
-from qcircuit_peft.frames.circuit import CircuitFrame, choose_width, qudit_parameters
+from qcircuit_peft.frames.circuit import CircuitFrame, choose_width, is_real, qudit_parameters
 from qcircuit_peft.frames.shannon import n_parameters
 
 DESIGN = load("simplified_two_design")
@@ -212,7 +219,9 @@ def test_frames_are_hashable_values_and_know_their_circuits() -> None:
         ({"layers": 1 << 20}, "layers is"),
         ({"width": "cropped"}, "width is one of auto, qudit, shannon"),
         ({"backend": "nativ"}, "unknown backend 'nativ'"),
-        ({"ansatz": load("sim01")}, "complex gates RX, RZ"),
+        ({"ansatz": load("sim01"), "n": 15}, "'sim01' is complex: it serves even widths .*, got width 15 with 'auto'"),
+        ({"ansatz": load("sim01"), "width": "shannon"}, "'sim01' is complex: .*, got width 16 with 'shannon'"),
+        ({"ansatz": load("sim01"), "n": 24}, "ansatz 'sim01' has no circuit of width 24"),
         (
             {"n": 100003, "width": "qudit"},
             "at most 16777216 angles, but width 100003 .* takes 5000250003",
@@ -224,3 +233,42 @@ def test_bad_frames_are_refused(change: dict, says: str) -> None:
         CircuitFrame(**({"n": 16, "k": 4, "ansatz": DESIGN} | change))
     with pytest.raises(ValueError, match="parameters have shape"):
         CircuitFrame(16, 4, DESIGN).columns(torch.zeros(3))
+
+
+COMPLEX = [name for name in names() if not is_real(load(name))]
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_a_complex_circuit_stands_for_a_real_matrix_of_twice_its_width(name: str) -> None:
+    circuit = load(name).circuit(qubits=3, layers=2)
+    whole = CircuitFrame(16, 16, name, layers=2)
+    assert [found for _, found, _ in whole.circuits()] == [circuit] and whole.n_parameters == circuit.n_angles
+    values, x = angles(whole, 2, dtype=torch.float64), torch.randn(2, 16, 3, dtype=torch.float64)
+    expected = []
+    for row in values.numpy():
+        u = matrix(circuit, row)
+        expected.append(np.block([[u.real, -u.imag], [u.imag, u.real]]))
+    q = torch.from_numpy(np.stack(expected))
+    for k in (1, 3, 8, 11, 16):
+        frame = CircuitFrame(16, k, name, layers=2)
+        close(frame.columns(values), q[..., :k], 8 + frame_roundings(whole), size=1)
+        assert frame.family == whole.family
+    close(whole.apply(values, x), q @ x, 8 + frame_roundings(whole), size=4)
+
+
+def test_a_complex_circuit_adapts_a_model(tmp_path: Path) -> None:
+    base, x = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4)).double(), torch.randn(5, 16, dtype=torch.float64)
+    config = QCircuitConfig(ansatz="sim14", layers=2, r=12, target_modules=["0"], modules_to_save=["1"])
+    model = get_peft_model(copy.deepcopy(base), config)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.1)
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    for _ in range(2):  # lambda first, then the angles
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    expected = model(x).detach()
+    assert torch.equal(loaded(x), expected)
+    close(loaded.merge_and_unload()(x), expected, 64, size=float(expected.abs().max()))

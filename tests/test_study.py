@@ -102,7 +102,6 @@ BAD = {
     "no ansatz": ('["tree", "butterfly"]', "[]", "ansatz is a list with one or more entries, got []"),
     "an ansatz, bare": ('["tree", "butterfly"]', '"tree"', "ansatz is a list with one or more entries"),
     "an unknown ansatz": ('"butterfly"', '"moth"', "there is no circuit named 'moth'"),
-    "a complex ansatz": ('"butterfly"', '"sim01"', "needs a real circuit"),
     "angles on two wires": ('"butterfly"', '"givens_brickwall"', "has angles in its gates on two wires, GIVENS"),
     "negative layers": ("[0, 2]", "[0, -2]", "layers has whole numbers 0 to 4096, got -2"),
     "too many layers": ("[0, 2]", "[5000]", "layers has whole numbers 0 to 4096, got 5000"),

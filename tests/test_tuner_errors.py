@@ -30,7 +30,6 @@ pytestmark = pytest.mark.filterwarnings(
         ),
         ({"ansatz": "nowhere/file.toml"}, "there is no such circuit file"),
         ({"ansatz": {"name": "x", "layr": []}}, "unknown key 'layr'"),
-        ({"ansatz": "sim01"}, "needs a real circuit, but ansatz 'sim01' has the complex gates RX, RZ"),
         ({"lora_alpha": 16}, "lora_alpha is an option of LoraConfig; of QCircuitConfig it is alpha"),
         ({"lora_dropout": 0.1}, "of QCircuitConfig it is dropout"),
         ({"use_rslora": True}, "of QCircuitConfig it is alpha: the scaling is alpha / r, "),

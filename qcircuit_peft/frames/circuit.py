@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
@@ -22,30 +23,41 @@ _MAX_ANGLES = 1 << 24
 _FEW = 4  # "auto" never minds fewer parameters than this many times the width
 
 
-def check_real(ansatz: Ansatz) -> None:
-    """Raise ValueError if a gate of the ansatz is complex: a weight update is real, so its circuit has to be."""
-    names = sorted(gate for gate in ansatz.gates if not GATES[gate].real)
-    if names:
-        real = ", ".join(name for name, gate in GATES.items() if gate.real)
-        raise ValueError(
-            f"an adapter needs a real circuit, but ansatz {ansatz.name!r} has the complex gates {', '.join(names)}; "
-            f"real gates: {real}"
-        )
+def is_real(ansatz: Ansatz) -> bool:
+    """Whether no gate of an ansatz is complex."""
+    return all(GATES[gate].real for gate in ansatz.gates)
+
+
+def circuit_width(n: int, ansatz: Ansatz) -> int:
+    """The width of the circuit behind a frame of ``n`` rows; 0 for a complex one where n is odd."""
+    if is_real(ansatz):
+        return n
+    return 0 if n % 2 else n // 2
 
 
 @lru_cache(maxsize=4096)
 def _qudit_circuit(n: int, ansatz: Ansatz, layers: int) -> Circuit:
-    return ansatz.circuit(dim=n, layers=layers, max_gates=adapter_gates())
+    return ansatz.circuit(dim=circuit_width(n, ansatz), layers=layers, max_gates=adapter_gates())
+
+
+def _real_columns(u: Tensor, k: int) -> Tensor:
+    """The first k columns of [[Re U, -Im U], [Im U, Re U]], of which (*batch, n / 2, min(k, n / 2)) are U's."""
+    first = torch.cat([u.real, u.imag], -2)
+    rest = k - u.shape[-1]
+    return torch.cat([first, torch.cat([-u.imag, u.real], -2)[..., :rest]], -1) if rest else first
 
 
 @lru_cache(maxsize=4096)
 def qudit_parameters(n: int, ansatz: Ansatz, layers: int) -> int | None:
     """The number of angles on wires whose dimensions multiply to ``n``; None if the ansatz has no such circuit.
 
+    A complex circuit is on wires whose dimensions multiply to n / 2.
+
     >>> from qcircuit_peft import load
     >>> [qudit_parameters(n, load("simplified_two_design"), 1) for n in (768, 97, 1)]
     [29, 4656, None]
     """
+    n = circuit_width(n, ansatz)
     if n < 2:
         return None
     if ansatz.fixed is not None:
@@ -71,7 +83,7 @@ def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
     the circuit saves nothing. A larger k lifts that, since the parameters do not grow with k.
     """
 
-    if ansatz.fixed is not None:
+    if ansatz.fixed is not None or not is_real(ansatz):
         return "qudit"
 
     def counts(layers: int) -> dict[str, int]:
@@ -94,15 +106,17 @@ def choose_width(n: int, k: int, ansatz: Ansatz, layers: int) -> str:
 
 @dataclass(frozen=True)
 class CircuitFrame:
-    """The first ``k`` columns of a real circuit of width ``n``: an orthonormal (n, k) matrix.
+    """The first ``k`` columns of a circuit of width ``n``: an orthonormal (n, k) matrix.
 
+    A weight update is real. So a circuit with complex gates has the width n / 2, and its matrix U stands for the real
+    orthogonal [[Re U, -Im U], [Im U, Re U]]: the same numbers, exactly, in twice the width.
     ``ansatz`` is what ``load`` takes: a name, a path, plain data, a ``Circuit`` of this width or an ``Ansatz``, as
     which it is kept. ``width`` says how an n that is not a power of two is reached: "qudit" puts its odd primes on
     wires of their own, "shannon" is the paper's cosine-sine recursion, "auto" becomes the one with fewer parameters
     (``choose_width``), "qudit" for a ``Circuit``.
     ``splits``, for "shannon" only, maps widths N of the recursion to their larger part N1, such as {768: 384}.
-    Raises ValueError for a complex ansatz, an unknown width or backend, k outside 1..n, splits that do not fit, or a
-    width that does not suit the ansatz or the backend.
+    Raises ValueError for a complex ansatz where n is odd or the width "shannon", an unknown width or backend, k outside
+    1..n, splits that do not fit, or a width that does not suit the ansatz or the backend.
     Source: Quantum-PEFT (arXiv 2503.05431), Eqs. (2) and (4); the wires of other dimensions are ours.
 
     >>> import torch
@@ -129,8 +143,12 @@ class CircuitFrame:
         if self.width not in WIDTHS:
             raise ValueError(f"frame: width is one of {', '.join(WIDTHS)}, got {self.width!r}")
         backend = backends.find_backend(self.backend)
-        check_real(self.ansatz)
         backends.check_gates(self.ansatz.gates, backend)
+        if not is_real(self.ansatz) and (self.n % 2 or self.width == "shannon"):
+            raise ValueError(
+                f"ansatz {self.ansatz.name!r} is complex: it serves even widths on wires of its own (width='qudit'), "
+                f"got width {self.n} with {self.width!r}"
+            )
         if self.width == "auto":
             object.__setattr__(self, "width", choose_width(self.n, self.k, self.ansatz, self.layers))
         if self.width == "shannon":
@@ -205,14 +223,20 @@ class CircuitFrame:
         check_count(angles, self.n_parameters)
         if self.width == "shannon":
             return self._recursion.columns(self.n, angles, self.k)
-        return backends.columns(self._circuit, angles, self.k, backend=self.backend)
+        circuit = self._circuit
+        made = backends.columns(circuit, angles, min(self.k, circuit.dim), backend=self.backend)
+        return _real_columns(made, self.k) if made.is_complex() else made
 
     def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""
         check_count(angles, self.n_parameters)
         if self.width == "shannon":
             return self._recursion.apply(self.n, angles, x)
-        return backends.apply(self._circuit, angles, x, backend=self.backend)
+        if is_real(self.ansatz):
+            return backends.apply(self._circuit, angles, x, backend=self.backend)
+        both = torch.complex(*x.unflatten(-2, (2, -1)).unbind(-3))
+        made = backends.apply(self._circuit, angles, both, backend=self.backend)
+        return torch.cat([made.real, made.imag], -2)
 
     def flaw(self, angles: Float[Tensor, "P"]) -> None:
         """None: a circuit is orthogonal at any angles."""

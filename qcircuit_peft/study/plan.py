@@ -15,7 +15,7 @@ from typing import Any
 from qcircuit_peft import checks
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number, whole_numbers
-from qcircuit_peft.frames.circuit import MAX_LAYERS, check_real
+from qcircuit_peft.frames.circuit import MAX_LAYERS
 from qcircuit_peft.methods import without_entanglers
 from qcircuit_peft.study.folder import check_keys, read_plan
 from qcircuit_peft.text import shown
@@ -69,7 +69,6 @@ class Grid:
                 raise ValueError(f"{field.name} is a list with one or more entries, got {shown(value)}")
         object.__setattr__(self, "ansatz", tuple(load(source) for source in self.ansatz))
         for family in self.ansatz:
-            check_real(family)
             if not re.fullmatch(r"[\w.]{1,64}", family.name, re.ASCII):
                 raise ValueError(f"an ansatz in a study is named by letters, digits, _ and ., got {shown(family.name)}")
         object.__setattr__(self, "layers", whole_numbers("layers", self.layers, 0, MAX_LAYERS))

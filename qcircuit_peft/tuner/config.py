@@ -15,7 +15,7 @@ from qcircuit_peft.checks import boolean, number, one_of, texts, whole_number
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES, INITS
-from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS, check_real
+from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS
 from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
@@ -140,7 +140,6 @@ class QCircuitConfig(PeftConfig):
             self.share = FACTORIZATIONS[self.factorization].share
         self._take_circuit_options()
         self.ansatz = load(self.ansatz)
-        check_real(self.ansatz)
         whole_number("layers", self.layers, 0, MAX_LAYERS)
         whole_number("r", self.r, 1)
         number("alpha", self.alpha)
