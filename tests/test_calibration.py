@@ -193,7 +193,7 @@ BAD = {
     "zero": ({}, None, {"loss": lambda m, b: 0 * loss(m, b)}, "zero in every module"),
 }
 BAD |= {
-    name: ({"factorization": name}, None, {}, "has no frames around plain numbers with a scaling") for name in WITHOUT
+    name: ({"factorization": name}, None, {}, "has no frames around plain numbers with a scaling") for name in sorted(WITHOUT)
 }
 
 
