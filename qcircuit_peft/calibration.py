@@ -18,7 +18,7 @@ from qcircuit_peft.checks import boolean, number, one_of, whole_number
 from qcircuit_peft.factorizations.network import Network
 from qcircuit_peft.factorizations.parts import Built, Factorization, Vector, frames
 from qcircuit_peft.precision import no_autocast
-from qcircuit_peft.tuner.grid import Grid
+from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.layer import QCircuitLinear
 
 GOALS = {"gradient": task_gradients, "activations": task_outputs}
@@ -63,7 +63,7 @@ class _Fit:
 
     factors: Factorization
     parameters: Mapping[str, Tensor]
-    grids: Mapping[str, Grid]
+    encodings: Mapping[str, Encoding]
     target: _Target
 
     def share(self, leaves: Mapping[int, Tensor], made: dict[Hashable, Tensor]) -> Tensor:
@@ -77,7 +77,7 @@ class _Fit:
                 leaf = leaves[id(self.parameters[name])]
                 key = id(leaf), part.frame
                 if key not in made:
-                    made[key] = part.frame.columns(self.grids[name](leaf) if name in self.grids else leaf)
+                    made[key] = part.frame.columns(self.encodings[name].used(leaf))
                 parts[name] = made[key]
             elif isinstance(part, Vector):
                 parts[name] = left.new_full((part.size,), part.start)
@@ -203,7 +203,12 @@ def calibrate(
     by_energy = energies / energies.sum()
     weights = torch.full_like(by_energy, 1 / len(fitted)) if normalize else by_energy
     fits = [
-        _Fit(module.factors[key], module.intrinsic_parameters(key), module.grids(key), targets[name])
+        _Fit(
+            module.factors[key],
+            module.intrinsic_parameters(key),
+            {part: module.encoding(key, part) for part in module.factors[key].parts},
+            targets[name],
+        )
         for name, module, key in fitted
     ]
     free = {id(fit.parameters[part]): fit.parameters[part] for fit in fits for part in frames(fit.factors)}
