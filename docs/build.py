@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from qcircuit_peft import QCircuitConfig, load, parameter_count
+from qcircuit_peft.analysis import METRICS, Metric
 from qcircuit_peft.ansatz import WIRINGS, names
 from qcircuit_peft.backends import BACKENDS
 from qcircuit_peft.drawing import draw
@@ -120,12 +121,13 @@ def _part(part: Part) -> str:
     return f"{part.gate}{angle} {' '.join('ab'[wire] for wire in part.wires)}"
 
 
-def _within(page: str, table: str, lines: list[str]) -> str:
-    """The text of a page with the lines of a table behind its mark, up to the next empty line."""
-    before, mark, rest = (
-        (HERE / page).read_text(encoding="utf-8").partition(f"<!-- {table}, written by `make docs` -->\n")
-    )
-    return before + mark + "\n".join(lines) + rest[rest.index("\n\n") :]
+def _within(page: str, **tables: list[str]) -> str:
+    """The text of a page with the lines of each table behind its mark, up to the next empty line."""
+    text = (HERE / page).read_text(encoding="utf-8")
+    for table, lines in tables.items():
+        before, mark, rest = text.partition(f"<!-- {table}, written by `make docs` -->\n")
+        text = before + mark + "\n".join(lines) + rest[rest.index("\n\n") :]
+    return text
 
 
 def simulators() -> str:
@@ -151,7 +153,7 @@ def simulators() -> str:
             lines.append(
                 f"| `{row.name}:DEVICE` | the same, and the device | - | qubits | its own | - | the device's | any |"
             )
-    return _within("simulators.md", "BACKENDS", lines)
+    return _within("simulators.md", BACKENDS=lines)
 
 
 def frames() -> str:
@@ -160,7 +162,7 @@ def frames() -> str:
     for name, kind in FRAMES.items():
         counts = " | ".join(f"{kind.n_parameters(n, 8):,}" for n in (768, 8192))
         lines.append(f"| `{name}` | {kind.about} | {', '.join(f'`{option}`' for option in kind.options)} | {counts} |")
-    return _within("frames.md", "FRAMES", lines)
+    return _within("frames.md", FRAMES=lines)
 
 
 def methods() -> str:
@@ -190,7 +192,35 @@ def methods() -> str:
             method.source or "-",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return _within("methods.md", "METHODS", lines)
+    return _within("methods.md", METHODS=lines)
+
+
+def _measured(metric: Metric, x: torch.Tensor) -> str:
+    """The value of a measure on two qubits; of all pairs of wires that of the one pair."""
+    try:
+        found = np.asarray(metric.value(x), dtype=float)
+    except ValueError:  # of more wires than two
+        return "-"
+    numbers = found[np.triu_indices(len(found), 1)] if found.ndim == 2 else np.atleast_1d(found)
+    return ", ".join(f"{np.round(number, 9) + 0.0:.4g}" for number in numbers)
+
+
+def measures() -> str:
+    """The tables of measures, within what people wrote."""
+    one = torch.eye(4, dtype=torch.float64)
+    states = {"a product state": one[0], "a Bell pair": (one[0] + one[3]) / 2**0.5}
+    matrices = {"CZ": torch.tensor(GATES["CZ"].matrix().real)}
+    tables = {}
+    for of, examples in (("state", states), ("matrix", matrices)):
+        rows = {name: metric for name, metric in METRICS.items() if metric.of == of}
+        exact = ["exact mean"] * any(metric.from_purities for metric in rows.values())
+        head = [f"of a {of}", "what it is", "unit", *examples, *exact]
+        lines = tables[f"{of}_METRICS"] = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for name, metric in rows.items():
+            values = [_measured(metric, x) for x in examples.values()]
+            known = ["yes" if metric.from_purities else "-"] * len(exact)
+            lines.append(f"| {' | '.join([f'`{name}`', metric.about, metric.unit, *values, *known])} |")
+    return _within("entanglement.md", **tables)
 
 
 def circuits() -> str:
@@ -303,7 +333,7 @@ def factorizations() -> str:
 
 PAGES = {
     "parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations,
-    "simulators.md": simulators, "frames.md": frames, "methods.md": methods,
+    "simulators.md": simulators, "frames.md": frames, "methods.md": methods, "entanglement.md": measures,
 }  # fmt: skip
 
 

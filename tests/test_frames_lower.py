@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import orthogonal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcircuit_peft.frames import FRAMES
-from qcircuit_peft.frames.lie import truncation_error
+from qcircuit_peft.frames.lie import neumann_series, truncation_error
 from qcircuit_peft.frames.lower import MAPS
 
 ALWAYS = [name for name in MAPS if name not in ("exponential", "neumann")]
@@ -103,7 +103,9 @@ def test_a_series_is_as_orthogonal_as_its_radius_says(name: str, order: int) -> 
         u = frame.apply(factor * values, torch.eye(96, dtype=torch.float64))
         found = torch.linalg.matrix_norm(u.mT @ u - torch.eye(96), 2).item()
         assert found == pytest.approx(
-            truncation_error(name, order, part * frame.radius), rel=1e-3, abs=rounding(torch.float64, 96)
+            truncation_error(MAPS[name].series.value, order, part * frame.radius),
+            rel=1e-3,
+            abs=rounding(torch.float64, 96),
         )
         assert found <= 1.001e-6 if part == 1 else found < 4e-7
     start = frame.initial()
@@ -123,7 +125,7 @@ def test_the_norm_of_a(n: int, rank: int) -> None:
 def test_the_error_of_neumann_has_a_closed_form(order: int, norm: float) -> None:
     z = norm / 2
     wanted = z ** (2 * order + 2) + (2 * z ** (order + 1) if order % 2 else 0)
-    assert truncation_error("neumann", order, norm) == pytest.approx(wanted, rel=1e-9)
+    assert truncation_error(neumann_series, order, norm) == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -53,23 +53,29 @@ def _half_purity(purities: NDArray, dims: Sequence[int]) -> float:
 
 _e, _o = entanglement, operators
 METRICS: dict[str, Metric] = {
-    "meyer_wallach": Metric(_e.meyer_wallach, "state", "1", "mean linear entropy of a wire, 0 to 1", True, _scott(1)),
-    "scott_2": Metric(_e.scott, "state", "1", "mean linear entropy of two wires, 0 to 1", True, _scott(2)),
-    "purity": Metric(_e.purity, "state", "1", "Tr rho^2 of the first half of the wires", True, _half_purity),
-    "entropy": Metric(_e.entropy, "state", "bits", "von Neumann entropy of the first half of the wires"),
+    "meyer_wallach": Metric(
+        _e.meyer_wallach, "state", "1", "Q, the mean over wires of d/(d-1) (1 - Tr ρ²), 0 to 1", True, _scott(1)
+    ),
+    "scott_2": Metric(_e.scott, "state", "1", "Q_m with m = 2, the same over pairs of wires, 0 to 1", True, _scott(2)),
+    "purity": Metric(_e.purity, "state", "1", "Tr ρ² of the first half of the wires", True, _half_purity),
+    "entropy": Metric(_e.entropy, "state", "bits", "von Neumann entropy of the half cut"),
     "schmidt_rank": Metric(_e.schmidt_rank, "state", "1", "Schmidt rank of the half cut"),
     "schmidt_gap": Metric(_e.schmidt_gap, "state", "1", "gap of the Schmidt probabilities of the half cut"),
     "negativity": Metric(_e.negativity, "state", "1", "negativity of the half cut"),
     "log_negativity": Metric(_e.log_negativity, "state", "bits", "logarithmic negativity of the half cut"),
-    "stabilizer_entropy": Metric(_e.stabilizer_entropy, "state", "bits", "stabilizer Renyi-2 entropy, magic (qubits)"),
+    "stabilizer_entropy": Metric(_e.stabilizer_entropy, "state", "bits", "stabilizer Rényi-2 entropy, magic (qubits)"),
     "schmidt_values": Metric(_e.schmidt_values, "state", "1", "Schmidt coefficients of the half cut", False),
     "entropy_profile": Metric(_e.entropy_profile, "state", "bits", "von Neumann entropy of every cut", False),
     "mutual_information": Metric(_e.mutual_information, "state", "bits", "of all pairs of wires", False),
-    "concurrence": Metric(_e.concurrence, "state", "1", "of all pairs of qubits", False),
+    "concurrence": Metric(_e.concurrence, "state", "1", "of all pairs of qubits, 0 to 1", False),
     "operator_entropy": Metric(_o.operator_entropy, "matrix", "bits", "operator entanglement of the half cut"),
-    "operator_rank": Metric(_o.operator_rank, "matrix", "1", "operator-Schmidt rank of the half cut"),
-    "entangling_power": Metric(_o.entangling_power, "matrix", "1", "mean linear entropy from product states"),
-    "operator_schmidt": Metric(_o.operator_schmidt, "matrix", "1", "operator-Schmidt coefficients", False),
+    "operator_rank": Metric(
+        _o.operator_rank, "matrix", "1", "terms of the shortest sum of Kronecker products across the half cut"
+    ),
+    "entangling_power": Metric(_o.entangling_power, "matrix", "1", "mean linear entropy from random product states"),
+    "operator_schmidt": Metric(
+        _o.operator_schmidt, "matrix", "1", "operator-Schmidt coefficients of the half cut", False
+    ),
     "operator_profile": Metric(_o.operator_profile, "matrix", "bits", "operator entanglement of every cut", False),
 }
 

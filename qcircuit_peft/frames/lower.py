@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import inf, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,26 @@ from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames.givens import givens
 from qcircuit_peft.frames.householder import householder
 from qcircuit_peft.frames.kind import check_count, draw, draw_angles
-from qcircuit_peft.frames.lie import TOLERANCE, cayley, exponential, neumann, taylor, truncation_error
+from qcircuit_peft.frames.lie import (
+    TOLERANCE,
+    cayley,
+    exponential,
+    neumann,
+    neumann_series,
+    taylor,
+    taylor_series,
+    truncation_error,
+)
 from qcircuit_peft.precision import wide
 
 MAX_ORDER = 256
+
+
+class Series(NamedTuple):
+    """What a truncated series makes of an eigenvalue of A, and the order it has if none is given; 0: as A asks for."""
+
+    value: Callable[[complex, int], complex]
+    order: int
 
 
 @dataclass(frozen=True)
@@ -28,31 +44,35 @@ class Map:
     """How B (*batch, N, K') acts on X (*batch, N, m), what that is, and where a "uniform" start draws B from.
 
     Entries are uniform with standard deviation ``spread`` / sqrt(N), or ``spread`` / (sqrt(N) + sqrt(K')) for a
-    ``bounded`` map; without a spread they are angles uniform in [0, 2 pi). A truncated series has a default ``order``,
-    0 for one that the norm chooses.
+    ``bounded`` map; without a spread they are angles uniform in [0, 2 pi). ``series`` is for a truncated one.
     """
 
     act: Callable[..., Tensor]
     about: str
     spread: float | None
-    order: int | None = None
+    series: Series | None = None
     bounded: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
         """The names of its options."""
-        return ("intrinsic_rank",) if self.order is None else ("intrinsic_rank", "order")
+        return ("intrinsic_rank",) if self.series is None else ("intrinsic_rank", "order")
 
 
 # Spreads by measurement (N = 64 and 768, K = 1 to 64): at these a column of the frame keeps no more of its weight in
 # the first K rows, and has no larger entries, than one of a random frame. Neumann diverges there, at a norm of 2.
 MAPS: dict[str, Map] = {
     "taylor": Map(
-        taylor, "the exponential of a low-rank skew-symmetric matrix, as a series (Q_T)", torch.pi / 2, order=0
+        taylor,
+        "the exponential of a low-rank skew-symmetric matrix, as a series (Q_T)",
+        torch.pi / 2,
+        Series(taylor_series, 0),
     ),
     "exponential": Map(exponential, "the same through the whole N x N matrix, as a reference", torch.pi / 2),
     "cayley": Map(cayley, "(1 - A/2)^-1 (1 + A/2) of a low-rank skew-symmetric A", 2.0),
-    "neumann": Map(neumann, "cayley with its inverse as a truncated series", 1.4, order=32, bounded=True),
+    "neumann": Map(
+        neumann, "cayley with its inverse as a truncated series", 1.4, Series(neumann_series, 32), bounded=True
+    ),
     "householder": Map(householder, "a product of reflections", 1.0),
     "givens": Map(givens, "a product of plane rotations, in trees of log2 N steps", None),
 }
@@ -90,11 +110,12 @@ class LowerFrame:
         if self.intrinsic_rank is None:
             object.__setattr__(self, "intrinsic_rank", self.k)
         whole_number(f"{self.map}: intrinsic_rank", self.intrinsic_rank, 1, self.k)
-        if self.order is None:
-            object.__setattr__(self, "order", MAPS[self.map].order or None)
-        elif MAPS[self.map].order is None:
-            series = " and ".join(name for name, row in MAPS.items() if row.order is not None)
-            raise ValueError(f"{self.map}: order is for the truncated series {series}, got {self.order!r}")
+        series = MAPS[self.map].series
+        if series is None and self.order is not None:
+            known = " and ".join(name for name, row in MAPS.items() if row.series is not None)
+            raise ValueError(f"{self.map}: order is for the truncated series {known}, got {self.order!r}")
+        if series is not None and self.order is None:
+            object.__setattr__(self, "order", series.order or None)
         if self.order is not None:
             whole_number(f"{self.map}: order", self.order, 1, MAX_ORDER)
             self._check_order()
@@ -123,7 +144,7 @@ class LowerFrame:
         low, high = 0.0, float(MAX_ORDER)
         for _ in range(40):
             middle = (low + high) / 2
-            inside = truncation_error(self.map, self.order, middle) <= TOLERANCE
+            inside = self._error(self.order, middle) <= TOLERANCE
             low, high = (middle, high) if inside else (low, middle)
         return low
 
@@ -148,12 +169,18 @@ class LowerFrame:
         kind = MAPS[self.map]
         return kind.spread and kind.spread / (sqrt(self.n) + sqrt(self.intrinsic_rank) * kind.bounded)
 
+    def _error(self, order: int, norm: float) -> float:
+        """|U^T U - 1| of the truncated series at this norm of A."""
+        series = MAPS[self.map].series
+        assert series is not None
+        return truncation_error(series.value, order, norm)
+
     def _check_order(self) -> None:
         """Raise ValueError if the series, at the norm that A has at a uniform start, leaves ``TOLERANCE``."""
         random = sqrt(self.n) + sqrt(self.intrinsic_rank)  # the norm of a random B of unit deviation
         norm = 1.15 * (self._spread() or 0.0) * random
-        orders = (p for p in range(1, MAX_ORDER + 1) if truncation_error(self.map, p, norm) <= TOLERANCE)
-        if truncation_error(self.map, self.order, norm) > TOLERANCE:
+        orders = (p for p in range(1, MAX_ORDER + 1) if self._error(p, norm) <= TOLERANCE)
+        if self._error(self.order, norm) > TOLERANCE:
             raise ValueError(
                 f"{self.map}: a series of order {self.order} leaves |U^T U - 1| above {TOLERANCE:g} at a norm of "
                 f"{norm:.3g}, where A starts; the least order is {next(orders)}"
