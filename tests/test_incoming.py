@@ -8,7 +8,6 @@ import pytest
 import torch
 from bounds import close
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.hotswap import hotswap_adapter
 from test_qpa import adapted as generated
 from test_qpa import config as generator
 from test_qpa import steps
@@ -120,8 +119,6 @@ def test_another_method_of_the_name_and_other_doors_are_refused(tmp_path: Path) 
     lora = get_peft_model(base("llama"), LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="of type QCIRCUIT, but the adapter 'default' is of type LORA"):
         lora.load_adapter(tmp_path, "default")
-    with pytest.raises(ValueError, match=r"[Hh]otswapping only supports LORA"):
-        hotswap_adapter(net, tmp_path, "default")
     model = base("llama")
     model.load_adapter(str(tmp_path))
     for option in (True, "auto"):

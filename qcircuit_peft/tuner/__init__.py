@@ -7,12 +7,14 @@ from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.lora import hook_conversion
 from qcircuit_peft.tuner.model import QCircuitModel, circuits
-from qcircuit_peft.tuner.register import hook_checkpoints, hook_deletion, register
+from qcircuit_peft.tuner.register import hook_checkpoints, hook_deletion, hook_hotswap, hook_scales, register
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
 hook_checkpoints()
 hook_conversion()
 hook_deletion()
+hook_hotswap()
+hook_scales(QCircuitLayer)
 
 __all__ = [
     "AdaptiveRank",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
+from qcircuit_peft.checks import number
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
 from qcircuit_peft.generation import unhooked
 from qcircuit_peft.precision import is_autocast, no_autocast
@@ -58,7 +59,8 @@ class QCircuitLayer(BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
-    other_param_names = ("factors", "rates", "lenders", "encodings")
+    cast_input_dtype_enabled = True  # for PEFT's ``disable_input_dtype_casting``: inputs are taken as they are
+    other_param_names = ("factors", "rates", "scales", "lenders", "encodings")
 
     def __init__(self, base_layer: nn.Module, bank: FrameBank, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -67,6 +69,7 @@ class QCircuitLayer(BaseTunerLayer):
         )
         self.factors: dict[str, Factorization] = {}
         self.rates: dict[str, float] = {}
+        self.scales: dict[str, float] = {}  # of the adapters whose strength has been changed
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
         self.encodings: dict[str, dict[str, Encoding]] = {}  # of the parts that this layer holds
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
@@ -183,6 +186,38 @@ class QCircuitLayer(BaseTunerLayer):
             if flaw := frame.flaw(values[part]):
                 warnings.warn(f"{PREFIX}{part} of adapter {adapter!r}: {flaw}", stacklevel=2)
 
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Use an adapter ``scale`` times as strong as it was trained; nothing happens if the layer does not have it.
+
+        Merging and plain-LoRA copies follow; what is saved, and measured of circuits, is the adapter as it was trained.
+        Raises ValueError for a scale that is no finite number, or while adapters are merged.
+        """
+        number("scale", scale)
+        if self.merged:
+            raise ValueError(
+                "the strength of an adapter is changed while none is merged, but "
+                f"{', '.join(self.merged_adapters)} is; call unmerge_adapter first"
+            )
+        if adapter in self.factors:
+            self.scales[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strength of all active adapters."""
+        for adapter in self.active_adapters:
+            self.set_scale(adapter, self.scales.get(adapter, 1.0) * number("scale", scale))
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strength of all active adapters; without a number they are as they were trained."""
+        if scale == 0:
+            raise ValueError("the strength of an adapter is not divided by 0; leave scale out to have it as trained")
+        for adapter in self.active_adapters:
+            self.set_scale(adapter, 1.0 if scale is None else self.scales.get(adapter, 1.0) / number("scale", scale))
+
+    def scaled(self, adapter: str, update: Tensor) -> Tensor:
+        """An update, or what it gives, at the strength at which its adapter is used."""
+        scale = self.scales.get(adapter, 1.0)
+        return update if scale == 1 else update * scale
+
     def made_now(self, adapter: str) -> dict[str, Tensor]:
         """What the factorization of an adapter works on, made for it by itself; differentiable.
 
@@ -223,7 +258,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         with torch.no_grad():
             if original is not None:
                 original = original.mT if self.fan_in_fan_out else original
-            delta = self.factors[adapter].delta(self.made_now(adapter), original)
+            delta = self.scaled(adapter, self.factors[adapter].delta(self.made_now(adapter), original))
         return delta.mT if self.fan_in_fan_out else delta
 
     def _original(self) -> Tensor:
@@ -286,7 +321,8 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         dtype = result.dtype
         base = self._without_bias(x, result, *args, **kwargs)
         for adapter, made in self._made(x, tuple(self.active_adapters)).items():
-            result = result + self.factors[adapter].forward(self._dropped(x, adapter), made, base)
+            update = self.factors[adapter].forward(self._dropped(x, adapter), made, base)
+            result = result + self.scaled(adapter, update)
         return result if result.dtype == dtype else result.to(dtype)
 
     def _without_bias(self, x: Tensor, result: Tensor, *args: Any, **kwargs: Any) -> Base:
@@ -355,7 +391,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
             some = x[rows]
             base = self._without_bias(some, plain[rows], *args, **kwargs)
             update = self.factors[adapter].forward(self._dropped(some, adapter), made, base)
-            result[rows] += update.to(result.dtype)
+            result[rows] += self.scaled(adapter, update).to(result.dtype)
         return result
 
     def __repr__(self) -> str:

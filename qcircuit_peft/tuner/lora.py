@@ -38,6 +38,7 @@ def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> 
     """
     layer.check_parameters(adapter)
     a, b = layer.factors[adapter].lora(layer.made_now(adapter))
+    b = layer.scaled(adapter, b)
     rows, kind = min(layer.in_features, layer.out_features), a.dtype
     (left, p), (right, q) = (torch.linalg.qr(factor.double()) for factor in (b, a.mT))
     u, singular, v = torch.linalg.svd(p @ q.mT)

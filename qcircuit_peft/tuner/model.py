@@ -78,7 +78,11 @@ class QCircuitModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
         check_adapter_name(adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        finally:
+            for name in ("_plans", "_planned", "_sharing"):
+                vars(self).pop(name, None)
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
@@ -116,7 +120,6 @@ class QCircuitModel(BaseTuner):
             warnings.warn(told, stacklevel=2)
 
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
-        del self._plans, self._planned, self._sharing
         self.bank.passes.watch(model)
         watch(model)
 

@@ -1,15 +1,19 @@
 """Makes PEFT know circuit adapters. PEFT has no plug-in interface, so this is the one place that reaches into it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from peft import PeftConfig, PeftModel, functional
+from peft import PeftConfig, PeftModel, functional, helpers
 from peft.tuners import tuners_utils
-from peft.utils import PeftType, register_peft_method
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import PeftType, hotswap, register_peft_method
 from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
+from qcircuit_peft.checks import number
 from qcircuit_peft.tuner.incoming import look_first
 from qcircuit_peft.tuner.saving import is_kind, where_it_is, whole_or_not
 
@@ -72,3 +76,57 @@ def hook_checkpoints() -> None:
         saved.save_pretrained = whole_or_not(saved.save_pretrained, has_ours)
     for owner, name in ((PeftConfig, "from_pretrained"), (PeftConfig, "_get_peft_type"), (peft, "from_pretrained")):
         setattr(owner, name, classmethod(where_it_is(getattr(owner, name).__func__)))
+
+
+def hook_scales(layer_cls: type) -> None:
+    """Let PEFT's ``rescale_adapter_scale`` scale layers of this class, beside those of LoRA."""
+    stock = helpers.rescale_adapter_scale
+
+    @functools.wraps(stock)
+    @contextmanager
+    def rescale_adapter_scale(model: Any, multiplier: float) -> Iterator[None]:
+        ours = [module for module in model.modules() if isinstance(module, layer_cls)]
+        if not ours:
+            with stock(model, multiplier):
+                yield
+            return
+        before = {module: dict(module.scales) for module in ours}
+        loras = any(isinstance(module, LoraLayer) for module in model.modules())
+        try:
+            for module in ours:
+                for adapter in module.factors:
+                    module.set_scale(adapter, module.scales.get(adapter, 1.0) * number("multiplier", multiplier))
+            with stock(model, multiplier) if loras else nullcontext():
+                yield
+        finally:
+            for module, scales in before.items():
+                module.scales = scales
+
+    helpers.rescale_adapter_scale = rescale_adapter_scale
+
+
+def hook_hotswap() -> None:
+    """Let PEFT's ``hotswap_adapter`` put the numbers of another adapter of the same circuits in place."""
+    stock = hotswap.hotswap_adapter
+
+    @functools.wraps(stock)
+    def hotswap_adapter(
+        model: Any, model_name_or_path: Any, adapter_name: str, torch_device: str | None = None, **kwargs: Any
+    ) -> None:
+        whole = getattr(model, "_orig_mod", model)  # of torch.compile
+        config = (getattr(whole, "peft_config", None) or {}).get(adapter_name)
+        if config is None or not is_kind(config.peft_type):
+            return stock(model, model_name_or_path, adapter_name, torch_device, **kwargs)
+        layers = [module for module in whole.modules() if isinstance(module, BaseTunerLayer)]
+        if any(adapter_name in module.merged_adapters for module in layers):
+            raise ValueError(
+                f"the adapter {adapter_name!r} is merged, so it is not swapped; call unmerge_adapter first"
+            )
+        modes = {module: module.training for module in whole.modules()}
+        try:
+            whole.load_adapter(model_name_or_path, adapter_name, torch_device=torch_device, **kwargs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    hotswap.hotswap_adapter = hotswap_adapter
