@@ -148,7 +148,7 @@ class Step:
             or not all(
                 isinstance(wires, list | tuple)
                 and len(wires) in (1, 2)
-                and all(isinstance(w, int) and not isinstance(w, bool) and w >= 0 for w in wires)
+                and all(checks.is_whole(w, 0) for w in wires)
                 and len(set(wires)) == len(wires)
                 for wires in self.on
             )
@@ -321,11 +321,7 @@ class Ansatz:
         if "circuit" in data:
             return cls(str(data.get("name", "circuit")), fixed=_read_circuit(data, where))
         checks.keys(where, data, ("version", "name", "about", "cite", "first", "layer", "last"), needed=["name"])
-        version = data.get("version", FORMAT_VERSION)
-        if isinstance(version, bool) or version != FORMAT_VERSION:
-            raise ValueError(
-                f"{where}: format version {shown(version)} is not known; this library reads version {FORMAT_VERSION}"
-            )
+        checks.version(where, data.get("version", FORMAT_VERSION), FORMAT_VERSION)
         parts: dict[str, list[Step]] = {}
         for part in ("first", "layer", "last"):
             entries = data.get(part, [])
@@ -387,12 +383,10 @@ def _plain_circuit(circuit: Circuit) -> dict[str, Any]:
 
 def _read_circuit(data: Mapping[str, Any], where: str) -> Circuit:
     """The circuit of plain data; raises ValueError if it is not what ``_plain_circuit`` writes, or too large."""
-    version, given = data.get("version"), data["circuit"]
-    if isinstance(version, bool) or version != CIRCUIT_VERSION or set(data) != {"version", "name", "circuit"}:
-        raise ValueError(
-            f"{where}: a circuit has a name and is of format version {CIRCUIT_VERSION}, got version {shown(version)} "
-            f"and the keys {', '.join(map(shown, data))}"
-        )
+    needed = ("version", "name", "circuit")
+    checks.keys(where, data, needed, needed)
+    checks.version(where, data["version"], CIRCUIT_VERSION)
+    given = data["circuit"]
     keys = ("dims", "ops", "affine")
     if not isinstance(given, Mapping) or set(given) != set(keys) or not all(isinstance(given[k], list) for k in keys):
         raise ValueError(f"{where}: a circuit has the lists dims, ops and affine, got {shown(given)}")

@@ -22,12 +22,13 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
     Traceback (most recent call last):
     ValueError: r is a whole number >= 1, got True
     """
-    if not _is_whole(value, low, high):
+    if not is_whole(value, low, high):
         raise ValueError(f"{name} is a whole number {_range(low, high)}, got {shown(value)}")
     return value  # type: ignore[return-value]
 
 
-def _is_whole(value: object, low: int, high: int | None) -> bool:
+def is_whole(value: object, low: int, high: int | None = None) -> bool:
+    """Whether it is a whole number from ``low`` to ``high`` (None: any)."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
 
 
@@ -44,7 +45,7 @@ def whole_numbers(name: str, values: object, low: int, high: int | None = None, 
     if not isinstance(values, list | tuple) or len(values) < least:
         raise ValueError(f"{name} is a list of whole numbers {_range(low, high)}, got {shown(values)}")
     for value in values:
-        if not _is_whole(value, low, high):
+        if not is_whole(value, low, high):
             raise ValueError(f"{name} has whole numbers {_range(low, high)}, got {shown(value)}")
     return tuple(values)
 
@@ -58,12 +59,28 @@ def number(name: str, value: object, low: float = -LARGEST, high: float = LARGES
     Traceback (most recent call last):
     ValueError: alpha is a finite number, of size 3.4e+38 at most, got nan
     """
-    fits = not isinstance(value, bool) and isinstance(value, int | float) and low <= value <= high
-    if not fits or (below is not None and value >= below):  # type: ignore[operator]
+    if not is_number(value, low, high) or (below is not None and value >= below):  # type: ignore[operator]
         allowed = f"a number from {low:g} to {high:g}" if below is None else f"a number from {low:g} to below {below:g}"
         allowed = f"a finite number, of size {high:g} at most" if (low, high) == (-LARGEST, LARGEST) else allowed
         raise ValueError(f"{name} is {allowed}, got {shown(value)}")
     return float(value)  # type: ignore[arg-type]
+
+
+def is_number(value: object, low: float = -LARGEST, high: float = LARGEST) -> bool:
+    """Whether it is a finite number from ``low`` to ``high``."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and low <= value <= high
+
+
+def version(where: str, value: object, known: int) -> int:
+    """The version of a format, the one that is known.
+
+    >>> version("ansatz", True, 1)
+    Traceback (most recent call last):
+    ValueError: ansatz: format version True is not known; this library reads version 1
+    """
+    if not is_whole(value, known, known):
+        raise ValueError(f"{where}: format version {shown(value)} is not known; this library reads version {known}")
+    return known
 
 
 def boolean(name: str, value: object) -> bool:
@@ -90,6 +107,13 @@ def text(name: str, value: object) -> str:
     """A text."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is a text, got {shown(value)}")
+    return value
+
+
+def label(name: str, value: object) -> str:
+    """A text that can be the name of a file on any system."""
+    if not isinstance(value, str) or not re.fullmatch(r"[\w-]{1,64}", value, re.ASCII):
+        raise ValueError(f"{name} is 1 to 64 letters, digits, - and _, got {shown(value)}")
     return value
 
 

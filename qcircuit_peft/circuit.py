@@ -12,10 +12,11 @@ PennyLane and TorchQuantum agree with this; Qiskit, Qulacs and Stim are little-e
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite, prod
+from math import prod
+from sys import float_info
 from typing import Any
 
-from qcircuit_peft.checks import whole_numbers
+from qcircuit_peft.checks import is_number, whole_numbers
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.text import did_you_mean, shown
 
@@ -93,7 +94,7 @@ class Affine:
         if len(set(positions)) != len(positions):
             raise ValueError(f"an angle takes every position once, got {positions}")
         for number in (self.shift, *(scale for _, scale in pairs)):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number):
+            if not is_number(number, -float_info.max, float_info.max):
                 raise ValueError(f"the numbers of an angle are finite, got {shown(number)}")
         kept = sorted((position, float(scale)) for position, scale in pairs if scale)
         object.__setattr__(self, "terms", tuple(kept))

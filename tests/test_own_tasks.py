@@ -144,6 +144,7 @@ def test_a_file_names_its_data_beside_itself(models, tmp_path):
         ({"data": {"train": ROWS}}, "task: data: the key 'validation' is missing"),
         ({"data": {"train": ROWS, "validation": 2}}, "task: validation is a number from 0 to below 1"),
         ({"bits": 3}, "task: bits is 4 or 8, got 3"),
+        ({"bits": 4.0}, "task: bits is 4 or 8, got 4.0"),
         ({"epochs": 0}, "task: epochs is a whole number 1 to"),
         ({"lora_targets": "query"}, "task: lora_targets is a list of texts"),
     ],

@@ -219,7 +219,7 @@ def test_stored_configurations_of_another_kind_or_version(tmp_path: Path) -> Non
     stored = json.loads(path.read_text())
     assert QPAConfig.from_pretrained(str(tmp_path)).to_dict() == config().to_dict()
     for change, says in (
-        ({"generator": {**stored["generator"], "version": 2}}, "format version 2, but this qcircuit_peft reads 1"),
+        ({"generator": {**stored["generator"], "version": 2}}, "the generator: format version 2 is not known"),
         ({"colour": 1}, "unknown key 'colour'"),
     ):
         path.write_text(json.dumps(stored | change))
@@ -250,7 +250,8 @@ def test_networks_larger_than_the_memory_and_odd_layouts_are_refused() -> None:
     stored = QPAConfig(base=base).to_dict()["generator"]
     marks = {"parameters": 5, "digest": "ab", "start": [0.1, 0.0, 0.0]}
     QPAConfig(base=base, generator=stored | {"layout": marks})
-    for change in ({"parameters": "x"}, {"start": "abc"}, {"start": [0.1] * 17}, {"start": [None] * 3}):
+    parameters = [{"parameters": value} for value in ("x", True)]
+    for change in [*parameters, *({"start": value} for value in ("abc", [0.1] * 17, [None] * 3, [True]))]:
         with pytest.raises(ValueError, match="layout is a table of parameters, digest, start, got another"):
             QPAConfig(base=base, generator=stored | {"layout": marks | change})
 

@@ -91,7 +91,7 @@ def saved(tmp_path: Path, **change: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 2}, "format version 2, but this qcircuit_peft reads up to 1"),
+        ({"version": 2}, "the adapter's circuit: format version 2 is not known; this library reads version 1"),
         ({"version": "1"}, "format version '1'"),
         ({"width": None}, "width is one of auto, qudit, shannon, got None"),
         ({"wires": 3}, "'wires' was found"),

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from qcircuit_peft.factorizations.parts import Vector
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear
+from qcircuit_peft.tuner.names import tuner_layers
 
 Loss = Callable[[nn.Module, Any], Tensor]
 _ENTRIES = 1 << 24  # of a Jacobian that are held at a time
@@ -229,7 +229,7 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
     >>> 0 < found.share < 1 and abs(found.share - found.full_share) < 1e-9
     True
     """
-    modules: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    modules = tuner_layers(model)
     if not modules:
         raise ValueError("what is measured is a model with an adapter of PEFT, got one without")
     parameters = {}

@@ -13,7 +13,7 @@ from peft.utils import PeftType
 
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.checks import keys, one_of
+from qcircuit_peft.checks import is_number, is_whole, keys, one_of, version
 from qcircuit_peft.generator.recipe import SCOPES, Recipe
 from qcircuit_peft.generator.targets import MARKS, SAVED, check_layout
 from qcircuit_peft.text import shown
@@ -95,10 +95,7 @@ class QPAConfig(PeftConfig):
         names = ("version", "scope", "layout", *_RECIPE)
         if not isinstance(stored, dict) or set(stored) != set(names):
             raise ValueError(f"the key 'generator' of an adapter configuration is a table of {', '.join(names)}")
-        if stored["version"] != VERSION:
-            raise ValueError(
-                f"the generator has format version {shown(stored['version'])}, but this qcircuit_peft reads {VERSION}"
-            )
+        version("the generator", stored["version"], VERSION)
         layout = stored["layout"]
         if layout is not None and not _is_layout(layout):
             raise ValueError(f"the generator's layout is a table of {', '.join(_LAYOUT)}, got another")
@@ -150,8 +147,8 @@ def _is_layout(stored: object) -> bool:
     if not isinstance(stored, dict) or set(stored) != set(_LAYOUT):
         return False
     parameters, digest, start = (stored[key] for key in _LAYOUT)
-    marks = isinstance(start, list) and len(start) <= MARKS and all(type(mark) is float for mark in start)
-    return type(parameters) is int and isinstance(digest, str) and (start in (None, SAVED) or marks)
+    marks = isinstance(start, list) and len(start) <= MARKS and all(is_number(mark) for mark in start)
+    return is_whole(parameters, 0) and isinstance(digest, str) and (start in (None, SAVED) or marks)
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, l
 from qcircuit_peft.tuner.heads import unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
-from qcircuit_peft.tuner.names import GENERATORS, check_adapter_name, unfiltered
+from qcircuit_peft.tuner.names import GENERATORS, check_adapter_name, tuner_layers, unfiltered
 
 HOLDER = GENERATORS.split(".")[1]
 
@@ -243,12 +243,11 @@ class QPAModel(BaseTuner):
         if not safe or isinstance(self.wrapped.base_model, QCircuitModel):  # which tries by itself
             return
         with self.settled():
-            for name, module in self.model.named_modules():
-                if isinstance(module, BaseTunerLayer):
-                    try:
-                        copy.deepcopy(module).merge(safe_merge=True, adapter_names=adapter_names)
-                    except ValueError as error:
-                        raise ValueError(f"module {name!r}: {error}; nothing was merged") from None
+            for name, module in tuner_layers(self.model).items():
+                try:
+                    copy.deepcopy(module).merge(safe_merge=True, adapter_names=adapter_names)
+                except ValueError as error:
+                    raise ValueError(f"module {name!r}: {error}; nothing was merged") from None
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge as the base method does.

@@ -6,9 +6,10 @@ from math import isclose
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from qcircuit_peft.tuner.names import tuner_layers
 
 
 @dataclass
@@ -24,7 +25,7 @@ def find_targets(model: nn.Module, known: set[int]) -> tuple[list[Target], list[
     """The trainable parameters that are not ``known``, by adapted layer, and how many numbers each layer has."""
     found: dict[int, tuple[str, Target]] = {}
     inside = [name for name, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-    layers = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    layers = tuner_layers(model)
     for path, module in model.named_modules(remove_duplicate=False):
         if any(path == name or path.startswith(f"{name}.") for name in inside):
             continue  # modules_to_save are trained as they are

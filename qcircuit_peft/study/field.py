@@ -5,7 +5,6 @@ not at all, so that a comparison can be stopped and go on.
 """
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -98,8 +97,7 @@ class Field:
     rates: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]{1,64}", self.name, re.ASCII):
-            raise ValueError(f"name is 1 to 64 letters, digits, - and _, got {shown(self.name)}")
+        checks.label("name", self.name)
         for key in ("task", "about"):
             checks.text(key, getattr(self, key))
         object.__setattr__(self, "seeds", whole_numbers("seeds", self.seeds, 0, 2**32 - 1))

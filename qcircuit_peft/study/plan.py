@@ -114,8 +114,7 @@ class Study:
     samples: int = 2000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]{1,64}", self.name, re.ASCII):
-            raise ValueError(f"name is 1 to 64 letters, digits, - and _, got {shown(self.name)}")
+        checks.label("name", self.name)
         for key in ("task", "about"):
             checks.text(key, getattr(self, key))
         object.__setattr__(self, "seeds", whole_numbers("seeds", self.seeds, 0, 2**32 - 1))

@@ -89,7 +89,7 @@ def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: An
         if isinstance(given["validation"], int | float):
             checks.number("validation", given["validation"], 0, below=1)
         bits = data.get("bits")
-        if bits is not None and bits not in (4, 8):
+        if bits is not None and not (checks.is_whole(bits, 4, 8) and bits in (4, 8)):
             raise ValueError(f"bits is 4 or 8, got {shown(bits)}")
         checks.whole_number("seed", given.get("seed", 0), 0, 2**32 - 1)
 

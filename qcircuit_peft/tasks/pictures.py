@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from qcircuit_peft import files
+from qcircuit_peft.checks import is_number, is_whole
 from qcircuit_peft.text import printable, shortened, shown
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -39,11 +40,8 @@ class Pictures:
         side = size.get("shortest_edge") or getattr(AutoConfig.from_pretrained(model), "image_size", 224)
         self.size = (size.get("height", side), size.get("width", side))
         mean, std = found.get("image_mean", _MEAN), found.get("image_std", _STD)
-        whole = all(isinstance(n, int) and 1 <= n <= _MOST_SIDE for n in self.size)
-        three = all(
-            isinstance(v, list | tuple) and len(v) == 3 and all(isinstance(x, int | float) for x in v)
-            for v in (mean, std)
-        )
+        whole = all(is_whole(n, 1, _MOST_SIDE) for n in self.size)
+        three = all(isinstance(v, list | tuple) and len(v) == 3 and all(map(is_number, v)) for v in (mean, std))
         if not whole or not three or min(std) <= 0:
             raise ValueError(f"{shown(str(model))}: its images have a size, a mean and a deviation that none can have")
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))

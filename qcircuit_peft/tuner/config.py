@@ -19,7 +19,7 @@ from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS
 from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
-from qcircuit_peft.tuner.saving import settle
+from qcircuit_peft.tuner.saving import MAX_CONFIG, settle
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -33,7 +33,6 @@ _CIRCUIT_KEYS = (
 CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
 _SHARE = ("kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
-_MAX_JSON_BYTES = 1 << 20
 
 
 _OF_LORA = {
@@ -217,12 +216,7 @@ class QCircuitConfig(PeftConfig):
     def _restore(self, stored: object) -> None:
         if not isinstance(stored, dict):
             raise ValueError(f"the key 'circuit' of an adapter configuration is a table, got {shown(stored)}")
-        version = stored.get("version")
-        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= CIRCUIT_VERSION:
-            raise ValueError(
-                f"the adapter's circuit has format version {shown(version)}, but this qcircuit_peft reads up to "
-                f"{CIRCUIT_VERSION}; a newer one may read it"
-            )
+        checks.version("the adapter's circuit", stored.get("version"), CIRCUIT_VERSION)
         unknown = sorted(map(str, set(stored) - {"version", *_CIRCUIT_KEYS}))
         missing = [key for key in _CIRCUIT_KEYS if key not in stored]
         if unknown or missing:
@@ -274,8 +268,8 @@ class QCircuitConfig(PeftConfig):
 def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
     """Write adapter_config.json whole or not at all; raises ValueError for what ``read_config`` would not read."""
     text = json.dumps(data, indent=2, sort_keys=True)
-    if len(text.encode()) > _MAX_JSON_BYTES:
-        raise ValueError(f"an adapter configuration has at most {_MAX_JSON_BYTES} bytes, this has {len(text.encode())}")
+    if len(text.encode()) > MAX_CONFIG:
+        raise ValueError(f"an adapter configuration has at most {MAX_CONFIG} bytes, this has {len(text.encode())}")
     if os.path.isfile(folder):
         raise ValueError(f"an adapter is saved in a folder, but {folder} is a file")
     files.make_folder(Path(folder))
@@ -285,7 +279,7 @@ def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """An adapter_config.json as plain data; raises ValueError if it is too large or not a JSON table."""
-    data = files.read_json(Path(path), "configuration", _MAX_JSON_BYTES)
+    data = files.read_json(Path(path), "configuration", MAX_CONFIG)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: an adapter configuration is a table, got {type(data).__name__}")
     return data

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.tuners.tuners_utils import onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from qcircuit_peft.tuner.names import tuner_layers
 
 
 def unload_heads(model: nn.Module, **how: Any) -> None:
@@ -13,7 +15,7 @@ def unload_heads(model: nn.Module, **how: Any) -> None:
     PEFT does so when it unloads a model, and asks each for a weight; a head of several layers has none. ``how`` is what
     a tuner is told of merging.
     """
-    adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    adapted = tuple(f"{name}." for name in tuner_layers(model))
     for name, module in list(model.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper) and not name.startswith(adapted):
             parent, _, last = name.rpartition(".")

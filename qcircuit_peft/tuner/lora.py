@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import conversion
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
-from qcircuit_peft.tuner.names import base_name
+from qcircuit_peft.tuner.names import base_name, tuner_layers
 from qcircuit_peft.tuner.saving import replaced_at_once
 
 _PREFIX = "base_model.model."
@@ -60,8 +59,7 @@ def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> 
 
 def _targets(names: Iterable[str], model: nn.Module) -> list[str] | str:
     """These modules of a model and no others: PEFT takes a name in a list for the end of longer ones too."""
-    wanted, layers = set(names), [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
-    inside = tuple(f"{name}." for name in layers)
+    wanted, inside = set(names), tuple(f"{name}." for name in tuner_layers(model))
     others = [base_name(name) for name, _ in model.named_modules() if not name.startswith(inside)]
     if any(name not in wanted and name.endswith(tuple(f".{end}" for end in wanted)) for name in others):
         return "|".join(re.escape(name) for name in sorted(wanted))

@@ -23,7 +23,15 @@ from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.heads import unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features
-from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, is_ours, own_names, unfiltered
+from qcircuit_peft.tuner.names import (
+    PREFIX,
+    base_name,
+    check_adapter_name,
+    is_ours,
+    own_names,
+    tuner_layers,
+    unfiltered,
+)
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
 
 
@@ -92,7 +100,7 @@ class QCircuitModel(BaseTuner):
             _warn_of_fused_experts(model)
             attention = {name for name, module in model.named_modules() if inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
-        inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        inside = tuple(f"{name}." for name in tuner_layers(model))
         self._plans, self._planned = Plans(peft_config), dict[str, Planned]()
         sharing, self._sharing = Sharing(peft_config.share), Sharing(peft_config.share)
         held: dict[str, Encoding] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from itertools import chain
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -24,6 +25,11 @@ def is_ours(key: str) -> bool:
     A parameter of the model itself may look so, too: those are the ``own_names``.
     """
     return key.startswith(GENERATORS) or key.rpartition(".")[2].startswith(PREFIX)
+
+
+def tuner_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that tuners, PEFT's and ours, have put into a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def own_names(model: nn.Module) -> set[str]:

@@ -24,6 +24,7 @@ from qcircuit_peft.text import printable, shortened
 from qcircuit_peft.tuner.meaning import meaning
 
 COMMITTED = ".saved"
+MAX_CONFIG = 1 << 20  # bytes of an adapter_config.json
 DIGEST = "qcircuit_peft.configuration"  # the key in a weights file's metadata
 _WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 _OF_0_1 = (".saving-????????", ".replaced-????????")  # what a save that was killed left in version 0.1
@@ -149,7 +150,9 @@ def _digest(data: Mapping[str, Any]) -> str | None:
 def _sign(folder: Path) -> None:
     """Write the digest of a configuration into the metadata of the weights beside it."""
     config, weights = folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME
-    digest = _digest(json.loads(config.read_bytes())) if config.is_file() and weights.is_file() else None
+    if not config.is_file() or not weights.is_file():
+        return
+    digest = _digest(files.read_json(config, "configuration", MAX_CONFIG))
     if digest is None:
         return
     raw = weights.read_bytes()
@@ -171,7 +174,7 @@ def check_signed(folder: Path) -> None:
         return
     with safe_open(weights, "pt") as opened:
         known = (opened.metadata() or {}).get(DIGEST)
-    data = json.loads(config.read_bytes())
+    data = files.read_json(config, "configuration", MAX_CONFIG)
     if known is not None and known != _digest(data):
         kind: Any = data.get("peft_type")
         if is_kind(kind):  # what is wrong with the configuration itself is said first
