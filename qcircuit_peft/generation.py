@@ -12,8 +12,7 @@ through one generation, and a parameter of which nothing was used gets no gradie
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -25,15 +24,26 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qcircuit_peft.precision import no_autocast
+from qcircuit_peft.recomputation import functions_around, unhooked
 
 _SELECTIVE = (checkpoint._CachingTorchDispatchMode, checkpoint._CachedTorchDispatchMode)
 
 
 class Pass:
-    """A forward pass that is under way; ``unrecorded`` has marks of those who asked in it without recording a graph."""
+    """A forward pass that is under way; ``unrecorded`` has marks of those who asked in it without recording a graph.
+
+    ``recorded`` says whether a graph is recorded of it, or around it.
+    """
 
     def __init__(self) -> None:
+        self.recorded = torch.is_grad_enabled() or any(True for _ in functions_around())
         self.unrecorded: set[int] = set()
+
+
+def replayed() -> bool:
+    """Whether selective checkpointing notes or replays operations, which have to be the same both times."""
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
+    return any(isinstance(mode, _SELECTIVE) for mode in modes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,21 +90,6 @@ def _signature(parameter: Tensor) -> tuple[Any, ...]:
     """What changes when a parameter is moved, frozen or written to, but for a write through ``.data``."""
     version = 0 if parameter.is_inference() else parameter._version
     return parameter.data_ptr(), version, parameter.requires_grad, parameter.dtype, parameter.device
-
-
-@contextmanager
-def unhooked() -> Iterator[None]:
-    """Hooks on saved tensors do not see what is done within: a checkpoint counts what its region saves, not this."""
-    autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
-    hooks = []
-    while (top := autograd._top_saved_tensors_default_hooks(True)) is not None:
-        hooks.append(top)
-        autograd._pop_saved_tensors_default_hooks()
-    try:
-        yield
-    finally:
-        for pack, unpack in reversed(hooks):
-            autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 class _Rows(torch.autograd.Function):
@@ -246,15 +241,19 @@ class Passes:
         if not torch.compiler.is_compiling():
             self._thread.forward = None
 
+    @property
+    def recorded(self) -> bool:
+        """Whether a graph may be recorded around what this thread does: it is so but in a pass without one."""
+        return self._thread.forward is None or self._thread.forward.recorded
+
     def clear(self) -> None:
         """Forget what is kept, in every thread."""
         self._epoch += 1
 
     def under_way(self) -> Pass | int | None:
         """The forward pass of this thread, or the backward pass (a number) that may recompute one, or None."""
-        modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
-        if any(isinstance(mode, _SELECTIVE) for mode in modes):
-            return None  # it replays the operations of a region in their order, which has to be the same both times
+        if replayed():
+            return None
         if self._thread.forward is not None:
             return self._thread.forward
         task = torch._C._current_graph_task_id()

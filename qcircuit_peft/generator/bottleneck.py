@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import one_of, whole_number
-from qcircuit_peft.tuner.heads import unload_heads
+from qcircuit_peft.recomputation import check_unchanged, may_run_again
+from qcircuit_peft.tuner.heads import in_use, unload_heads, watch_heads
 from qcircuit_peft.tuner.layer import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 from qcircuit_peft.tuner.names import check_adapter_name, unfiltered
@@ -84,6 +85,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output through the active adapters."""
+        if may_run_again():
+            check_unchanged(self, in_use(self, self.bottleneck_down))
         h = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return h
@@ -110,6 +113,7 @@ class BottleneckModel(BaseTuner):
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
         check_adapter_name(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        watch_heads(model)
 
     @staticmethod
     def refuse_merge() -> None:

@@ -9,17 +9,20 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.integrations import skip_init_on_device
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qcircuit_peft.generation import Passes
-from qcircuit_peft.generator.bottleneck import BottleneckModel
+from qcircuit_peft.generator.bottleneck import BottleneckLayer, BottleneckModel
 from qcircuit_peft.generator.config import QPAConfig
 from qcircuit_peft.generator.guard import seeded, whole_or_nothing
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
-from qcircuit_peft.tuner.heads import unload_heads
+from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
+from qcircuit_peft.tuner.heads import head_in_use, in_use, unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
+from qcircuit_peft.tuner.layer import QCircuitLayer
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
 from qcircuit_peft.tuner.names import GENERATORS, check_adapter_name, tuner_layers, unfiltered
 
@@ -70,6 +73,7 @@ class QPAModel(BaseTuner):
         object.__setattr__(self, "wrapped", None)  # not a submodule: it would list all parameters a second time
         self.sources: dict[str, Source] = {}
         self.passes = Passes()
+        self._mixed: list[str] | None = None  # the names of a call with one for every input
         self.prompt = _Prompt() if self.peft_config[adapter_name].base.is_prompt_learning else None
         setattr(self, HOLDER, nn.ModuleDict())
         self.model = model
@@ -94,7 +98,26 @@ class QPAModel(BaseTuner):
                 self._add(adapter_name, config, known)
         if first:
             self.passes.watch(self.model)
+        self._watch_layers()
         self.set_adapter(active, inference_mode=config.inference_mode)
+
+    def _watch_layers(self) -> None:
+        """Have every layer and head look whether it runs again with what it ran with before; ours do by themselves."""
+        for module in self.model.modules():
+            known = {getattr(hook, "__func__", None) for hook in module._forward_pre_hooks.values()}
+            by_itself = isinstance(module, QCircuitLayer | BottleneckLayer) or QPAModel._look in known
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not by_itself:
+                module.register_forward_pre_hook(self._look)  # type: ignore[union-attr]
+
+    def _look(self, module: Any, *_: Any) -> None:
+        if not may_run_again(self.passes.recorded):
+            return
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            check_unchanged(module, head_in_use(module, self._mixed))
+            return
+        has, scales = module._get_available_adapters(), getattr(module, "scaling", {})
+        own = {name: source for name, source in self.sources.items() if name in has}
+        check_unchanged(module, in_use(module, own, self._mixed, scales))
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         """PEFT's place for making a layer: the base method makes its own, in ``inject_adapter``."""
@@ -165,6 +188,9 @@ class QPAModel(BaseTuner):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted model's output."""
+        if self.prompt is not None and may_run_again(self.passes.recorded):
+            active = [] if self.prompt.disable_adapters else self.active_adapters
+            check_unchanged(self, InUse(tuple(active), "", tuple(self.sources[name] for name in active)))
         return self._runs()(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,8 +202,12 @@ class QPAModel(BaseTuner):
         hooks = (
             None if self.prompt is not None else getattr(self.wrapped.base_model, "_enable_peft_forward_hooks", None)
         )
-        with nullcontext() if hooks is None else hooks(*args, **kwargs):
-            yield
+        self._mixed = kwargs.get("adapter_names")
+        try:
+            with nullcontext() if hooks is None else hooks(*args, **kwargs):
+                yield
+        finally:
+            self._mixed = None
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters active; their generators are trained, all others are not."""

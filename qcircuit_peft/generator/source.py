@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcircuit_peft.generation import Batch, Pass, Passes
+from qcircuit_peft.generation import Batch, Pass, Passes, replayed
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.targets import Target
+from qcircuit_peft.recomputation import unhooked
 
 
 class Slots(dict):
@@ -94,8 +95,9 @@ class Source:
     def tensor(self, index: int) -> Tensor:
         """The tensor of a target, of its shape and dtype."""
         values = list(self.generator.values().values())
-        if any(value.is_meta for value in values):
-            return self._cut((self.made([value.unsqueeze(0) for value in values])[0][0],))[index]
+        if any(value.is_meta for value in values) or replayed():
+            with unhooked():
+                return self._cut((self.made([value.unsqueeze(0) for value in values])[0][0],))[index]
         now, key = self.passes.under_way() or Pass(), id(self)
         found = self.passes.kept(key, now)
         wants_grad = torch.is_grad_enabled() and any(value.requires_grad for value in values)

@@ -1,11 +1,15 @@
-"""Heads, and other modules that are trained whole, when a model is unloaded."""
+"""Heads, and other modules that are trained whole: how they are unloaded, and that checkpoints run the same ones."""
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from peft.tuners.tuners_utils import onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
+from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.names import tuner_layers
 
 
@@ -21,3 +25,38 @@ def unload_heads(model: nn.Module, **how: Any) -> None:
             parent, _, last = name.rpartition(".")
             with onload_layer(module):
                 setattr(model.get_submodule(parent), last, module.unload_and_optionally_merge_module(**how))
+
+
+def in_use(
+    module: Any, adapters: Any, names: Sequence[str] | None = None, scales: Mapping[str, float] = MappingProxyType({})
+) -> InUse:
+    """Which of its ``adapters``, by name, a layer or a head works with, and how much it scales them.
+
+    ``names`` are those that were given for every input.
+    """
+    if module.disable_adapters:
+        return InUse()
+    if names is not None:
+        return InUse(tuple(names), "for every input", tuple(adapters[name] for name in names if name in adapters))
+    chosen = [name for name in module.merged_adapters or module.active_adapters if name in adapters]
+    strengths = [scales.get(name, 1.0) for name in chosen]
+    scaled = f"scaled by {', '.join(map(shown, strengths))}" if any(value != 1 for value in strengths) else ""
+    how = "merged" if module.merged_adapters else scaled
+    return InUse(tuple(chosen), how if chosen else "", tuple(adapters[name] for name in chosen))
+
+
+def head_in_use(head: Any, names: Sequence[str] | None = None) -> InUse:
+    """``in_use`` of a head, or of another module that is trained whole."""
+    return in_use(head, getattr(head, "modules_to_save", None) or dict.fromkeys(head._adapters), names)
+
+
+def _look(head: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if may_run_again():
+        check_unchanged(head, head_in_use(head, kwargs.get("adapter_names")))
+
+
+def watch_heads(model: nn.Module) -> None:
+    """Have every head look whether it runs again with the adapter that it ran with before."""
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper) and _look not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_look, with_kwargs=True)

@@ -16,10 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import number
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
-from qcircuit_peft.generation import unhooked
 from qcircuit_peft.precision import is_autocast, no_autocast
+from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.encoding import Encoding, check_finite
+from qcircuit_peft.tuner.heads import in_use
 from qcircuit_peft.tuner.names import PREFIX
 
 
@@ -309,6 +310,8 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the updates of the active adapters."""
         adapter_names = kwargs.pop("adapter_names", None)
+        if may_run_again(self.bank.passes.recorded):
+            check_unchanged(self, in_use(self, self.factors, adapter_names, self.scales))
         if self.disable_adapters or (self.merged and adapter_names is None):
             if self.disable_adapters and self.merged:
                 self.unmerge()

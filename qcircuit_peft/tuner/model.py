@@ -20,7 +20,7 @@ from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
-from qcircuit_peft.tuner.heads import unload_heads
+from qcircuit_peft.tuner.heads import unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features
 from qcircuit_peft.tuner.names import (
@@ -91,6 +91,7 @@ class QCircuitModel(BaseTuner):
         finally:
             for name in ("_plans", "_planned", "_sharing"):
                 vars(self).pop(name, None)
+        watch_heads(model)
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
@@ -212,7 +213,7 @@ class QCircuitModel(BaseTuner):
 
         hooks = [
             module.register_forward_pre_hook(
-                partial(hand, given=list(names) if module in in_encoder else repeated), with_kwargs=True
+                partial(hand, given=list(names) if module in in_encoder else repeated), with_kwargs=True, prepend=True
             )
             for module in self.modules()
             if isinstance(module, QCircuitLayer | AuxiliaryTrainingWrapper)
