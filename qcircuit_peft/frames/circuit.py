@@ -225,7 +225,11 @@ class CircuitFrame:
             return self._recursion.columns(self.n, angles, self.k)
         circuit = self._circuit
         made = backends.columns(circuit, angles, min(self.k, circuit.dim), backend=self.backend)
-        return _real_columns(made, self.k) if made.is_complex() else made
+        if is_real(self.ansatz):
+            return made
+        if not made.is_complex():  # no layer, and so no gate that is
+            made = torch.complex(made, torch.zeros_like(made))
+        return _real_columns(made, self.k)
 
     def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""

@@ -9,12 +9,11 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.heads import in_use, unload_heads, watch_heads
-from qcircuit_peft.tuner.layer import features
+from qcircuit_peft.tuner.layer import check_linear, features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 from qcircuit_peft.tuner.names import check_adapter_name, unfiltered
 
@@ -115,6 +114,9 @@ class BottleneckModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         watch_heads(model)
 
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        check_linear(self, peft_config, model)
+
     @staticmethod
     def refuse_merge() -> None:
         """Raise ValueError: the adapter is not linear."""
@@ -158,8 +160,6 @@ class BottleneckModel(BaseTuner):
     ) -> None:
         layer = target
         if not isinstance(target, BottleneckLayer):
-            if not isinstance(target, nn.Linear | Conv1D):
-                raise ValueError(f"target module {target_name!r} is a {type(target).__name__}, not a linear layer")
             layer = BottleneckLayer(target)
             layer._active_adapter = adapter_name
             self._replace_module(parent, target_name, layer, target)

@@ -127,7 +127,7 @@ class QPAModel(BaseTuner):
         """Add a further adapter, or leave those that there are alone."""
         active = self.active_adapter
         try:
-            with seeded(config.seed):
+            with self.settled(), seeded(config.seed):  # PEFT looks at what others generate, which may draw shots
                 self._still(self.wrapped.add_adapter, name, config.base_config(), autocast_adapter_dtype=False)
             self._still(self.wrapped.set_adapter, name)
             self._generate(name, config, known)

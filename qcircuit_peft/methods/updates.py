@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import number, one_of, whole_number
-from qcircuit_peft.tuner.layer import features
+from qcircuit_peft.tuner.layer import check_linear, features, targets
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.names import check_adapter_name
 from qcircuit_peft.tuner.plan import kind_of
 from qcircuit_peft.tuner.register import register
 
@@ -270,11 +271,35 @@ class UpdateModel(BaseTuner):
     tuner_layer_cls = UpdateLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
-    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
+        check_adapter_name(adapter_name)
+        config: Any = self.peft_config[adapter_name]
         if "update_common" not in self._modules:
             self.update_common, self.generators = nn.ModuleDict(), {}
         self.update_common[adapter_name] = nn.ParameterDict()
         self.generators[adapter_name] = torch.Generator().manual_seed(config.seed)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            del self.update_common[adapter_name]
+            raise
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """PEFT's, with what the layers of an adapter share."""
+        super().delete_adapter(adapter_name)
+        del self.update_common[adapter_name]
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        """Look at every target before the first one is replaced."""
+        check_linear(self, peft_config, model)
+        for name, module in targets(self, peft_config, model):
+            least = min(features(module.get_base_layer() if isinstance(module, UpdateLayer) else module))
+            if peft_config.update in ("svf", "random_frames") and peft_config.size > least:
+                raise ValueError(
+                    f"{peft_config.update!r} has at most as many numbers as the narrower side of a layer, "
+                    f"{least} in {name!r}, got size {peft_config.size}"
+                )
 
     def _create_and_replace(
         self,
@@ -287,14 +312,6 @@ class UpdateModel(BaseTuner):
         **kwargs: Any,
     ) -> None:
         layer = target if isinstance(target, UpdateLayer) else None
-        base = target.get_base_layer() if layer else target
-        if not isinstance(base, nn.Linear | Conv1D):
-            raise ValueError(f"target module {current_key!r} is a {type(base).__name__}, not a linear layer")
-        if peft_config.update in ("svf", "random_frames") and peft_config.size > min(features(base)):
-            raise ValueError(
-                f"{peft_config.update!r} has at most as many numbers as the narrower side of a layer, "
-                f"{min(features(base))} in {current_key!r}, got size {peft_config.size}"
-            )
         if layer is None:
             layer = UpdateLayer(target)
             layer._active_adapter = adapter_name

@@ -267,7 +267,7 @@ class QCircuitConfig(PeftConfig):
 
 def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
     """Write adapter_config.json whole or not at all; raises ValueError for what ``read_config`` would not read."""
-    text = json.dumps(data, indent=2, sort_keys=True)
+    text = json.dumps(dict(sorted(data.items())), indent=2)  # of patterns the first that matches counts
     if len(text.encode()) > MAX_CONFIG:
         raise ValueError(f"an adapter configuration has at most {MAX_CONFIG} bytes, this has {len(text.encode())}")
     if os.path.isfile(folder):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn.functional import dropout
@@ -21,7 +22,7 @@ from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.encoding import Encoding, check_finite
 from qcircuit_peft.tuner.heads import in_use
-from qcircuit_peft.tuner.names import PREFIX
+from qcircuit_peft.tuner.names import PREFIX, tuner_layers
 
 
 def features(base: nn.Module) -> tuple[int, int]:
@@ -422,3 +423,19 @@ def adapters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
         for chosen in module.active_adapters if adapter is None else [adapter]:
             if chosen in module.factors:
                 yield name, module, chosen
+
+
+def targets(tuner: BaseTuner, config: PeftConfig, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of all that a configuration targets, for a tuner to look at before it replaces the first one."""
+    inside = tuple(f"{name}." for name in tuner_layers(model))
+    for name, module in model.named_modules():
+        if name and not name.startswith(inside) and tuner._check_target_module_exists(config, name):
+            yield name, module
+
+
+def check_linear(tuner: BaseTuner, config: PeftConfig, model: nn.Module) -> None:
+    """Raise ValueError if a configuration targets what is neither a linear layer nor one that is adapted already."""
+    for name, module in targets(tuner, config, model):
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(base, nn.Linear | Conv1D):
+            raise ValueError(f"target module {name!r} is a {type(base).__name__}, not a linear layer")

@@ -28,6 +28,8 @@ def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, A
         else:
             if key == "quantization" and isinstance(value, Mapping):  # how bits are stored, not which
                 value = {name: entry for name, entry in value.items() if name != "packed"}
+            if key.endswith("_pattern") and isinstance(value, Mapping):
+                value = list(value.items())  # the first that matches counts
             unordered = isinstance(value, set) or (key == "modules_to_save" and value)
             found[key] = json.loads(json.dumps(sorted(value) if unordered else value, default=str))
     return found

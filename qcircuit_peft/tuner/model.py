@@ -22,14 +22,13 @@ from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.heads import unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
-from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features
+from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features, targets
 from qcircuit_peft.tuner.names import (
     PREFIX,
     base_name,
     check_adapter_name,
     is_ours,
     own_names,
-    tuner_layers,
     unfiltered,
 )
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
@@ -101,14 +100,11 @@ class QCircuitModel(BaseTuner):
             _warn_of_fused_experts(model)
             attention = {name for name, module in model.named_modules() if inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
-        inside = tuple(f"{name}." for name in tuner_layers(model))
         self._plans, self._planned = Plans(peft_config), dict[str, Planned]()
         sharing, self._sharing = Sharing(peft_config.share), Sharing(peft_config.share)
         held: dict[str, Encoding] = {}
         devices: dict[str, Any] = {}
-        for name, module in model.named_modules():
-            if not name or name.startswith(inside) or not self._check_target_module_exists(peft_config, name):
-                continue
+        for name, module in targets(self, peft_config, model):
             planned = self._planned[name] = self._plan(name, module)
             lenders = sharing.lenders(name, planned.factors, name)
             own = ((part, encoding) for part, encoding in planned.encodings.items() if part not in lenders)
