@@ -5,6 +5,7 @@ exception (``Passes.watch``), and it belongs to its thread. The first request wi
 before: if every parameter is still the same tensor with the same values, which are read, it serves; otherwise it is
 thrown away and made anew. Later requests of the pass get the same. A backward pass in which checkpoints recompute their
 modules counts as a pass, too. Outside of both nothing is shared: whoever asks makes what it needs by itself.
+A compiler follows ordinary operations only: what ``makers`` make stands at the beginning of a compiled pass.
 
 What is made goes into the graph of the model as one node (``_Rows``), cut off from the operations that made it. So
 nothing is saved in the model's graph, where gradient checkpointing would count it, several backward passes may go
@@ -205,6 +206,7 @@ class _Thread(threading.local):
         self.forward: Pass | None = None
         self.kept: dict[Any, Generation] = {}
         self.epoch = 0
+        self.traced: dict[Any, Any] | None = None
 
 
 class Passes:
@@ -214,6 +216,7 @@ class Passes:
         self.generations = 0  # how many there have been, for tests and curiosity
         self._epoch = 0
         self._thread = _Thread()
+        self.makers: dict[Any, Callable[[], Any]] = {}  # of what a compiled pass makes at its beginning, by key
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
@@ -233,18 +236,27 @@ class Passes:
 
     def begin(self, module: nn.Module | None = None, *_: Any) -> None:
         """A forward pass begins in this thread."""
-        if not torch.compiler.is_compiling() and not getattr(module, "_is_replica", False):
+        if torch.compiler.is_compiling():
+            self._thread.traced = {key: make() for key, make in self.makers.items()}
+        elif not getattr(module, "_is_replica", False):
             self._thread.forward = Pass()
 
     def end(self, *_: Any) -> None:
         """The forward pass has ended."""
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self._thread.traced = None
+        else:
             self._thread.forward = None
 
     @property
     def recorded(self) -> bool:
         """Whether a graph may be recorded around what this thread does: it is so but in a pass without one."""
         return self._thread.forward is None or self._thread.forward.recorded
+
+    def traced(self, key: Any) -> Any:
+        """What a compiled pass has made for ``key``; None outside of one."""
+        traced = self._thread.traced
+        return None if traced is None else traced.get(key)
 
     def clear(self) -> None:
         """Forget what is kept, in every thread."""

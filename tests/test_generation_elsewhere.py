@@ -146,3 +146,62 @@ for model in ("llama",):
 
 def test_a_compiled_model_is_one_graph() -> None:
     assert told_by_a_fresh_process(COMPILED, Path(__file__).parent).count("\n") == 3
+
+
+# Whose parameters are generated: once for a call, however many modules ask for them.
+GENERATED = """
+import copy
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from bounds import close
+from test_qpa import adapted, config
+from tiny import CHAIN, inputs
+count = []
+def backend(graph, given):
+    count.append(sum("qcircuit_peft" in str(node.target) for node in graph.graph.nodes))
+    return torch._dynamo.lookup_backend("aot_eager")(graph, given)
+def a_copy_without_another():
+    net = adapted("lora")
+    net.add_adapter("second", config("lora", seed=1))
+    net.delete_adapter("second")
+    return copy.deepcopy(net)
+CASES = {
+    "lora": lambda: adapted("lora"),
+    "classical": lambda: adapted("lora", control="classical"),
+    "prefix": lambda: adapted("prefix"),
+    "circuit": lambda: adapted("circuit"),
+    "copy": a_copy_without_another,
+}
+for case, make in CASES.items():
+    torch._dynamo.reset()
+    count.clear()
+    net = make().train()
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    expected = net(**inputs("llama"))
+    expected.loss.backward()
+    wanted = {name: p.grad for name, p in trained.items()}
+    net.zero_grad()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    found = compiled(**inputs("llama"))
+    close(found.logits, expected.logits, CHAIN)
+    found.loss.backward()
+    for name, p in trained.items():
+        close(p.grad, wanted[name], 2 * CHAIN, where=name)
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(0.05)
+    close(compiled(**inputs("llama")).logits, net(**inputs("llama")).logits, CHAIN)
+    print(case, count)
+"""
+
+
+def test_a_compiled_model_of_generated_parameters_is_one_graph_that_generates_once() -> None:
+    told = told_by_a_fresh_process(GENERATED, Path(__file__).parent)
+    counts = dict(line.rsplit(" ", 1) for line in told.splitlines())
+    assert len(counts) == 5 and counts["lora"] == counts["copy"] == counts["prefix"] == "[1]", counts
+    assert counts["classical"] == "[0]", counts

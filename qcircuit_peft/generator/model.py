@@ -231,7 +231,8 @@ class QPAModel(BaseTuner):
         was_active = adapter_name in self.active_adapters
         trained = any(p.requires_grad for p in getattr(self, HOLDER)[adapter_name].parameters())
         self._still(self.wrapped.delete_adapter, adapter_name)
-        del self.peft_config[adapter_name], self.sources[adapter_name], getattr(self, HOLDER)[adapter_name]
+        del self.peft_config[adapter_name], getattr(self, HOLDER)[adapter_name]
+        self.passes.makers.pop(id(self.sources.pop(adapter_name)))
         self.active_adapter = active = self.wrapped.active_adapters
         if was_active and active:  # what takes its place is trained if it was
             self.set_adapter(active if self.prompt is None else active[0], inference_mode=not trained)

@@ -52,6 +52,7 @@ def generator_count(m: int, recipe: Recipe) -> Count:
     return Count(n, network, features)
 
 
+@torch.compiler.assume_constant_result
 def circuit_of(recipe: Recipe, n: int) -> Circuit:
     """The circuit on n qubits; raises ValueError for more gates than an adapter may have."""
     return load(recipe.ansatz).circuit(qubits=n, layers=recipe.layers, max_gates=adapter_gates())

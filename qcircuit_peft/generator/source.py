@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qcircuit_peft.generation import Batch, Pass, Passes, replayed
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.targets import Target
+from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.recomputation import unhooked
 
 
@@ -49,12 +50,17 @@ class Source:
 
     def __init__(self, generator: Generator, targets: list[Target], passes: Passes, saved: bool = False) -> None:
         self.generator, self.targets, self.passes = generator, targets, passes
+        passes.makers[id(self)] = self.traced
         self.dtypes = [target.start.dtype for target in targets]
         start = torch.cat([target.start.detach().flatten().float() for target in targets])
         self.restart(start, saved)
         for target in targets:
             target.start = nn.Parameter(target.start.detach().to("meta"), requires_grad=False)  # its shape stays
         self.put()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.passes.makers[id(self)] = self.traced  # those of the copied model
 
     def put(self) -> None:
         """Take the parameters out of their modules and answer for them."""
@@ -91,13 +97,18 @@ class Source:
         """Drop the tensors that are held."""
         self.passes.clear()
 
-    @torch.compiler.disable()
     def tensor(self, index: int) -> Tensor:
         """The tensor of a target, of its shape and dtype."""
+        if torch.compiler.is_compiling() and (made := self.passes.traced(id(self)) or self.traced()):
+            return made[index]
+        return self._found(index)
+
+    @torch.compiler.disable()
+    def _found(self, index: int) -> Tensor:
         values = list(self.generator.values().values())
         if any(value.is_meta for value in values) or replayed():
             with unhooked():
-                return self._cut((self.made([value.unsqueeze(0) for value in values])[0][0],))[index]
+                return self._alone()[index]
         now, key = self.passes.under_way() or Pass(), id(self)
         found = self.passes.kept(key, now)
         wants_grad = torch.is_grad_enabled() and any(value.requires_grad for value in values)
@@ -105,6 +116,16 @@ class Source:
             batch = Batch([[value] for value in values], self.made, finish=self._cut, random=self._is_random)
             found = self.passes.make(key, batch, now if isinstance(now, Pass) else Pass())
         return found.made[index]
+
+    def _alone(self) -> tuple[Tensor, ...]:
+        values = [value.unsqueeze(0) for value in self.generator.values().values()]
+        with no_autocast(values[0]):
+            return self._cut((self.made(values)[0][0],))
+
+    def traced(self) -> tuple[Tensor, ...] | None:
+        """All tensors, by operations that a compiler follows; None where a simulator or a measurement makes them."""
+        recipe = self.generator.recipe
+        return self._alone() if recipe.backend == "native" and recipe.noise is None and not self._is_random else None
 
     @property
     def _is_random(self) -> bool:
