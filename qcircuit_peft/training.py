@@ -12,22 +12,25 @@ from dataclasses import asdict, dataclass
 from math import ceil, sqrt
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qcircuit_peft import files, methods
 from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, load_trained, save_trained
 from qcircuit_peft.tasks import Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained
 from qcircuit_peft.tasks.data import Split
 from qcircuit_peft.tasks.metrics import METRICS
+from qcircuit_peft.tuner.saving import current, replaced_at_once
 
 BATCH = 32
+HEAD = "head.safetensors"
+_MOST_STATE = 1 << 26  # bytes of a trainer_state.json
 _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
 
 Progress = Callable[[int, int, float], None]  # the step, of how many, and its loss
@@ -139,7 +142,7 @@ def fit(
     net: of a batch with labels, as ``collate`` makes one of rows, it gives a dict with "loss". rows: the inputs, texts
     as "input_ids". measure: called after every epoch, larger is better; then the best epoch is kept, the first of equal
     ones, and ``folder`` gets a checkpoint an epoch, of what trains and of the optimizer; without it the last epoch is
-    kept, and there are no checkpoints. resume: go on from the last checkpoint there. arguments: more of
+    kept, and there are no checkpoints. resume: go on from the last whole checkpoint there. arguments: more of
     ``TrainingArguments``. Ctrl-C ends the training, and ``net`` stays as it is then.
 
     Raises ValueError for a checkpoint of another model or method.
@@ -173,14 +176,55 @@ def fit(
     )
     trainer.measure, watch.trainer = measure, trainer
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    last = last_checkpoint(folder) if resume else None
+    for half in _checkpoints(folder) if resume else ():
+        if not _is_whole(half):  # which would count among those that are kept
+            files.remove(half)
     try:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
         finished = True
     except KeyboardInterrupt:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         finished = False
     return Fit(watch.seconds, trainer.state.log_history, finished)
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The last whole checkpoint that a ``Trainer`` wrote into a folder; None if there is none.
+
+    A process that is killed while it saves leaves a folder without a whole trainer_state.json, which comes last, and
+    ``resume_from_checkpoint=True`` takes that folder and fails; so give it what this finds. The adapter in a checkpoint
+    is whole at every instant.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from transformers import TrainerState
+    >>> with TemporaryDirectory() as folder:
+    ...     for step in (3, 6):
+    ...         Path(folder, f"checkpoint-{step}").mkdir()
+    ...     TrainerState(global_step=3).save_to_json(Path(folder, "checkpoint-3", "trainer_state.json"))
+    ...     last_checkpoint(folder).name
+    'checkpoint-3'
+    """
+    found = [path for path in _checkpoints(Path(folder)) if _is_whole(path)]
+    return max(found, key=_step, default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    paths = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return [path for path in paths if _step(path) >= 0 and path.is_dir()]
+
+
+def _step(path: Path) -> int:
+    number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(number) if number.isascii() and number.isdigit() else -1
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        state = files.read_json(checkpoint / TRAINER_STATE_NAME, "state of a training", _MOST_STATE)
+    except ValueError:
+        return False
+    return isinstance(state, dict) and state.get("global_step") == _step(checkpoint)
 
 
 @torch.no_grad()
@@ -214,13 +258,10 @@ def adapter_bytes(folder: Path) -> int:
 
 
 def save(net: Classifier | OwnHead, folder: Path) -> None:
-    """What the method trained and the head, moved into place, so that an older checkpoint is never lost."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".writing-") as draft:
-        methods.save(net.model, Path(draft))
-        net.save_head(Path(draft, "head.safetensors"))
-        for path in Path(draft).iterdir():
-            files.replace(path, folder / path.name)
+    """What the method trained and the head, which take the place of older ones both at once."""
+    with replaced_at_once(folder) as draft:
+        methods.save(net.model, draft)
+        net.save_head(draft / HEAD)
 
 
 def train(
@@ -293,6 +334,7 @@ def trained(task: Task, folder: Path, method: Chosen | None = None) -> tuple[Cla
     An adapter of PEFT says itself what it is; anything else needs the method by which it was trained. Raises ValueError
     without one, and for another.
     """
+    folder = current(folder, HEAD)
     if (folder / "adapter_config.json").is_file():
         model = PeftModel.from_pretrained(pretrained(task), folder)
     elif method is not None:
@@ -302,5 +344,5 @@ def trained(task: Task, folder: Path, method: Chosen | None = None) -> tuple[Cla
     else:
         model = pretrained(task)
     net = network(task, model)
-    net.load_head(folder / "head.safetensors")
+    net.load_head(folder / HEAD)
     return net.eval(), Encoder(task)

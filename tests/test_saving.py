@@ -1,15 +1,12 @@
 """A checkpoint is one thing: at every instant of a save a folder loads as the old or the new adapter."""
 
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-import transformers
+from kills import failing, forked, killed
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_qpa import adapted as generated
@@ -17,48 +14,11 @@ from test_qpa import steps
 from tiny import adapted, base, config, logits, shake
 from torch import Tensor
 
-from qcircuit_peft import files
 from qcircuit_peft.tuner.saving import COMMITTED
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are tried on a process that was forked"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
-]
+pytestmark = [*forked, pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAMES = {WEIGHTS, CONFIG, "README.md"}
-
-
-def killed(save: Callable[[], Any], at: int) -> bool:
-    """Whether a process that saves was killed before its step of this number, or had fewer."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            begun = 0
-
-            def stopped(step: Callable[..., Any], half: bool = False) -> Callable[..., Any]:
-                def run(*args: Any, **kwargs: Any) -> Any:
-                    nonlocal begun
-                    begun += 1
-                    if begun > at:
-                        if half:
-                            Path(args[1]).write_bytes(b"\0" * 100)
-                        os._exit(9)
-                    return step(*args, **kwargs)
-
-                return run
-
-            for name in files.STEPS:
-                setattr(files, name, stopped(getattr(files, name)))
-            for module in (peft.peft_model, transformers.modeling_utils):
-                module.safe_save_file = stopped(module.safe_save_file, half=True)  # type: ignore[attr-defined]
-            save()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, 9)
-    return status == 9
 
 
 def circuit(alpha: float, seed: int) -> Any:
@@ -141,6 +101,38 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_and_nothing_after_the_next
         if not going:
             break
     assert len(seen) > 12 and seen == sorted(seen) and seen.count(True) > 5
+
+
+@pytest.mark.parametrize(
+    ("way", "lasting"), [("auto", False), ("transformers", True), ("qpa", False), ("subfolder", True)]
+)
+def test_an_error_at_any_step_leaves_the_old_or_the_new_and_nothing_after_the_next_save(
+    way: str, lasting: bool, tmp_path: Path
+) -> None:
+    """Of a disk that fails once, or is full from then on."""
+    make, loaded = WAYS[way]
+    old, new = make(48.0, 1), make(7.0, 2)
+    old.save_pretrained(tmp_path / "old")
+    before, after = loaded(tmp_path / "old"), logits(new, "llama")
+    clean = {path.name for path in (tmp_path / "old").rglob("*")}
+    seen = []
+    for at in range(100):
+        folder = tmp_path / str(at)
+        shutil.copytree(tmp_path / "old", folder)
+        with failing(at, lasting) as begun:
+            try:
+                new.save_pretrained(folder)
+            except OSError as error:
+                assert "on purpose" in str(error)
+        found = loaded(folder)
+        seen.append(torch.equal(found, after))
+        assert seen[-1] or torch.equal(found, before), at
+        new.save_pretrained(folder)
+        assert torch.equal(loaded(folder), after)
+        assert {path.name for path in folder.rglob("*")} == clean
+        if len(begun) <= at:
+            break
+    assert len(seen) > 12 and False in seen and seen[-1]
 
 
 @pytest.fixture

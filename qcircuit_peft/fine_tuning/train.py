@@ -142,8 +142,9 @@ def fine_tune(
     groups = ADAPTERS[settings.method].groups(net)
     train, held = encode.rows(task.splits().train), encode.rows(task.splits().validation)
     metric = METRICS[task.metric]
-    files.make_folder(out / CHECKPOINTS)
-    files.write(out / CHECKPOINTS / SETTINGS, signature)
+    with files.new_folder(out / CHECKPOINTS) as draft:  # one that is there stays
+        files.write(draft / SETTINGS, signature)
+    files.clear_drafts(out)
 
     def measure() -> float:
         value = _measured(net, encode, held, splits.validation, task, numbers)
@@ -188,7 +189,9 @@ def fine_tune(
     )
     files.write_figure(out / PLOT, plot(figures))
     files.write(out / CARD, card(figures, settings))
-    files.remove(out / CHECKPOINTS)
+    gone = files.draft_of(out / CHECKPOINTS)
+    files.replace(out / CHECKPOINTS, gone)  # from here on the training is over
+    files.remove(gone)
     return figures
 
 
@@ -201,7 +204,7 @@ def _claim(out: Path, signature: str, resume: bool) -> None:
             raise ValueError(f"{name} holds no training that was interrupted; leave out resume")
         if files.read(marker, "settings", MOST_TASK).decode("utf-8", "replace") != signature:
             raise ValueError(f"{name} holds the training of other data or settings; resume it with those")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not path.name.startswith(files.DRAFT) for path in out.iterdir())):
         again = ", or resume what was interrupted there" if marker.is_file() else ""
         raise ValueError(f"{name} is not empty; name another folder{again}")
 

@@ -35,10 +35,10 @@ def is_kind(peft_type: Any) -> bool:
     return isinstance(peft_type, str) and hasattr(PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type), "incidental")  # type: ignore[call-overload]
 
 
-def current(folder: Path) -> Path:
-    """The folder with the files of the adapter that is saved in a folder: itself, but amid a save."""
+def current(folder: Path, name: str = CONFIG_NAME) -> Path:
+    """The folder with the files that are saved in a folder, such as one of this name: itself, but amid a save."""
     committed = folder / COMMITTED
-    return committed if (committed / CONFIG_NAME).is_file() else folder
+    return committed if (committed / name).is_file() else folder
 
 
 def where_it_is(load: Callable[..., Any]) -> Callable[..., Any]:
