@@ -112,6 +112,7 @@ def config(kind: str, seed: int, head: bool = True) -> Any:
     base = {
         "generated lora": lambda: LoraConfig(r=2, **where),
         "generated circuit": lambda: QCircuitConfig(r=4, seed=seed, init_weights=False, **where),
+        "generated bottleneck": lambda: BottleneckConfig(r=4, **where),
         "generated ia3": lambda: IA3Config(feedforward_modules=[], **where),
     }[kind]()
     return QPAConfig(base=base, chunk_size=16, layers=1, widths=[4], seed=seed)

@@ -1,6 +1,7 @@
 """The bottleneck adapter after a linear layer, such as the last one of a feed-forward block; PEFT has none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.heads import in_use, unload_heads, watch_heads
 from qcircuit_peft.tuner.layer import check_linear, features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.mixed import handed_out, rows_of
 from qcircuit_peft.tuner.names import check_adapter_name, unfiltered
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -83,18 +85,29 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output through the active adapters."""
+        """The base layer's output through the active adapters, or through those named for every input."""
+        names = kwargs.pop("adapter_names", None)
         if may_run_again():
-            check_unchanged(self, in_use(self, self.bottleneck_down))
+            check_unchanged(self, in_use(self, self.bottleneck_down, names))
         h = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return h
+        if names is not None:
+            rows_by_adapter, h = rows_of(self, x, names), h.clone()
+            for name, rows in rows_by_adapter.items():
+                h[rows] = self._through(name, h[rows])
+            return h
         for name in self.active_adapters:
-            if name in self.bottleneck_down:
-                down, up = self.bottleneck_down[name], self.bottleneck_up[name]
-                inside = down(h.to(down.weight.dtype))  # type: ignore[arg-type]
-                h = h + up(ACTIVATIONS[self.activations[name]](inside)).to(h.dtype)
+            h = self._through(name, h)
         return h
+
+    def _through(self, name: str, h: Tensor) -> Tensor:
+        """The output of an adapter; h itself where the layer does not have it."""
+        if name not in self.bottleneck_down:
+            return h
+        down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+        inside = down(h.to(down.weight.dtype))  # type: ignore[arg-type]
+        return h + up(ACTIVATIONS[self.activations[name]](inside)).to(h.dtype)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Refused: the adapter is not linear."""
@@ -133,6 +146,13 @@ class BottleneckModel(BaseTuner):
             self.refuse_merge()
         unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
+        layers = (module for module in self.modules() if isinstance(module, BottleneckLayer))
+        with handed_out(self, BottleneckLayer, {name for layer in layers for name in layer.activations}, kwargs):
+            yield
 
     @classmethod
     def _get_adapter_state_dict(

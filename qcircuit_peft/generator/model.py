@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -199,12 +199,16 @@ class QPAModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        hooks = (
-            None if self.prompt is not None else getattr(self.wrapped.base_model, "_enable_peft_forward_hooks", None)
-        )
+        hooks = getattr(self.wrapped.base_model, "_enable_peft_forward_hooks", None)
+        if self.prompt is not None or hooks is None:
+            if kwargs.get("adapter_names") is not None:  # PEFT's words; it passes such names by
+                kind = next(iter(self.peft_config.values())).base.peft_type.value
+                raise TypeError(f"{kind} does not support mixed adapter batches.")
+            yield
+            return
         self._mixed = kwargs.get("adapter_names")
         try:
-            with nullcontext() if hooks is None else hooks(*args, **kwargs):
+            with hooks(*args, **kwargs):
                 yield
         finally:
             self._mixed = None

@@ -22,6 +22,7 @@ from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.encoding import Encoding, check_finite
 from qcircuit_peft.tuner.heads import in_use
+from qcircuit_peft.tuner.mixed import rows_of
 from qcircuit_peft.tuner.names import PREFIX, tuner_layers
 
 
@@ -379,19 +380,11 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         """Every sample with an adapter of its own; "__base__" stands for none."""
-        if self.merged:
-            raise ValueError(
-                f"adapter_names needs unmerged adapters, but {self.merged_adapters} are merged; call unmerge_adapter"
-            )
-        if len(adapter_names) != len(x):
-            raise ValueError(
-                f"adapter_names has one name for every input, got {len(adapter_names)} for {len(x)} inputs"
-            )
+        all_rows = rows_of(self, x, adapter_names)
         plain = self.base_layer(x, *args, **kwargs)
         result = plain.clone()
-        used = tuple(sorted(set(adapter_names) - {"__base__"}))
-        for adapter, made in self._made(x, used).items():
-            rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+        for adapter, made in self._made(x, tuple(all_rows)).items():
+            rows = all_rows[adapter]
             some = x[rows]
             base = self._without_bias(some, plain[rows], *args, **kwargs)
             update = self.factors[adapter].forward(self._dropped(some, adapter), made, base)

@@ -4,12 +4,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +21,7 @@ from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.heads import unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features, targets
+from qcircuit_peft.tuner.mixed import handed_out
 from qcircuit_peft.tuner.names import (
     PREFIX,
     base_name,
@@ -181,44 +180,9 @@ class QCircuitModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
-        names = kwargs.pop("adapter_names", None)
-        if names is None:
-            yield
-            return
-        if self.training:
-            raise ValueError(
-                "adapter_names is for inference only, but the model is in training mode; call model.eval()"
-            )
         known = {name for _, layer in adapted_layers(self) for name in layer.factors}
-        unknown = sorted(set(names) - known - {"__base__"})
-        if unknown:
-            raise ValueError(
-                f"adapter_names has the unknown adapter {unknown[0]!r}; there are "
-                f"{', '.join(sorted(known))} and __base__"
-            )
-        beams = kwargs.get("num_beams")
-        repeated = (
-            [name for name in names for _ in range(beams)] if isinstance(beams, int) and beams > 1 else list(names)
-        )
-        is_pair = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        encoder = self.model.get_encoder() if is_pair else None
-        in_encoder = set(encoder.modules()) if encoder is not None else set()
-
-        def hand(module: nn.Module, args: Any, kwargs: dict[str, Any], given: list[str]) -> tuple[Any, dict[str, Any]]:
-            return args, {**kwargs, "adapter_names": given}
-
-        hooks = [
-            module.register_forward_pre_hook(
-                partial(hand, given=list(names) if module in in_encoder else repeated), with_kwargs=True, prepend=True
-            )
-            for module in self.modules()
-            if isinstance(module, QCircuitLayer | AuxiliaryTrainingWrapper)
-        ]
-        try:
+        with handed_out(self, QCircuitLayer, known, kwargs):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares, such as a head tied to the embedding."""
