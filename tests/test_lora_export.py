@@ -10,6 +10,7 @@ import torch
 from bounds import close
 from peft import LoraConfig, get_peft_model, save_as_lora
 from peft.tuners.lora.conversion import convert_to_lora
+from peft.utils.other import ModulesToSaveWrapper
 from test_qpa import adapted as generated
 from tiny import CHAIN, adapted, base, config, inputs, logits, shake, told_by_a_fresh_process
 from torch import nn
@@ -70,8 +71,14 @@ for case in os.listdir(sys.argv[1]):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
         model = kinds[PeftConfig.from_pretrained(folder + "/lora").task_type].from_pretrained(folder + "/lora").eval()
-    with torch.no_grad():
-        torch.save(model(torch.load(folder + "/ids.pt")).logits, folder + "/found.pt")
+    ids = torch.load(folder + "/ids.pt")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+        found = [model(ids).logits]
+        with model.disable_adapter():
+            found.append(model(ids).logits)
+    heads = {name for name, module in model.named_modules() if type(module).__name__ == "ModulesToSaveWrapper"}
+    torch.save((*found, heads), folder + "/found.pt")
 assert "qcircuit_peft" not in sys.modules
 """
 
@@ -98,13 +105,14 @@ def trained(model: str, fields: dict[str, Any], adapters: int, folder: Path) -> 
 
 
 def test_stock_peft_gets_the_same_model(tmp_path: Path) -> None:
-    expected = {}
+    expected: dict[str, Any] = {}
     for case, (model, fields, rank, adapters) in CASES.items():
         folder = tmp_path / "cases" / case
         net, last = trained(model, fields, adapters, tmp_path / "bases" / model)
         ids = inputs("llama")["input_ids"]
+        heads = {name for name, module in net.named_modules() if isinstance(module, ModulesToSaveWrapper)}
         with torch.no_grad():
-            expected[case] = net(ids).logits
+            expected[case] = net(ids).logits, start(model)(ids).logits, heads
         net.set_adapter("a0")  # what is exported is the adapter of that name, not the active one
         save_as_lora(folder / "lora", net, rank=rank, adapter_name=last)
         torch.save(ids, folder / "ids.pt")
@@ -113,8 +121,12 @@ def test_stock_peft_gets_the_same_model(tmp_path: Path) -> None:
             "adapter_model.safetensors",
         }
     told_by_a_fresh_process(STOCK, tmp_path / "cases")
-    for case, logits_there in expected.items():
-        close(torch.load(tmp_path / "cases" / case / "found.pt"), logits_there, 4 * CHAIN, where=case)
+    for case, (adapted_logits, plain_logits, heads) in expected.items():
+        found, disabled, heads_there = torch.load(tmp_path / "cases" / case / "found.pt")
+        close(found, adapted_logits, 4 * CHAIN, where=case)
+        if "bias" not in CASES[case][1]:  # which stay as they were trained, in PEFT
+            close(disabled, plain_logits, CHAIN, where=case)
+        assert heads_there == heads, case  # or they take the place of the own heads
 
 
 def test_a_model_of_transformers_own_calls(tmp_path: Path) -> None:
