@@ -189,6 +189,58 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(case: str
     assert not list(tmp_path.iterdir())
 
 
+EARLIER = """
+import inspect, os, sys
+import torch
+torch.set_num_threads(1)
+from peft import LoraConfig, convert_to_lora, get_peft_model, save_as_lora
+from peft.functional import delete_adapter
+from peft.helpers import rescale_adapter_scale
+from peft.utils.hotswap import hotswap_adapter
+import peft
+signature = inspect.signature(save_as_lora)
+import qcircuit_peft
+assert save_as_lora is peft.save_as_lora and inspect.signature(save_as_lora) == signature
+folder = sys.argv[1] + "/a"
+
+def made(config):
+    torch.manual_seed(0)
+    return get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
+
+net = made(qcircuit_peft.QCircuitConfig(r=4, target_modules=["0"], init_weights=False))
+for convert in (convert_to_lora, lambda *given: save_as_lora(folder, *given)):
+    try:
+        convert(net, 2)
+    except ValueError as error:
+        assert "has rank 4, of which rank=2 would leave out a part" in str(error), error
+    else:
+        raise AssertionError
+    assert not os.path.exists(folder)
+net.save_pretrained(folder)
+try:
+    hotswap_adapter(made(qcircuit_peft.QCircuitConfig(r=4, layers=2, target_modules=["0"])), folder, "default")
+except ValueError as error:
+    assert "made with layers = 1" in str(error), error
+else:
+    raise AssertionError
+lora = made(LoraConfig(target_modules=["0"], r=2, init_lora_weights=False))
+lora.save_pretrained(folder + "/lora")
+other = made(LoraConfig(target_modules=["0"], r=2))
+hotswap_adapter(other, folder + "/lora", "default")
+x = torch.ones(1, 8)
+assert torch.equal(other(x), lora(x))
+for model in (net, lora):
+    once = model(x)
+    with rescale_adapter_scale(model, 2.0):
+        assert not torch.equal(model(x), once)
+    assert torch.equal(model(x), once)
+"""
+
+
+def test_functions_of_peft_that_were_imported_before_this_library(tmp_path: Path) -> None:
+    told_by_a_fresh_process(EARLIER, tmp_path)
+
+
 def test_adapters_that_are_not_there_or_not_of_circuits(tmp_path: Path) -> None:
     net = adapted("bert")
     with pytest.raises(ValueError, match="there is no adapter 'other' to convert; there are 'default'"):

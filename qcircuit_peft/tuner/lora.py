@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from qcircuit_peft.checks import whole_number
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
 from qcircuit_peft.tuner.names import base_name, tuner_layers
+from qcircuit_peft.tuner.register import replace_in_place
 from qcircuit_peft.tuner.saving import replaced_at_once
 
 _PREFIX = "base_model.model."
@@ -127,27 +127,31 @@ def _converts(model: Any, adapter: str) -> bool:
     return kinds[adapter] == "QCIRCUIT"
 
 
-def hook_conversion() -> None:
-    """Let PEFT's ``convert_to_lora`` and ``save_as_lora`` convert circuit adapters as this module does."""
-    stock_convert, stock_save = conversion.convert_to_lora, conversion.save_as_lora
-
-    @functools.wraps(stock_convert)
+def _converting(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
     def convert(model: Any, rank: Any, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
         if _converts(model, adapter_name):
             return convert_to_lora(model, rank, adapter_name)
-        return stock_convert(model, rank, adapter_name, *args, **kwargs)
+        return stock(model, rank, adapter_name, *args, **kwargs)
 
-    @functools.wraps(stock_save)
+    return convert
+
+
+def _saving(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
     def save(path: Any, model: Any, rank: Any, adapter_name: str = "default", *args: Any, **kwargs: Any) -> None:
         if not _converts(model, adapter_name):
-            return stock_save(path, model, rank, adapter_name, *args, **kwargs)
+            return stock(path, model, rank, adapter_name, *args, **kwargs)
         config, state = convert_to_lora(model, rank, adapter_name)
         with replaced_at_once(Path(path)) as draft:
             save_file(state, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
             config.save_pretrained(str(draft))
         return None
 
-    replacement: dict[Callable[..., Any], Callable[..., Any]] = {stock_convert: convert, stock_save: save}
-    for stock, ours in replacement.items():
-        for module in ("peft", "peft.tuners", "peft.tuners.lora", "peft.tuners.lora.conversion"):
-            setattr(sys.modules[module], stock.__name__, ours)
+    return save
+
+
+def hook_conversion() -> None:
+    """Let PEFT's ``convert_to_lora`` and ``save_as_lora`` convert circuit adapters as this module does."""
+    replace_in_place(conversion.convert_to_lora, _converting)
+    replace_in_place(conversion.save_as_lora, _saving)

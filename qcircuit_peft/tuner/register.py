@@ -1,11 +1,13 @@
 """Makes PEFT know circuit adapters. PEFT has no plug-in interface, so this is the one place that reaches into it."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import FunctionType
 from typing import Any
 
-from peft import PeftConfig, PeftModel, functional, helpers
+from peft import PeftConfig, PeftModel, helpers
 from peft.tuners import tuners_utils
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -41,6 +43,22 @@ def register(name: str, config_cls: Any, model_cls: type) -> None:
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
 
 
+def _template(*args: Any, **kwargs: Any) -> Any:
+    return REPLACED(*args, **kwargs)  # type: ignore[name-defined]
+
+
+def replace_in_place(function: Any, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Have a function do what ``make`` makes of it, wherever it has been imported to: it stays the same object."""
+    function = inspect.unwrap(function)  # within its decorators
+    stock = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    stock.__kwdefaults__ = function.__kwdefaults__
+    name = f"_qcircuit_peft_{function.__name__}"
+    function.__globals__[name] = make(functools.wraps(function)(stock))
+    function.__signature__ = inspect.signature(function)
+    function.__code__ = inspect.unwrap(_template).__code__.replace(co_names=(name,), co_name=function.__name__)
+    function.__defaults__ = function.__kwdefaults__ = None
+
+
 def _passing_none_by(delete: Callable[..., Any]) -> Callable[..., Any]:
     """PEFT's ``delete_adapter``, which passes by modules whose names have the tuner's prefix in them, the user's too.
 
@@ -57,7 +75,7 @@ def _passing_none_by(delete: Callable[..., Any]) -> Callable[..., Any]:
 
 def hook_deletion() -> None:
     """Let PEFT delete adapters of ours from modules of any name."""
-    tuners_utils.delete_adapter = functional.delete_adapter = _passing_none_by(tuners_utils.delete_adapter)
+    replace_in_place(tuners_utils.delete_adapter, _passing_none_by)
 
 
 def hook_checkpoints() -> None:
@@ -80,35 +98,33 @@ def hook_checkpoints() -> None:
 
 def hook_scales(layer_cls: type) -> None:
     """Let PEFT's ``rescale_adapter_scale`` scale layers of this class, beside those of LoRA."""
-    stock = helpers.rescale_adapter_scale
 
-    @functools.wraps(stock)
-    @contextmanager
-    def rescale_adapter_scale(model: Any, multiplier: float) -> Iterator[None]:
-        ours = [module for module in model.modules() if isinstance(module, layer_cls)]
-        if not ours:
-            with stock(model, multiplier):
-                yield
-            return
-        before = {module: dict(module.scales) for module in ours}
-        loras = any(isinstance(module, LoraLayer) for module in model.modules())
-        try:
-            for module in ours:
-                for adapter in module.factors:
-                    module.set_scale(adapter, module.scales.get(adapter, 1.0) * number("multiplier", multiplier))
-            with stock(model, multiplier) if loras else nullcontext():
-                yield
-        finally:
-            for module, scales in before.items():
-                module.scales = scales
+    def make(stock: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(stock)
+        def rescale_adapter_scale(model: Any, multiplier: float) -> Iterator[None]:
+            ours = [module for module in model.modules() if isinstance(module, layer_cls)]
+            if not ours:
+                with contextmanager(stock)(model, multiplier):
+                    yield
+                return
+            before = {module: dict(module.scales) for module in ours}
+            loras = any(isinstance(module, LoraLayer) for module in model.modules())
+            try:
+                for module in ours:
+                    for adapter in module.factors:
+                        module.set_scale(adapter, module.scales.get(adapter, 1.0) * number("multiplier", multiplier))
+                with contextmanager(stock)(model, multiplier) if loras else nullcontext():
+                    yield
+            finally:
+                for module, scales in before.items():
+                    module.scales = scales
 
-    helpers.rescale_adapter_scale = rescale_adapter_scale
+        return rescale_adapter_scale
+
+    replace_in_place(helpers.rescale_adapter_scale, make)
 
 
-def hook_hotswap() -> None:
-    """Let PEFT's ``hotswap_adapter`` put the numbers of another adapter of the same circuits in place."""
-    stock = hotswap.hotswap_adapter
-
+def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def hotswap_adapter(
         model: Any, model_name_or_path: Any, adapter_name: str, torch_device: str | None = None, **kwargs: Any
@@ -129,4 +145,9 @@ def hook_hotswap() -> None:
             for module, mode in modes.items():
                 module.training = mode
 
-    hotswap.hotswap_adapter = hotswap_adapter
+    return hotswap_adapter
+
+
+def hook_hotswap() -> None:
+    """Let PEFT's ``hotswap_adapter`` put the numbers of another adapter of the same circuits in place."""
+    replace_in_place(hotswap.hotswap_adapter, _swapping)
