@@ -19,13 +19,14 @@ pytestmark = [
 ]
 
 # Names with a meaning in this library, in PEFT, or for the adapters of the test.
+ALL = ("weight", "bias", "base_layer", "original_module", "modules_to_save")
 NAMES = {
     "circuit": (
         *("qcircuit_", "qcircuit_u", "qcircuit_lambda", "qpa_generators", "bottleneck_up", "u", "lambda", "angles"),
-        *("base_model", "model", "default", "mine", "lora_A", "0"),
+        *("base_model", "model", "default", "mine", "lora_A", "0", *ALL),
     ),
-    "qpa": ("qpa_", "qpa_generators", "qcircuit_u", "base_model", "default", "mine"),
-    "bottleneck": ("bottleneck_down", "qcircuit_u", "base_model", "default", "mine"),
+    "qpa": ("qpa_", "qpa_generators", "qcircuit_u", "lora_A", "base_model", "default", "mine", *ALL),
+    "bottleneck": ("bottleneck_down", "qcircuit_u", "base_model", "default", "mine", *ALL),
 }
 
 
@@ -124,7 +125,9 @@ def test_modules_of_any_name(kind: str, name: str, tmp_path: Path) -> None:
     if kind != "bottleneck":
         merged = net.merge_and_unload()
         close(out(merged), first, 100)
-        assert merged.state_dict().keys() == made(name).state_dict().keys()
+        assert list(merged.state_dict()) == list(made(name).state_dict())
+    unloaded = PeftModel.from_pretrained(made(name), tmp_path).unload()
+    assert list(unloaded.state_dict()) == list(made(name).state_dict())
 
 
 REFUSED = ("keys", "items", "values", "pop", "type", "forward", "training", "_parameters", "a.b", "", "__base__")

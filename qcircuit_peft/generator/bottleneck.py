@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
-from qcircuit_peft.tuner.heads import in_use, unload_heads, watch_heads
+from qcircuit_peft.tuner.heads import in_use, passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.layer import check_linear, features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 from qcircuit_peft.tuner.mixed import handed_out, rows_of
@@ -145,7 +145,8 @@ class BottleneckModel(BaseTuner):
         if merge:
             self.refuse_merge()
         unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        with passed_by(self.model):
+            return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

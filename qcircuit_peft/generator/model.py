@@ -20,7 +20,7 @@ from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
-from qcircuit_peft.tuner.heads import head_in_use, in_use, unload_heads
+from qcircuit_peft.tuner.heads import head_in_use, in_use, passed_by, unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
@@ -235,6 +235,9 @@ class QPAModel(BaseTuner):
         was_active = adapter_name in self.active_adapters
         trained = any(p.requires_grad for p in getattr(self, HOLDER)[adapter_name].parameters())
         self._still(self.wrapped.delete_adapter, adapter_name)
+        for layer in tuner_layers(self.model).values():  # PEFT passes by those whose names have its prefix in them
+            if adapter_name in layer._all_available_adapter_names():
+                self._still(layer.delete_adapter, adapter_name)
         del self.peft_config[adapter_name], getattr(self, HOLDER)[adapter_name]
         self.passes.makers.pop(id(self.sources.pop(adapter_name)))
         self.active_adapter = active = self.wrapped.active_adapters
@@ -324,7 +327,8 @@ class QPAModel(BaseTuner):
             if self.prompt is None:
                 unload_heads(model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
                 unload = self.wrapped.base_model._unload_and_optionally_merge
-                model = unload(merge, progressbar, safe_merge, adapter_names)
+                with passed_by(model):
+                    model = unload(merge, progressbar, safe_merge, adapter_names)
         self.passes.unwatch(self.model)
         return model
 

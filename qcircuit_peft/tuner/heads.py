@@ -1,16 +1,19 @@
 """Heads, and other modules that are trained whole: how they are unloaded, and that checkpoints run the same ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from peft.tuners.tuners_utils import onload_layer
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.names import tuner_layers
+
+_HIDDEN = "base_layer of the model"
 
 
 def unload_heads(model: nn.Module, **how: Any) -> None:
@@ -23,8 +26,28 @@ def unload_heads(model: nn.Module, **how: Any) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper) and not name.startswith(adapted):
             parent, _, last = name.rpartition(".")
-            with onload_layer(module):
+            with onload_layer(module), passed_by(module):
                 setattr(model.get_submodule(parent), last, module.unload_and_optionally_merge_module(**how))
+
+
+@contextmanager
+def passed_by(model: nn.Module) -> Iterator[None]:
+    """Within it, PEFT unloads no module of the user's that has a ``base_layer``, by which it knows a tuner's."""
+    ours = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    named = [m for m in model.modules() if not isinstance(m, ours) and "base_layer" in m._modules]
+    for module in named:
+        _rename(module, "base_layer", _HIDDEN)
+    try:
+        yield
+    finally:
+        for module in named:
+            _rename(module, _HIDDEN, "base_layer")
+
+
+def _rename(module: nn.Module, old: str, new: str) -> None:
+    children = {new if name == old else name: child for name, child in module._modules.items()}
+    module._modules.clear()
+    module._modules.update(children)
 
 
 def in_use(

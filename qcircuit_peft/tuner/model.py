@@ -18,7 +18,7 @@ from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
-from qcircuit_peft.tuner.heads import unload_heads, watch_heads
+from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features, targets
 from qcircuit_peft.tuner.mixed import handed_out
@@ -222,7 +222,8 @@ class QCircuitModel(BaseTuner):
         if merge:
             self._check_before_merge(adapter_names, safe_merge)
         unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
-        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        with passed_by(self.model):
+            model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         self.bank.passes.unwatch(self.model)
         return model
 
