@@ -237,16 +237,18 @@ def circuits() -> str:
     for gate in GATES.values():
         about, real = gate.about.replace("|", "\\|"), "yes" if gate.real else "no"
         lines.append(f"| `{gate.name}` | {gate.wires} | {gate.angles} | {real} | {about} | {_matrix(gate)} |")
+    elsewhere = {name: f"`{name}`" for name in BACKENDS if name != "native"}
+    elsewhere |= {"qasm3": "OpenQASM 3", "qasm2": "OpenQASM 2"}
     lines += [
         "",
         "In a two-wire matrix the first wire is the more significant digit. What a gate is called elsewhere; where it",
         "has no name, its parts stand for it, in time order, on its first wire a and its second b:",
         "",
-        "| gate | PennyLane | TorchQuantum | Qiskit | OpenQASM 3 | OpenQASM 2 | parts |",
-        "|---|---|---|---|---|---|---|",
+        f"| gate | {' | '.join(elsewhere.values())} | parts |",
+        "|---|" + "---|" * len(elsewhere) + "---|",
     ]
     for gate in GATES.values():
-        called = (getattr(gate.names, field) for field in ("pennylane", "torchquantum", "qiskit", "qasm3", "qasm2"))
+        called = (getattr(gate.names, field) for field in elsewhere)
         there = " | ".join(f"`{name}`" if name else "" for name in called)
         lines.append(f"| `{gate.name}` | {there} | {'; '.join(map(_part, gate.parts))} |")
     lines += [

@@ -4,7 +4,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -353,20 +354,8 @@ def study(
         raise ValueError("--hours and --export are for comparisons of methods, files with [[method]]")
     plan = Study.from_file(file)
     folder = out or Path("study-output") / plan.name
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
-        bar = bars.add_task("")
-        try:
-            runs.run(
-                plan,
-                folder,
-                resume=resume,
-                executor=executor,
-                progress=lambda done, total, what: bars.update(bar, completed=done, total=total, description=what),
-            )
-        except KeyboardInterrupt:
-            again = f"qcircuit-peft study {shlex.quote(file)} --out {shlex.quote(str(folder))} --resume"
-            errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
+    with _bar(file, folder) as progress:
+        runs.run(plan, folder, resume=resume, executor=executor, progress=progress)
     results = list(runs.finished(plan, folder).values())
     if results:
         report.write(plan, results, folder)
@@ -374,6 +363,19 @@ def study(
         console.print(printable(f"table {folder / 'runs.csv'}, report {folder / 'report.html'}"))
     if len(results) < len(plan.points):
         raise typer.Exit(130)
+
+
+@contextmanager
+def _bar(file: str, folder: Path) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows how many runs are done and which is under way; when it is stopped, how to go on."""
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
+        bar = bars.add_task("")
+        try:
+            yield lambda done, total, what: bars.update(bar, completed=done, total=total, description=what)
+        except KeyboardInterrupt:
+            again = f"qcircuit-peft study {shlex.quote(file)} --out {shlex.quote(str(folder))} --resume"
+            errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
 
 
 def _methods(file: str, out: Path | None, resume: bool, hours: float | None, export: str | None) -> None:
@@ -388,20 +390,8 @@ def _methods(file: str, out: Path | None, resume: bool, hours: float | None, exp
         for path in export_peft(plan, folder):
             console.print(printable(str(path)))
         return
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
-        bar = bars.add_task("")
-        try:
-            field.run(
-                plan,
-                folder,
-                resume=resume,
-                hours=hours,
-                progress=lambda done, total, what: bars.update(bar, completed=done, total=total, description=what),
-            )
-        except KeyboardInterrupt:
-            again = f"qcircuit-peft study {shlex.quote(file)} --out {shlex.quote(str(folder))} --resume"
-            errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
+    with _bar(file, folder) as progress:
+        field.run(plan, folder, resume=resume, hours=hours, progress=progress)
     results = list(field.finished(plan, folder).values())
     if rows := front.lines(plan, results):
         front.write(plan, results, folder)

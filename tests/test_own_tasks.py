@@ -1,6 +1,7 @@
 """Task files: those that come with the library, on tiny models and data of the same layout, and one's own."""
 
 import json
+import tomllib
 from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -66,18 +67,18 @@ class Classes:
 class Rows:
     """What load_dataset gives: rows, their columns, and what kind each is of."""
 
-    def __init__(self, name: str, kind: str, n: int, start: int) -> None:
-        self.rows, self.features = [], {"label": None if kind == "regression" else Classes()}
+    def __init__(self, columns: dict[str, str], kind: str, n: int, start: int) -> None:
+        self.rows, self.features = [], {columns["label"]: None if kind == "regression" else Classes()}
         for at in range(n):
             label = float(at % 5) if kind == "regression" else at % 2
             if kind == "images":
                 pixels = np.full((16, 16, 3), 60 + 150 * label, np.uint8)
                 pixels[0, 0] = start + at  # no two are the same
-                row = {"img": Image.fromarray(pixels)}
+                row = {columns["image"]: Image.fromarray(pixels)}
             else:
-                keys = ["sentence"] if name.startswith(("sst2", "cola")) else ["sentence1", "sentence2"]
+                keys = [columns[key] for key in ("text", "text2") if key in columns]
                 row = {key: f"{WORDS[int(label)]} {start + at} {k}" for k, key in enumerate(keys)}
-            self.rows.append(row | {"label": label, "idx": at})
+            self.rows.append(row | {columns["label"]: label, "idx": at})
         self.column_names = list(self.rows[0])
 
     def __iter__(self):
@@ -86,11 +87,11 @@ class Rows:
 
 @pytest.mark.parametrize("name", task_files())
 def test_a_task_file_trains_on_a_stand_in(name, models, tmp_path, monkeypatch):
-    asked = []
+    asked, said = [], tomllib.loads(task_files()[name].read_text(encoding="utf-8"))
 
     def load_dataset(hub, config, split):
         asked.append((hub, config, split))
-        return Rows(name, task.kind, 60 if split == "train" else 20, 0 if split == "train" else 100)
+        return Rows(said["columns"], task.kind, 60 if split == "train" else 20, 0 if split == "train" else 100)
 
     monkeypatch.setattr("qcircuit_peft.tasks.own.find_spec", lambda name: True)
     monkeypatch.setattr(
@@ -99,9 +100,8 @@ def test_a_task_file_trains_on_a_stand_in(name, models, tmp_path, monkeypatch):
     task = load_task(name, model=models[name.rpartition("_")[2]])
     task = replace(task, bits=None)  # bitsandbytes wants a GPU
     splits = task.splits()
-    images = task.kind == "images"
-    config, test = (None, "test") if images else (name.partition("_")[0], "validation")
-    assert asked == [("uoft-cs/cifar10" if images else "nyu-mll/glue", config, part) for part in ("train", test)]
+    data = said["data"]
+    assert asked == [(data["hub"], data.get("config"), data[part]) for part in ("train", "test")]
     assert splits.train.names == (() if task.kind == "regression" else Classes.names)
     assert len(splits.test) == 20 and len(splits.validation) > 3 and len(splits.train) > 30
     result = train(task, DEMO["lora"], tmp_path / "run", epochs=1)
@@ -155,7 +155,9 @@ def test_a_task_that_says_nonsense_is_one_sentence(change, message):
 
 
 def test_names_that_are_not_there(monkeypatch):
-    with pytest.raises(ValueError, match="there is no task named 'sst2'; allowed are cifar10_vit, "):
+    with pytest.raises(
+        ValueError, match=f"there is no task named 'sst2'; allowed are {', '.join(task_files())}, or a path"
+    ):
         load_task("sst2")
     hub = load_task("sst2_deberta", model="x", hub="nowhere")
     monkeypatch.setattr("qcircuit_peft.tasks.own.find_spec", lambda name: None)

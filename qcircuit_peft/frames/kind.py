@@ -42,7 +42,7 @@ class Spec(Protocol):
     def apply(self) -> Callable[[Tensor, Tensor], Tensor] | None: ...
 
     def initial(self, init: str = "uniform", generator: Generator | None = None) -> Tensor:
-        """Fresh parameters, (n_parameters,); raises ValueError for an init that the frame does not take."""
+        """Fresh parameters, (n_parameters,), all 0 for "zeros"; raises ValueError for an init that it does not take."""
         ...
 
     def columns(self, parameters: Tensor, /) -> Tensor:
