@@ -366,7 +366,7 @@ def study(
 
 
 @contextmanager
-def _bar(file: str, folder: Path) -> Iterator[Callable[[int, int, str], None]]:
+def _bar(file: str, folder: Path) -> Iterator[Callable[[float, int, str], None]]:
     """Shows how many runs are done and which is under way; when it is stopped, how to go on."""
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
