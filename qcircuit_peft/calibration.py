@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcircuit_peft.analysis.adapters import measured_adapters
-from qcircuit_peft.analysis.capture import Loss, task_gradients, task_outputs
+from qcircuit_peft.analysis.capture import Loss, check_dense, task_gradients, task_outputs
 from qcircuit_peft.checks import boolean, number, one_of, whole_number
 from qcircuit_peft.factorizations.network import Network
 from qcircuit_peft.factorizations.parts import Built, Factorization, Vector, frames
@@ -98,6 +98,7 @@ def _numbers(factors: Factorization) -> str | None:
 
 def _check(name: str, module: QCircuitLinear, adapter: str) -> None:
     """Raise ValueError for an adapter that has no frames to fit, or is not at its start."""
+    check_dense(name, module)
     here = f"adapter {adapter!r} of module {name!r}"
     if module.merged or module.disable_adapters:
         raise ValueError(f"{here} is merged or disabled; unmerge or enable it, then fit it")

@@ -106,7 +106,7 @@ def test_several_adapters(model: str) -> None:
     net.base_model.set_adapter(["default", "shannon"])
     layer, x = layers(net)[0], torch.randn(2, layers(net)[0].in_features)
     deltas = [layer.get_delta_weight(name) for name in ("default", "shannon")]
-    close_forward(layer, x, sum(x @ (delta if layer.fan_in_fan_out else delta.T) for delta in deltas))
+    close_forward(layer, x, sum(x @ (layer.map.matrix(delta).T) for delta in deltas))
     for names in (["default", "shannon"], ["default"]):  # frozen, so that nothing but their choice tells them apart
         net.base_model.set_adapter(names, inference_mode=True)
         assert torch.equal(logits(net, model), outputs["default"]) == (len(names) == 1)

@@ -110,7 +110,7 @@ def test_merged_it_is_the_same_and_comes_out_again(model: str, name: str, option
     expected, weights = logits(net, model), [layer.base_layer.weight.clone() for layer in layers(net)]
     for layer in layers(net):
         x, delta = torch.randn(2, 3, layer.in_features), layer.get_delta_weight("default").detach()
-        close_forward(layer, x, x @ (delta if layer.fan_in_fan_out else delta.mT))
+        close_forward(layer, x, x @ (layer.map.matrix(delta).mT))
     net.merge_adapter(safe_merge=True)
     close_logits(net, model, expected)
     assert not any(torch.allclose(layer.base_layer.weight, w) for layer, w in zip(layers(net), weights, strict=True))

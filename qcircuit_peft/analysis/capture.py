@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qcircuit_peft.factorizations.parts import Vector
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear
+from qcircuit_peft.tuner.maps import map_of
 from qcircuit_peft.tuner.names import tuner_layers
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -174,6 +175,14 @@ def task_outputs(
     return found
 
 
+def check_dense(name: str, module: Any) -> None:
+    """Raise ValueError for an adapted module that is no linear layer, whose inputs are not multiplied by its weight."""
+    base = module.get_base_layer()
+    row = map_of(base)
+    if row is not None and not row.dense:
+        raise ValueError(f"gradients are measured of linear layers, but {name!r} is a {type(base).__name__}")
+
+
 def _parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trained parameters of the active adapters of a module, shared ones too, and those that are plain numbers."""
     if not isinstance(module, QCircuitLinear):
@@ -234,6 +243,7 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
         raise ValueError("what is measured is a model with an adapter of PEFT, got one without")
     parameters = {}
     for name, module in modules.items():
+        check_dense(name, module)
         if module.merged or module.disable_adapters:
             raise ValueError(f"module {name!r} has a merged or disabled adapter; unmerge or enable it first")
         parameters[name] = _parameters(module)

@@ -129,8 +129,7 @@ def _layer_rows(
 
 def _weight(module: Any) -> Tensor:
     """The adapted weight as it was before any merge, (out, in)."""
-    weight = module._original().double()
-    return weight.mT if module.fan_in_fan_out else weight
+    return module.map.matrix(module._original()).double()
 
 
 def _matrix(frame: Spec) -> Callable[[Tensor], Tensor] | None:

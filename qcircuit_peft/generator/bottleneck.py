@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.heads import in_use, passed_by, unload_heads, watch_heads
-from qcircuit_peft.tuner.layer import check_linear, features
+from qcircuit_peft.tuner.layer import check_linear
+from qcircuit_peft.tuner.maps import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 from qcircuit_peft.tuner.mixed import handed_out, rows_of
 from qcircuit_peft.tuner.names import check_adapter_name, unfiltered

@@ -17,7 +17,7 @@ from qcircuit_peft import files
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.rates import parameter_groups
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.layer import features
+from qcircuit_peft.tuner.maps import features
 
 TRAINED = "trained.safetensors"
 _NEAR = 1.5  # a size that trains more than this times the numbers asked for is no answer

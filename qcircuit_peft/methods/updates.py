@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import number, one_of, whole_number
-from qcircuit_peft.tuner.layer import check_linear, features, targets
+from qcircuit_peft.tuner.layer import check_linear, targets
+from qcircuit_peft.tuner.maps import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 from qcircuit_peft.tuner.names import check_adapter_name
 from qcircuit_peft.tuner.plan import kind_of

@@ -13,7 +13,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_t
 from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn.functional import dropout
-from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import number
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
@@ -22,15 +21,9 @@ from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.encoding import Encoding, check_finite
 from qcircuit_peft.tuner.heads import in_use
+from qcircuit_peft.tuner.maps import LINEAR, map_of
 from qcircuit_peft.tuner.mixed import rows_of
 from qcircuit_peft.tuner.names import PREFIX, tuner_layers
-
-
-def features(base: nn.Module) -> tuple[int, int]:
-    """``(in, out)`` of a linear layer, also a quantized one or the transposed Conv1D of GPT-2."""
-    if isinstance(base, Conv1D):
-        return base.nx, base.nf
-    return base.in_features, base.out_features  # type: ignore[return-value]
 
 
 def generators(seed: int | None, name: str, parts: Iterable[str]) -> dict[str, torch.Generator] | None:
@@ -76,7 +69,8 @@ class QCircuitLayer(BaseTunerLayer):
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
         self.encodings: dict[str, dict[str, Encoding]] = {}  # of the parts that this layer holds
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
-        self.in_features, self.out_features = features(self.get_base_layer())
+        self.map = map_of(self.get_base_layer(), self.quantization_backend is not None) or LINEAR
+        self.in_features, self.out_features = self.map.widths(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._unmerged: Tensor | None = None
@@ -240,12 +234,11 @@ class QCircuitLayer(BaseTunerLayer):
 
 
 class QCircuitLinear(nn.Module, QCircuitLayer):
-    """A linear layer (``nn.Linear``, a quantized one, or Conv1D) with circuit adapters."""
+    """A module of ``MAPS``, such as a linear layer or an embedding, with circuit adapters."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, bank: FrameBank, **kwargs: Any) -> None:
         super().__init__()
         QCircuitLayer.__init__(self, base_layer, bank, **kwargs)
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self._active_adapter = adapter_name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -259,10 +252,9 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
     def _delta(self, adapter: str, original: Tensor | None) -> Tensor:
         self.check_parameters(adapter)
         with torch.no_grad():
-            if original is not None:
-                original = original.mT if self.fan_in_fan_out else original
+            original = None if original is None else self.map.matrix(original)
             delta = self.scaled(adapter, self.factors[adapter].delta(self.made_now(adapter), original))
-        return delta.mT if self.fan_in_fan_out else delta
+        return self.map.weight(self.get_base_layer(), delta)
 
     def _original(self) -> Tensor:
         """The base weight without the updates that are merged."""
@@ -326,8 +318,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         dtype = result.dtype
         base = self._without_bias(x, result, *args, **kwargs)
         for adapter, made in self._made(x, tuple(self.active_adapters)).items():
-            update = self.factors[adapter].forward(self._dropped(x, adapter), made, base)
-            result = result + self.scaled(adapter, update)
+            result = result + self._updated(adapter, x, made, base)
         return result if result.dtype == dtype else result.to(dtype)
 
     def _without_bias(self, x: Tensor, result: Tensor, *args: Any, **kwargs: Any) -> Base:
@@ -340,13 +331,15 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
         return base
 
-    def _dropped(self, x: Tensor, adapter: str) -> Tensor:
+    def _updated(self, adapter: str, x: Tensor, made: Mapping[str, Tensor], base: Base) -> Tensor:
+        """What an adapter gives of these inputs, some of which are dropped in training, but no indices."""
         rate = self.rates[adapter]
-        return dropout(x, rate) if rate and self.training else x
+        x = dropout(x, rate) if rate and self.training and x.is_floating_point() else x
+        return self.scaled(adapter, self.map.update(self.get_base_layer(), x, self.factors[adapter], made, base))
 
     def _made(self, x: Tensor, adapters: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
         """What the factorizations of this layer work on, in the dtype that their products with ``x`` run in."""
-        dtype, kind = x.dtype, x.device.type
+        dtype, kind = (x if x.is_floating_point() else self.get_base_layer().weight).dtype, x.device.type
         if dtype != torch.float64 and is_autocast(kind):
             dtype = torch.get_autocast_dtype(kind)
         own = [name for name in adapters if name in self.factors]
@@ -387,8 +380,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
             rows = all_rows[adapter]
             some = x[rows]
             base = self._without_bias(some, plain[rows], *args, **kwargs)
-            update = self.factors[adapter].forward(self._dropped(some, adapter), made, base)
-            result[rows] += self.scaled(adapter, update).to(result.dtype)
+            result[rows] += self._updated(adapter, some, made, base).to(result.dtype)
         return result
 
     def __repr__(self) -> str:
@@ -430,5 +422,5 @@ def check_linear(tuner: BaseTuner, config: PeftConfig, model: nn.Module) -> None
     """Raise ValueError if a configuration targets what is neither a linear layer nor one that is adapted already."""
     for name, module in targets(tuner, config, model):
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if not isinstance(base, nn.Linear | Conv1D):
+        if (row := map_of(base)) is None or not row.dense:
             raise ValueError(f"target module {name!r} is a {type(base).__name__}, not a linear layer")

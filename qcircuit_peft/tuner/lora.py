@@ -110,7 +110,8 @@ def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "de
     rest = get_peft_model_state_dict(model, adapter_name=adapter_name).items()
     state = {_PREFIX + base_name(key): value.detach().clone() for key, value in rest if base_name(key) not in ours}
     for name, (a, b) in thin.items():
-        state |= {f"{_PREFIX}{name}.lora_A.weight": a, f"{_PREFIX}{name}.lora_B.weight": b}
+        entries = layers[name].map.lora(layers[name].get_base_layer(), a, b)
+        state |= {f"{_PREFIX}{name}.{key}": value for key, value in entries.items()}
     return lora, {key: value.contiguous() for key, value in state.items()}
 
 

@@ -10,7 +10,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.rates import watch
@@ -20,16 +19,10 @@ from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
-from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, features, targets
+from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, targets
+from qcircuit_peft.tuner.maps import MAPS, map_of
 from qcircuit_peft.tuner.mixed import handed_out
-from qcircuit_peft.tuner.names import (
-    PREFIX,
-    base_name,
-    check_adapter_name,
-    is_ours,
-    own_names,
-    unfiltered,
-)
+from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, is_ours, own_names, unfiltered
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
 
 
@@ -145,13 +138,20 @@ class QCircuitModel(BaseTuner):
     def _plan(self, name: str, module: nn.Module) -> Planned:
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
-        if not (isinstance(base, nn.Linear | Conv1D) or quantized) or inside_attention(base):
+        row = map_of(base, quantized)
+        if row is None or inside_attention(base):
             raise ValueError(
-                f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; "
-                "a circuit adapter takes torch.nn.Linear (also quantized) and transformers' Conv1D, "
-                "outside nn.MultiheadAttention; leave it out with exclude_modules"
+                f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; a circuit adapter takes "
+                f"{', '.join(kind.__name__ for kind in MAPS)} and quantized linear layers, outside "
+                "nn.MultiheadAttention; leave it out with exclude_modules"
             )
-        return self._plans.plan(name, *features(base))
+        planned = self._plans.plan(name, *row.widths(base))
+        if not row.dense and planned.factors.rank is None:
+            raise ValueError(
+                f"target module {name!r} is a {type(base).__name__}, for which an update has a rank, but those of "
+                f"{self._plans.config.factorization!r} have the full one; choose another factorization"
+            )
+        return planned
 
     def _create_and_replace(
         self,

@@ -1,0 +1,141 @@
+"""The modules that circuits adapt, each as a linear map: how its weight is a matrix, and what an update gives.
+
+An entry of ``MAPS`` is all that has to be known of a kind of module.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qcircuit_peft.factorizations.parts import Base, Factorization
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A kind of module whose weight is a matrix (out, in).
+
+    widths: the module -> (in, out). matrix: a weight -> the matrix, a view. weight: the module and a matrix -> the
+    weight. update: the module, x, a factorization, what it works on, and the module without its bias -> the update
+    applied to x. lora: the module, LoRA's A, (r, in), and B, (out, r) -> the entries of LoRA's state dict. dense:
+    whether x is multiplied by the matrix as it is; where not, an update has to have LoRA's form. No function is
+    a lambda, so that a layer can be pickled.
+    """
+
+    widths: Callable[[Any], tuple[int, int]]
+    matrix: Callable[[Tensor], Tensor]
+    weight: Callable[[Any, Tensor], Tensor]
+    update: Callable[[Any, Tensor, Factorization, Mapping[str, Tensor], Base], Tensor]
+    lora: Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
+    dense: bool = False
+
+
+def _multiplied(module: Any, x: Tensor, factors: Factorization, made: Mapping[str, Tensor], base: Base) -> Tensor:
+    return factors.forward(x, made, base)
+
+
+def _looked_up(module: Any, x: Tensor, factors: Factorization, made: Mapping[str, Tensor], base: Base) -> Tensor:
+    """A row of A^T for every index, times B^T; scaled where the module scales what it looks up."""
+    a, b = factors.lora(made)
+    found = F.linear(F.embedding(x, a.mT, module.padding_idx), b)
+    scale = getattr(module, "embed_scale", None)
+    return found if scale is None else found * scale
+
+
+_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+def _convolved(module: Any, x: Tensor, factors: Factorization, made: Mapping[str, Tensor], base: Base) -> Tensor:
+    """A convolution with A, as the module's own, then one with B, of width 1; each group of channels by itself."""
+    a, b = factors.lora(made)
+    once = a.reshape(-1, *module.weight.shape[1:])
+    narrow = module._conv_forward(x, torch.cat([once] * module.groups), None)
+    wide = next(function for kind, function in _CONVOLUTIONS.items() if isinstance(module, kind))
+    return wide(narrow, b.reshape(*b.shape, *[1] * len(module.kernel_size)), groups=module.groups)
+
+
+def _plain_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    return {"lora_A.weight": a, "lora_B.weight": b}
+
+
+def _conv_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Raises ValueError for a convolution that PEFT's LoRA does not follow."""
+    if {*module.dilation, module.groups} != {1} or module.padding_mode != "zeros":
+        raise ValueError(
+            "a plain LoRA of a convolution has no dilation, no groups and padding by zeros, but a module here has "
+            f"dilation={module.dilation}, groups={module.groups} and padding_mode={module.padding_mode!r}; merge it"
+        )
+    wide = b.reshape(*b.shape, *[1] * len(module.kernel_size))
+    return {"lora_A.weight": a.reshape(-1, *module.weight.shape[1:]), "lora_B.weight": wide}
+
+
+def _embedding_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    return {"lora_embedding_A": a, "lora_embedding_B": b}
+
+
+def _linear_widths(module: Any) -> tuple[int, int]:
+    return module.in_features, module.out_features
+
+
+def _conv1d_widths(module: Any) -> tuple[int, int]:
+    return module.nx, module.nf
+
+
+def _embedding_widths(module: Any) -> tuple[int, int]:
+    return module.num_embeddings, module.embedding_dim
+
+
+def _conv_widths(module: Any) -> tuple[int, int]:
+    return prod(module.weight.shape[1:]), module.weight.shape[0]
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _turned(weight: Tensor) -> Tensor:
+    return weight.mT
+
+
+def _flattened(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _from_matrix(module: Any, matrix: Tensor) -> Tensor:
+    return matrix
+
+
+def _from_turned(module: Any, matrix: Tensor) -> Tensor:
+    return matrix.mT
+
+
+def _from_flattened(module: Any, matrix: Tensor) -> Tensor:
+    return matrix.reshape(module.weight.shape)
+
+
+LINEAR = LinearMap(_linear_widths, _as_it_is, _from_matrix, _multiplied, _plain_lora, dense=True)
+_EMBEDDING = LinearMap(_embedding_widths, _turned, _from_turned, _looked_up, _embedding_lora)
+_CONVOLUTION = LinearMap(_conv_widths, _flattened, _from_flattened, _convolved, _conv_lora)
+MAPS: dict[type[nn.Module], LinearMap] = {
+    nn.Linear: LINEAR,
+    Conv1D: LinearMap(_conv1d_widths, _turned, _from_turned, _multiplied, _plain_lora, dense=True),
+    nn.Embedding: _EMBEDDING,
+    **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
+}
+
+
+def map_of(module: nn.Module, quantized: bool = False) -> LinearMap | None:
+    """The kind of a module, LINEAR for one of a quantized weight; None for one that circuits do not adapt."""
+    found = next((row for kind, row in MAPS.items() if isinstance(module, kind)), LINEAR if quantized else None)
+    looked_up: Any = module if found is _EMBEDDING else None
+    return None if looked_up is not None and not looked_up.weight.is_floating_point() else found
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """``(in, out)`` of a module; what is of no kind above is taken for a quantized linear layer."""
+    return (map_of(module) or LINEAR).widths(module)
