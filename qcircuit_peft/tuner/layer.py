@@ -339,7 +339,8 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
     def _made(self, x: Tensor, adapters: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
         """What the factorizations of this layer work on, in the dtype that their products with ``x`` run in."""
-        dtype, kind = (x if x.is_floating_point() else self.get_base_layer().weight).dtype, x.device.type
+        base: Any = self.get_base_layer()
+        dtype, kind = (x if x.is_floating_point() else base.weight).dtype, x.device.type
         if dtype != torch.float64 and is_autocast(kind):
             dtype = torch.get_autocast_dtype(kind)
         own = [name for name in adapters if name in self.factors]
