@@ -281,8 +281,8 @@ def test_keys_are_renamed_as_peft_does_before_they_are_compared(tmp_path: Path) 
     ("change", "says"),
     [
         (
-            {"target_modules": ["q_proj", "embed_tokens"]},
-            r"'model.embed_tokens' is a torch.nn.modules.sparse.Embedding",
+            {"target_modules": ["q_proj", "embed_tokens"], "factorization": "rotation"},
+            r"'model.embed_tokens' is a Embedding, for which an update has a rank, but those of 'rotation'",
         ),
         ({"target_modules": ["q_proj", "self_attn"]}, r"'model.layers.0.self_attn' is a .*LlamaAttention"),
         ({"r": 33}, r"32 for 'model.layers.0.self_attn.v_proj' \(64 in, 32 out\), got 33"),
