@@ -235,9 +235,6 @@ class QPAModel(BaseTuner):
         was_active = adapter_name in self.active_adapters
         trained = any(p.requires_grad for p in getattr(self, HOLDER)[adapter_name].parameters())
         self._still(self.wrapped.delete_adapter, adapter_name)
-        for layer in tuner_layers(self.model).values():  # PEFT passes by those whose names have its prefix in them
-            if adapter_name in layer._all_available_adapter_names():
-                self._still(layer.delete_adapter, adapter_name)
         del self.peft_config[adapter_name], getattr(self, HOLDER)[adapter_name]
         self.passes.makers.pop(id(self.sources.pop(adapter_name)))
         self.active_adapter = active = self.wrapped.active_adapters

@@ -62,19 +62,18 @@ def replace_in_place(function: Any, make: Callable[[Callable[..., Any]], Callabl
 def _passing_none_by(delete: Callable[..., Any]) -> Callable[..., Any]:
     """PEFT's ``delete_adapter``, which passes by modules whose names have the tuner's prefix in them, the user's too.
 
-    Inside adapted layers of ours there are no further ones.
+    Inside of adapted layers there are no further ones.
     """
 
     @functools.wraps(delete)
     def delete_adapter(model: Any, adapter_name: str, prefix: str, *args: Any, **kwargs: Any) -> Any:
-        nowhere = "\0" if is_kind(prefix.removesuffix("_").upper()) else prefix
-        return delete(model, adapter_name, nowhere, *args, **kwargs)
+        return delete(model, adapter_name, "\0", *args, **kwargs)
 
     return delete_adapter
 
 
 def hook_deletion() -> None:
-    """Let PEFT delete adapters of ours from modules of any name."""
+    """Let PEFT delete adapters from modules of any name."""
     replace_in_place(tuners_utils.delete_adapter, _passing_none_by)
 
 
