@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
+from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import in_use, passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.layer import check_linear
 from qcircuit_peft.tuner.maps import features
@@ -125,8 +126,9 @@ class BottleneckModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
         check_adapter_name(adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        watch_heads(model)
+        with injecting(self, adapter_name):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            watch_heads(model)
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         check_linear(self, peft_config, model)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from qcircuit_peft.generation import Passes
 from qcircuit_peft.generator.bottleneck import BottleneckLayer, BottleneckModel
 from qcircuit_peft.generator.config import QPAConfig
-from qcircuit_peft.generator.guard import seeded, whole_or_nothing
+from qcircuit_peft.generator.guard import seeded
 from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
+from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import head_in_use, in_use, passed_by, unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer
@@ -86,7 +87,7 @@ class QPAModel(BaseTuner):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
         known = {id(parameter) for parameter in model.parameters()}
         first, active = self.wrapped is None, self.active_adapter
-        with whole_or_nothing(model):
+        with injecting(self, adapter_name):
             if first:
                 with seeded(config.seed):
                     wrapped = get_peft_model(model, config.base_config(), adapter_name, autocast_adapter_dtype=False)
@@ -96,10 +97,10 @@ class QPAModel(BaseTuner):
             else:
                 self._same_method(config)
                 self._add(adapter_name, config, known)
-        if first:
-            self.passes.watch(self.model)
-        self._watch_layers()
-        self.set_adapter(active, inference_mode=config.inference_mode)
+            if first:
+                self.passes.watch(self.model)
+            self._watch_layers()
+            self.set_adapter(active, inference_mode=config.inference_mode)
 
     def _watch_layers(self) -> None:
         """Have every layer and head look whether it runs again with what it ran with before; ours do by themselves."""
@@ -124,19 +125,11 @@ class QPAModel(BaseTuner):
         raise NotImplementedError
 
     def _add(self, name: str, config: QPAConfig, known: set[int]) -> None:
-        """Add a further adapter, or leave those that there are alone."""
-        active = self.active_adapter
-        try:
-            with self.settled(), seeded(config.seed):  # PEFT looks at what others generate, which may draw shots
-                self._still(self.wrapped.add_adapter, name, config.base_config(), autocast_adapter_dtype=False)
-            self._still(self.wrapped.set_adapter, name)
-            self._generate(name, config, known)
-        except Exception:
-            self.set_adapter(active)
-            if self.prompt is None:
-                self.wrapped.peft_config[name] = config.base  # PEFT drops it if it fails itself
-            self._still(self.wrapped.delete_adapter, name)
-            raise
+        """Add a further adapter."""
+        with self.settled(), seeded(config.seed):  # PEFT looks at what others generate, which may draw shots
+            self._still(self.wrapped.add_adapter, name, config.base_config(), autocast_adapter_dtype=False)
+        self._still(self.wrapped.set_adapter, name)
+        self._generate(name, config, known)
 
     def _generate(self, name: str, config: QPAConfig, known: set[int]) -> None:
         targets, sizes = find_targets(self.wrapped, known)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.tuner.encoding import Encoding, Loaded, check_finite
+from qcircuit_peft.tuner.guard import whole_or_nothing
 from qcircuit_peft.tuner.names import GENERATORS, base_name, is_ours, own_names
 from qcircuit_peft.tuner.saving import check_signed, is_kind
 
@@ -194,7 +195,10 @@ def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
         takes_state = "adapter_state_dict" in signature.parameters
         if takes_state and any(value.dtype == torch.uint8 for value in state.values()):
             call.arguments["adapter_state_dict"] = incoming.state  # the tuner decodes it before it is loaded
-        with incoming.under_way():
+        if not isinstance(model, nn.Module):
+            with incoming.under_way():
+                return load(*call.args, **call.kwargs)
+        with incoming.under_way(), whole_or_nothing(model, given.get("adapter_name", "default")):
             return load(*call.args, **call.kwargs)
 
     return loader

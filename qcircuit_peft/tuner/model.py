@@ -17,6 +17,7 @@ from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
+from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, targets
@@ -78,11 +79,12 @@ class QCircuitModel(BaseTuner):
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
         check_adapter_name(adapter_name)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with injecting(self, adapter_name):
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                watch_heads(model)
         finally:
             for name in ("_plans", "_planned", "_sharing"):
                 vars(self).pop(name, None)
-        watch_heads(model)
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""

@@ -1,0 +1,89 @@
+"""What surrounds PEFT at work on a model: it is left as it was if the work fails, or is interrupted by Ctrl-C."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+_CONTAINERS = (dict, list, set)
+
+
+def _copied(container: Any) -> list[Any]:
+    return list(container.items() if isinstance(container, dict) else container)
+
+
+def _refill(container: Any, contents: list[Any]) -> None:
+    if isinstance(container, dict):  # as it is by itself, whatever its kind does of writing
+        dict.clear(container)
+        dict.update(container, contents)
+    else:
+        container.clear()
+        container.extend(contents) if isinstance(container, list) else container.update(contents)
+
+
+@contextmanager
+def whole_or_nothing(model: nn.Module, adapter: str | None = None) -> Iterator[None]:
+    """A model is as it was if what is done within does not come to its end.
+
+    That is: its modules, all their attributes, what containers among these hold, and what is trainable; and the values
+    of an ``adapter``.
+    """
+    before = [
+        (
+            module,
+            dict(vars(module)),
+            [(held, _copied(held)) for held in vars(module).values() if isinstance(held, _CONTAINERS)],
+            [(held, dict(held.generated)) for held in vars(module).values() if hasattr(held, "generated")],
+        )
+        for module in _held_by(model)
+    ]
+    named = chain(model.named_parameters(), model.named_buffers())
+    tensors = [(name, tensor, tensor.requires_grad) for name, tensor in named]
+    values = [(tensor, tensor.detach().clone()) for name, tensor, _ in tensors if _is_of(name, adapter)]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, containers, generated in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for held, contents in containers:
+                _refill(held, contents)
+            for held, contents in generated:
+                held.generated = contents
+        for _, tensor, wanted in tensors:
+            tensor.requires_grad_(wanted)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        raise
+
+
+def _held_by(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, with those that they hold beside their submodules."""
+    found: dict[nn.Module, None] = {}
+    todo = [model]
+    while todo:
+        for module in todo.pop().modules():
+            if module not in found:
+                found[module] = None
+                todo += [held for held in vars(module).values() if isinstance(held, nn.Module)]
+    return list(found)
+
+
+@contextmanager
+def injecting(tuner: Any, adapter: str) -> Iterator[None]:
+    """``whole_or_nothing`` for a tuner that puts an adapter into its model; if it does not, it forgets the name."""
+    try:
+        with whole_or_nothing(tuner):
+            yield
+    except BaseException:
+        tuner.peft_config.pop(adapter, None)
+        raise
+
+
+def _is_of(name: str, adapter: str | None) -> bool:
+    """Whether a tensor of this name is an adapter's."""
+    return adapter is not None and adapter in name.split(".")
