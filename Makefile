@@ -13,11 +13,11 @@ NUMERIC := $(addprefix tests/test_,$(addsuffix .py,gates svd frames_diagonal fra
 AVX2 := $(shell grep -qsw avx2 /proc/cpuinfo && echo yes)
 PINS := pyproject.toml .ci/constraints.txt .ci/packages.txt
 
-.PHONY: help demo test numerics lint bench tutorials docs clean
+.PHONY: help demo test numerics lint soak peft-suite bench tutorials docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/demo.stamp  ## adapt a real model with a circuit: make demo TASK=trec
 	@$(BIN)/python -m qcircuit_peft.demo $(TASK)
@@ -37,6 +37,12 @@ lint: .venv/full.stamp  ## check style, types and the order of imports
 	@$(BIN)/ruff format --check
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	@$(BIN)/lint-imports
+
+soak: .venv/full.stamp  ## ten minutes of work on every kind of adapter: make soak MINUTES=60
+	@$(ONE_THREAD) $(OFFLINE) PYTHONPATH=tests $(BIN)/python tests/soak.py --minutes $(or $(MINUTES),10)
+
+peft-suite: .venv/full.stamp  ## run PEFT's own tests on our adapters (downloads its source package)
+	@$(ONE_THREAD) PYTHONPATH=tests $(BIN)/python tests/peft_suite.py
 
 bench: .venv/full.stamp  ## time the native backend and a training step
 	@$(BIN)/python benchmarks/native.py

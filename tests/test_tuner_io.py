@@ -2,16 +2,19 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+import torch.distributed as dist
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.conversion import save_as_lora
 from safetensors.torch import load_file
 from tiny import CONTRACT, FRESH, MODELS, adapted, base, config, inputs, layers, logits, shake, told_by_a_fresh_process
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from transformers import Trainer, TrainingArguments
 
 from qcircuit_peft import QCircuitConfig, circuits
@@ -265,3 +268,27 @@ def test_other_methods_are_saved_as_before(tmp_path: Path) -> None:
         assert torch.equal(logits(loaded, "llama"), logits(net, "llama"))
     with pytest.raises(ValueError, match="nowhere"):
         PeftModel.from_pretrained(base("llama"), tmp_path / "nowhere")
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # torch's, of FSDP
+@pytest.mark.parametrize("inside", [False, True], ids=["outermost", "blocks too"])
+def test_the_state_dict_of_a_model_in_fsdp_is_that_of_the_model(inside: bool, one_process: None) -> None:
+    net = adapted("llama", bias="all")
+    expected, wanted = logits(net, "llama"), get_peft_model_state_dict(net)
+    cpu = {"use_orig_params": True, "device_id": torch.device("cpu")}
+    if inside:
+        blocks = net.base_model.model.model.layers
+        for at in range(len(blocks)):
+            blocks[at] = FSDP(blocks[at], **cpu)
+    found = get_peft_model_state_dict(FSDP(net, **cpu))
+    assert found.keys() == wanted.keys()
+    other = get_peft_model(base("llama"), config("llama", bias="all")).eval()
+    set_peft_model_state_dict(other, found)
+    assert torch.equal(logits(other, "llama"), expected)

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 
-from qcircuit_peft.checks import one_of, whole_number
+from qcircuit_peft.checks import boolean, one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import in_use, passed_by, unload_heads, watch_heads
@@ -33,7 +33,8 @@ class BottleneckConfig(PeftConfig):
     """What `get_peft_model` needs for adapters h + up(act(down(h))) behind the output h of linear layers.
 
     r: the width in between. target_modules, exclude_modules, modules_to_save: as in LoRA; for feed-forward adapters
-    (FFA) name the last layer of the feed-forward block. activation: a name in ``ACTIVATIONS``. up starts at 0.
+    (FFA) name the last layer of the feed-forward block. activation: a name in ``ACTIVATIONS``. init_weights: up starts
+    at 0; False has it start at random: for tests, as PEFT's own.
 
     Source: Houlsby et al. 2019, arXiv 1902.00751. Raises ValueError for an r below 1 or an unknown activation.
 
@@ -48,14 +49,16 @@ class BottleneckConfig(PeftConfig):
     target_modules: str | list[str] | None = None
     exclude_modules: str | list[str] | None = None
     modules_to_save: list[str] | None = None
+    init_weights: bool = True
 
-    incidental: ClassVar[set[str]] = INCIDENTAL
+    incidental: ClassVar[set[str]] = {"init_weights", *INCIDENTAL}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
         whole_number("r", self.r, 1)
         one_of("activation", self.activation, ACTIVATIONS)
+        boolean("init_weights", self.init_weights)
 
     def check_takes(self, stored: PeftConfig, adapter: str) -> None:
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
@@ -71,17 +74,18 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = features(base_layer)
         self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
         self.activations: dict[str, str] = {}
         self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add an adapter."""
-        _, width = features(self.get_base_layer())
-        self.bottleneck_down[adapter_name] = nn.Linear(width, config.r)
-        self.bottleneck_up[adapter_name] = up = nn.Linear(config.r, width)
-        nn.init.zeros_(up.weight)
-        nn.init.zeros_(up.bias)
+        self.bottleneck_down[adapter_name] = nn.Linear(self.out_features, config.r)
+        self.bottleneck_up[adapter_name] = up = nn.Linear(config.r, self.out_features)
+        if config.init_weights:
+            nn.init.zeros_(up.weight)
+            nn.init.zeros_(up.bias)
         self.activations[adapter_name] = config.activation
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

@@ -5,8 +5,9 @@ for their names: the module finds a tensor as ever, but does not list it, so tha
 know only the generator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -113,14 +114,19 @@ class Source:
         found = self.passes.kept(key, now)
         wants_grad = torch.is_grad_enabled() and any(value.requires_grad for value in values)
         if found is None or wants_grad > found.grad or not found.knows(values):
-            batch = Batch([[value] for value in values], self.made, finish=self._cut, random=self._is_random)
+            make = partial(_made, self.generator)
+            batch = Batch([[value] for value in values], make, finish=self._cut(), random=self._is_random)
             found = self.passes.make(key, batch, now if isinstance(now, Pass) else Pass())
         return found.made[index]
 
     def _alone(self) -> tuple[Tensor, ...]:
         values = [value.unsqueeze(0) for value in self.generator.values().values()]
         with no_autocast(values[0]):
-            return self._cut((self.made(values)[0][0],))
+            return self._cut()((_made(self.generator, values)[0][0],))
+
+    def _cut(self) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        kinds = [(target.start.shape, dtype) for target, dtype in zip(self.targets, self.dtypes, strict=True)]
+        return partial(_cut, kinds)
 
     def traced(self) -> tuple[Tensor, ...] | None:
         """All tensors, by operations that a compiler follows; None where a simulator or a measurement makes them."""
@@ -131,14 +137,17 @@ class Source:
     def _is_random(self) -> bool:
         return self.generator.recipe.is_random
 
-    def made(self, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """All targets behind each other, (1, m), from leaves (1, ...), the generator's parameters and buffers."""
-        generator = self.generator
-        values = {name: leaf.squeeze(0) for name, leaf in zip(generator.values(), leaves, strict=True)}
-        flat = torch.cat(generator(values))
-        return [(flat + values["start"] if generator.recipe.init == "zero" else flat).unsqueeze(0)]
 
-    def _cut(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        parts = rows[0].split([target.start.numel() for target in self.targets])
-        found = zip(parts, self.targets, self.dtypes, strict=True)
-        return tuple(part.view(target.start.shape).to(dtype) for part, target, dtype in found)
+# What a batch calls knows no ``Source``: the graph of what it made holds the batch, and a source, by its passes, what
+# was made; Python does not find such a circle through torch's graph, and never frees it.
+def _made(generator: Generator, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """All targets behind each other, (1, m), from leaves (1, ...), the generator's parameters and buffers."""
+    values = {name: leaf.squeeze(0) for name, leaf in zip(generator.values(), leaves, strict=True)}
+    flat = torch.cat(generator(values))
+    return [(flat + values["start"] if generator.recipe.init == "zero" else flat).unsqueeze(0)]
+
+
+def _cut(kinds: Sequence[tuple[torch.Size, torch.dtype]], rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors of these shapes and dtypes from the one row that holds them all, (m,)."""
+    parts = rows[0].split([shape.numel() for shape, _ in kinds])
+    return tuple(part.view(shape).to(dtype) for part, (shape, dtype) in zip(parts, kinds, strict=True))

@@ -397,10 +397,13 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
 
 
 def adapted_layers(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, QCircuitLinear]]:
-    """Name and module of every layer of a model that has circuit adapters, or that has this one."""
+    """Name and module of every layer of a model that has circuit adapters, or that has this one.
+
+    Names are those of state dicts, which do not tell the wrappers of FSDP.
+    """
     for name, module in model.named_modules():
         if isinstance(module, QCircuitLinear) and (adapter is None or adapter in module.factors):
-            yield name, module
+            yield name.replace("_fsdp_wrapped_module.", ""), module
 
 
 def adapters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, QCircuitLinear, str]]:
