@@ -254,6 +254,40 @@ def test_an_update_is_merged_and_taken_out_again(name):
         close(out(model.merge_and_unload()), wanted, 8 * CHAIN)
 
 
+# PEFT takes adapter_names for these, and runs every row with the active adapter; README says so.
+MIXES_WRONG = {
+    *("lora_xs", "unilora", "tinylora", "vblora", "vera", "randlora", "c3a", "waveft", "fourierft"),
+    *("oft", "lokr", "ia3", "miss"),
+}
+MIXES_NOT = {"adalora", "dora"}  # refused by PEFT
+OTHERWISE = {"probe", "full", "bitfit", "lisa", "loreft", *HEADED}  # no adapter that a row could name
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OTHERWISE])
+def test_every_row_of_a_mixed_batch_has_its_own_adapter(name):
+    model = attached(name)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += torch.randn(p.shape)
+        ids = torch.randint(0, 64, (3, 9), generator=torch.Generator().manual_seed(0))
+        call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        ours, names = model(**call)[0], ["default", "__base__", "default"]
+        with model.disable_adapter():
+            plain = model(**call)[0]
+        assert not torch.allclose(ours[1], plain[1], atol=1e-2)
+        if name in MIXES_NOT:
+            with pytest.raises((ValueError, TypeError), match="adapter_names"):
+                model(**call, adapter_names=names)
+            return
+        found = model(**call, adapter_names=names)[0]
+        right = torch.stack([ours[0], plain[1], ours[2]])
+        if name in MIXES_WRONG:
+            assert not torch.allclose(found, right, atol=1e-2)
+        else:
+            close(found, right, CHAIN)
+
+
 def test_loreft_moves_within_its_directions():
     torch.manual_seed(0)
     loreft, h = LoReFT(16, 3), torch.randn(5, 16)

@@ -4,7 +4,8 @@ An update is a linear map of the input, given by frozen tensors, which the base 
 a few trained ones. Importing this registers ``UpdateConfig`` with PEFT.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.tuner.layer import check_linear, targets
 from qcircuit_peft.tuner.maps import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.mixed import handed_out, rows_of
 from qcircuit_peft.tuner.names import check_adapter_name
 from qcircuit_peft.tuner.plan import kind_of
 from qcircuit_peft.tuner.register import register
@@ -221,9 +223,16 @@ class UpdateLayer(nn.Module, BaseTunerLayer):
         return config.scale * row.apply(x.to(own.dtype), trained, frozen, out)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output, with the updates of the active adapters."""
+        """The base layer's output, with the updates of the active adapters, or of those that each row names."""
+        names = kwargs.pop("adapter_names", None)
         given = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
+            return given
+        if names is not None:
+            rows_by_adapter, given = rows_of(self, x, names), given.clone()
+            for name, rows in rows_by_adapter.items():
+                if name in self.update_own:
+                    given[rows] += self._update(x[rows], name).to(given.dtype)
             return given
         for name in self.active_adapters:
             if name in self.update_own and name not in self.merged_adapters:
@@ -285,6 +294,12 @@ class UpdateModel(BaseTuner):
         except Exception:
             del self.update_common[adapter_name]
             raise
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
+        with handed_out(self, UpdateLayer, set(self.update_common), kwargs):
+            yield
 
     def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's, with what the layers of an adapter share."""
