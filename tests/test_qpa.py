@@ -444,3 +444,29 @@ def test_trainer_saves_and_resumes(options: dict[str, Any], shots: int | None, t
     for (name, p), q in zip(straight.named_parameters(), resumed.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6), name
     assert (tmp_path / "broken/checkpoint-4/adapter_config.json").exists()
+
+
+@each
+def test_it_starts_at_random_for_tests(method: str, tmp_path: Path) -> None:
+    if method in (*PROMPTS, "vblora", "ln"):
+        with pytest.raises(ValueError, match=r"init_weights=False needs a base with such an option, but .* has none"):
+            config(method, init_weights=False)
+        return
+    net, plain_logits = adapted(method, init_weights=False), logits(base("llama"), "llama")
+    found = logits(net, "llama")
+    assert not torch.allclose(found, plain_logits)
+    net.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path).eval(), "llama"), found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_generator_may_be_in_the_half_precision_of_its_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    net = get_peft_model(base("llama").to(dtype), config(), autocast_adapter_dtype=False)
+    net.add_adapter("added", config(), autocast_adapter_dtype=False)
+    net.save_pretrained(tmp_path)
+    net.load_adapter(tmp_path, "loaded", autocast_adapter_dtype=False)
+    assert {p.dtype for name, p in net.named_parameters() if "qpa_" in name} == {dtype}
+    net.train()(**inputs("llama")).loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in net.parameters() if p.requires_grad)
+    wide = get_peft_model(base("llama").to(dtype), config())
+    assert {p.dtype for name, p in wide.named_parameters() if "qpa_" in name} == {torch.float32}

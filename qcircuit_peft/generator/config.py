@@ -13,7 +13,7 @@ from peft.utils import PeftType
 
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.checks import is_number, is_whole, keys, one_of, version
+from qcircuit_peft.checks import boolean, is_number, is_whole, keys, one_of, version
 from qcircuit_peft.generator.recipe import SCOPES, Recipe
 from qcircuit_peft.generator.targets import MARKS, SAVED, check_layout
 from qcircuit_peft.text import shown
@@ -24,6 +24,7 @@ VERSION = 1
 _RECIPE = tuple(f.name for f in fields(Recipe))
 _LAYOUT = ("parameters", "digest", "start")
 _MAX_SIZE = 1 << 16  # of a rank or another size of the base method: it is built before it can be counted
+_INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 _INITS = (True, False, "gaussian", "orthogonal", "mica")  # of LoRA; all others change the model or read data
 
 
@@ -37,6 +38,8 @@ class QPAConfig(PeftConfig):
         as in ``Recipe``. With init="zero" the method starts where it starts by itself, and what is generated is added
         to its own initial values, which ``seed`` fixes. With "paper" there is nothing but what is generated, so that a
         method that is the identity at the start is so no more.
+    init_weights: False has the base method start at random values that change the model, by its own option of that
+        name, ``init_lora_weights`` or ``init_ia3_weights``: for tests, as PEFT's own.
     generator: the stored form of all that, as found in adapter_config.json; it replaces those fields.
 
     Source: Liu et al., Quantum Parameter Adaptation, ICLR 2025, arXiv 2410.09846. Raises ValueError, in one sentence,
@@ -62,6 +65,7 @@ class QPAConfig(PeftConfig):
     shots: int | None = Recipe.shots
     noise: Noise | dict[str, float] | None = None
     generator: dict[str, Any] | None = None
+    init_weights: bool = True
 
     incidental: ClassVar[set[str]] = {*INCIDENTAL, "backend", "layout"}  # layouts are compared on their own
 
@@ -84,6 +88,8 @@ class QPAConfig(PeftConfig):
         if self.base.is_prompt_learning:
             one_of("the task_type of a prompt method", self.task_type, MODEL_TYPE_TO_PEFT_MODEL_MAPPING)
         one_of("scope", self.scope, SCOPES)
+        if not boolean("init_weights", self.init_weights) and not self._init_options():
+            raise ValueError(f"init_weights=False needs a base with such an option, but {self.base.peft_type} has none")
         recipe = self.recipe()
         self.ansatz, self.noise, self.widths = recipe.ansatz, recipe.noise, recipe.widths  # type: ignore[assignment]
 
@@ -139,7 +145,12 @@ class QPAConfig(PeftConfig):
         """A copy of the base method's configuration that PEFT may change, with everything trainable."""
         config = copy.deepcopy(self.base)
         config.inference_mode, config.task_type = False, self.task_type
+        for name in () if self.init_weights else self._init_options():
+            setattr(config, name, False)
         return config
+
+    def _init_options(self) -> list[str]:
+        return [name for name in _INIT_OPTIONS if hasattr(self.base, name) and not self.base.is_prompt_learning]
 
 
 def _is_layout(stored: object) -> bool:

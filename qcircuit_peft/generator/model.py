@@ -87,6 +87,7 @@ class QPAModel(BaseTuner):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])  # the user has it too
         known = {id(parameter) for parameter in model.parameters()}
         first, active = self.wrapped is None, self.active_adapter
+        trained = [(parameter, parameter.requires_grad) for parameter in getattr(self, HOLDER).parameters()]
         with injecting(self, adapter_name):
             if first:
                 with seeded(config.seed):
@@ -101,6 +102,8 @@ class QPAModel(BaseTuner):
                 self.passes.watch(self.model)
             self._watch_layers()
             self.set_adapter(active, inference_mode=config.inference_mode)
+            for parameter, wanted in trained:
+                parameter.requires_grad_(wanted)  # one more changes nothing of those that there are
 
     def _watch_layers(self) -> None:
         """Have every layer and head look whether it runs again with what it ran with before; ours do by themselves."""
@@ -241,9 +244,15 @@ class QPAModel(BaseTuner):
             self._still(self.wrapped.base_model._enable_adapter_layers, enabled)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Generated tensors are float32 where PEFT would make the base method's parameters so."""
+        """Generated tensors are float32 where PEFT would make the base method's parameters so.
+
+        Without ``autocast_adapter_dtype`` the generator is in the half precision of what it generates.
+        """
         source = self.sources[adapter_name]
-        if autocast_adapter_dtype and self.prompt is None:
+        if not autocast_adapter_dtype and {*source.dtypes} in ({torch.float16}, {torch.bfloat16}):
+            source.generator.to(source.dtypes[0])
+            source.forget()
+        elif autocast_adapter_dtype and self.prompt is None:
             source.dtypes = [torch.promote_types(dtype, torch.float32) for dtype in source.dtypes]
             source.forget()
 
