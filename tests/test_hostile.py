@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from typer.testing import CliRunner
 
-from qcircuit_peft import Ansatz, Circuit, Op, QCircuitConfig, QPAConfig, Step, ansatz, compare, load
+from qcircuit_peft import Ansatz, BottleneckConfig, Circuit, Op, QCircuitConfig, QPAConfig, Step, ansatz, compare, load
 from qcircuit_peft.analysis.capacity import capacity
 from qcircuit_peft.analysis.plots import capacity_figure
 from qcircuit_peft.cli import app
@@ -174,6 +174,11 @@ ADAPTERS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Incoming("x.bin", "QCIRCUIT", [torch.ones(2)]),
         "a table of tensors, got [tensor",
     ),  # type: ignore[arg-type]
+    "weights whose names are numbers": (
+        lambda: Incoming("x.bin", "QCIRCUIT", {1: torch.ones(2)}),  # type: ignore[dict-item]
+        "a table of tensors, got {1: tensor",
+    ),
+    "a bottleneck of 10^8": (lambda: BottleneckConfig(r=10**8), "r is a whole number 1 to 65536, got 100000000"),
     "weights that are texts": (lambda: Incoming("x.bin", "QCIRCUIT", {"a": "b"}), "a table of tensors, got {'a': 'b'}"),  # type: ignore[dict-item]
 }
 
@@ -275,3 +280,15 @@ def test_compare_goes_on_where_no_process_can_be_started(monkeypatch: pytest.Mon
     monkeypatch.setattr(subprocess, "Popen", refuse)
     rows = compare.compare(load("tree"), [2, 3], backends=["native"], repeats=1)
     assert [row["status"] for row in rows] == ["ended before it answered: [Errno 12] Cannot allocate memory"] * 2
+
+
+def test_the_name_of_a_broken_adapter_cannot_steer_a_terminal() -> None:
+    net = get_peft_model(
+        nn.Sequential(nn.Linear(16, 16)), QCircuitConfig(r=4, target_modules=["0"]), adapter_name="\x1b[31mred"
+    )
+    with torch.no_grad():
+        next(p for name, p in net.named_parameters() if "qcircuit_lambda" in name)[0] = torch.nan
+    for merge in (net.merge_adapter, net.merge_and_unload):
+        with pytest.raises(ValueError, match="adapter") as error:
+            merge(safe_merge=True)
+        assert str(error.value).isprintable()

@@ -28,6 +28,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+MAX_R = 1 << 16  # layers are built before they can be counted
+
+
 @dataclass
 class BottleneckConfig(PeftConfig):
     """What `get_peft_model` needs for adapters h + up(act(down(h))) behind the output h of linear layers.
@@ -36,7 +39,7 @@ class BottleneckConfig(PeftConfig):
     (FFA) name the last layer of the feed-forward block. activation: a name in ``ACTIVATIONS``. init_weights: up starts
     at 0; False has it start at random: for tests, as PEFT's own.
 
-    Source: Houlsby et al. 2019, arXiv 1902.00751. Raises ValueError for an r below 1 or an unknown activation.
+    Source: Houlsby et al. 2019, arXiv 1902.00751. Raises ValueError for an r outside 1 to 65536 or another activation.
 
     >>> from peft import get_peft_model
     >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 6)), BottleneckConfig(r=2, target_modules=["0"]))
@@ -56,7 +59,7 @@ class BottleneckConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.BOTTLENECK  # type: ignore[attr-defined]
-        whole_number("r", self.r, 1)
+        whole_number("r", self.r, 1, MAX_R)
         one_of("activation", self.activation, ACTIVATIONS)
         boolean("init_weights", self.init_weights)
 

@@ -44,7 +44,8 @@ class Incoming:
     own: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.state, Mapping) or not all(isinstance(value, Tensor) for value in self.state.values()):
+        rows = self.state.items() if isinstance(self.state, Mapping) else [(None, None)]
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in rows):
             raise ValueError(f"{self.where}: the weights of an adapter are a table of tensors, got {shown(self.state)}")
         for key, value in self.state.items():
             if not is_ours(key) or base_name(key) in self.own:

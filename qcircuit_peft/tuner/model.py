@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.rates import watch
+from qcircuit_peft.text import printable
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
@@ -201,7 +202,7 @@ class QCircuitModel(BaseTuner):
                 if safe:
                     module.merged_weight([a for a in wanted if a not in module.merged_adapters], check=True)
             except ValueError as error:
-                broken = f"The adapter {', '.join(wanted)} seems to be broken"  # PEFT's words for it
+                broken = f"The adapter {printable(', '.join(wanted))} seems to be broken"  # PEFT's words for it
                 told = f"NaNs detected in the merged weights. {broken}: " if safe else ""
                 raise ValueError(f"{told}module {name!r}: {error}") from None
 
