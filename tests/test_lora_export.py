@@ -196,7 +196,7 @@ torch.set_num_threads(1)
 from peft import LoraConfig, convert_to_lora, get_peft_model, save_as_lora
 from peft.functional import delete_adapter
 from peft.helpers import rescale_adapter_scale
-from peft.utils.hotswap import hotswap_adapter
+from peft.utils.hotswap import hotswap_adapter, hotswap_adapter_from_state_dict
 import peft
 signature = inspect.signature(save_as_lora)
 import qcircuit_peft
@@ -221,6 +221,12 @@ try:
     hotswap_adapter(made(qcircuit_peft.QCircuitConfig(r=4, layers=2, target_modules=["0"])), folder, "default")
 except ValueError as error:
     assert "made with layers = 1" in str(error), error
+else:
+    raise AssertionError
+try:
+    hotswap_adapter_from_state_dict(net, {}, "default", LoraConfig())
+except ValueError as error:
+    assert "a state dict does not say what the numbers of 'default' mean" in str(error), error
 else:
     raise AssertionError
 lora = made(LoraConfig(target_modules=["0"], r=2, init_lora_weights=False))

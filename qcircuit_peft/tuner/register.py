@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
 from qcircuit_peft.checks import number
+from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.incoming import look_first
 from qcircuit_peft.tuner.saving import is_kind, where_it_is, whole_or_not
 
@@ -147,6 +148,21 @@ def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
     return hotswap_adapter
 
 
+def _refusing(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def hotswap_adapter_from_state_dict(model: Any, state_dict: Any, adapter_name: str, *args: Any, **more: Any) -> Any:
+        config = (getattr(getattr(model, "_orig_mod", model), "peft_config", None) or {}).get(adapter_name)
+        if config is not None and is_kind(config.peft_type):
+            raise ValueError(
+                f"a state dict does not say what the numbers of {shown(adapter_name)} mean, so they are not swapped by "
+                "it; use hotswap_adapter with a saved adapter, or set_peft_model_state_dict"
+            )
+        return stock(model, state_dict, adapter_name, *args, **more)
+
+    return hotswap_adapter_from_state_dict
+
+
 def hook_hotswap() -> None:
     """Let PEFT's ``hotswap_adapter`` put the numbers of another adapter of the same circuits in place."""
     replace_in_place(hotswap.hotswap_adapter, _swapping)
+    replace_in_place(hotswap.hotswap_adapter_from_state_dict, _refusing)
