@@ -171,3 +171,14 @@ def test_a_generated_adapter_too(field: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="but the configuration that is given has"):
         PeftModel.from_pretrained(base("llama"), tmp_path, config=generator())
     assert torch.equal(logits(other, "llama"), before)
+
+
+def test_a_configuration_that_is_used_again_has_the_heads_of_its_task_once(tmp_path: Path) -> None:
+    """PEFT adds them to the user's own configuration at every use."""
+    settings = QCircuitConfig(r=4, seed=1, target_modules=["query"], task_type="SEQ_CLS")
+    net = get_peft_model(base("bert"), settings).eval()
+    net.save_pretrained(tmp_path)
+    other = get_peft_model(base("bert"), settings).eval()
+    other.load_adapter(tmp_path, "default")
+    assert len(settings.modules_to_save or ()) > len(set(settings.modules_to_save or ()))
+    assert torch.equal(logits(other, "bert"), logits(net, "bert"))

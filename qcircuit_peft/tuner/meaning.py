@@ -30,7 +30,9 @@ def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, A
                 value = {name: entry for name, entry in value.items() if name != "packed"}
             if key.endswith("_pattern") and isinstance(value, Mapping):
                 value = list(value.items())  # the first that matches counts
-            unordered = isinstance(value, set) or (key == "modules_to_save" and value)
+            if key == "modules_to_save" and value:
+                value = set(value)  # PEFT adds the heads of a task each time that it takes a configuration
+            unordered = isinstance(value, set)
             found[key] = json.loads(json.dumps(sorted(value) if unordered else value, default=str))
     return found
 
