@@ -21,7 +21,8 @@ class Backend:
     None for any number. ``qudits``: whether wires have any dimension. ``shots``: whether it draws them itself, in
     ``frequencies(circuit, angles, shots, seed, *device)``, (B, P) -> (B, N). ``noise``: whether it has
     ``density(circuit, angles, noise)``, (B, P) -> (B, N, N). ``device``: the one it runs on, if it has several, which
-    ``check_device(name)`` knows; every other is forward only and without noise. ``install``: the command for that.
+    ``check_device(name)`` knows; every other is forward only and without noise. ``install``: the command for
+    that, where torch and numpy are not enough.
     """
 
     name: str
