@@ -8,6 +8,7 @@ know only the generator.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -149,5 +150,9 @@ def _made(generator: Generator, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 def _cut(kinds: Sequence[tuple[torch.Size, torch.dtype]], rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Tensors of these shapes and dtypes from the one row that holds them all, (m,)."""
-    parts = rows[0].split([shape.numel() for shape, _ in kinds])
+    sizes = [shape.numel() for shape, _ in kinds]
+    if torch.compiler.is_compiling():  # what a split gives cannot be saved for a checkpoint
+        parts = [rows[0].narrow(0, end - size, size) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    else:
+        parts = rows[0].split(sizes)
     return tuple(part.view(shape).to(dtype) for part, (shape, dtype) in zip(parts, kinds, strict=True))
