@@ -14,7 +14,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -104,17 +104,22 @@ def check_unchanged(module: nn.Module, now: InUse) -> None:
         getattr(region, _NOTES)[id(module)] = now
 
 
+def _held_by(function: Any) -> Iterator[Any]:
+    """What a function holds of the names around it; some may have no value, or none any more."""
+    for cell in getattr(inspect.unwrap(function), "__closure__", None) or ():
+        with suppress(ValueError):
+            yield cell.cell_contents
+
+
 def _regions() -> tuple[list[Any], list[Any]]:
     """What remembers the regions around: those that run for the first time, and those that run again."""
     first, again = [], []
     with unhooked() as hooks:
-        for pack, _ in hooks:
-            for cell in getattr(inspect.unwrap(pack), "__closure__", None) or ():
-                held = cell.cell_contents
-                if isinstance(held, _CheckpointFrame):
-                    first.append(held)
-                elif isinstance(held, weakref.ref) and isinstance(frame := held(), _CheckpointFrame):
-                    again.append(frame)
+        for held in (held for pack, _ in hooks for held in _held_by(pack)):
+            if isinstance(held, _CheckpointFrame):
+                first.append(held)
+            elif isinstance(held, weakref.ref) and isinstance(frame := held(), _CheckpointFrame):
+                again.append(frame)
     if not torch.is_grad_enabled():
         first += functions_around()
     if isinstance(node := torch._C._current_autograd_node(), BackwardCFunction):

@@ -302,3 +302,16 @@ def test_prompts(method: str, name: str) -> None:
         switch()
         with pytest.raises(RuntimeError, match=f"other adapters, {now}, than those of its forward pass, 'default'"):
             loss.backward()
+
+
+def test_hooks_on_saved_tensors_may_hold_names_without_a_value() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), QCircuitConfig(r=2, target_modules=["0"]))
+    x = torch.randn(2, 8)
+
+    def pack(tensor: Tensor) -> Tensor:
+        return tensor if tensor.numel() else never
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x).sum().backward()
+    if x is None:
+        never = x  # pack's, without a value
