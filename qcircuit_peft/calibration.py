@@ -40,7 +40,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Target:
-    """A matrix (out, in), near left @ right^T, and its energy: the sum of its squared entries."""
+    """A matrix (out, in), its energy, the sum of its squared entries, and left @ right^T, near it but of energy 1."""
 
     left: Tensor
     right: Tensor
@@ -49,12 +49,13 @@ class _Target:
     @classmethod
     def of(cls, matrix: Tensor, like: Tensor) -> "_Target":
         """The leading singular directions of a matrix; the same each time."""
+        size = float(matrix.norm())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            left, sizes, right = torch.svd_lowrank(matrix, q=min(_LEADING, *matrix.shape), niter=4)
+            torch.default_generator.manual_seed(0)  # of CPUs alone, where the matrix is
+            left, sizes, right = torch.svd_lowrank(matrix / (size or 1.0), q=min(_LEADING, *matrix.shape), niter=4)
         dtype = torch.promote_types(like.dtype, torch.float32)
         left, right = ((side * sizes.sqrt()).to(like.device, dtype) for side in (left, right))
-        return cls(left, right, float(matrix.square().sum()))
+        return cls(left, right, size**2)
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,16 @@ class _Fit:
                 leaf = leaves[id(self.parameters[name])]
                 key = id(leaf), part.frame
                 if key not in made:
-                    made[key] = part.frame.columns(self.encodings[name].used(leaf))
+                    with no_autocast(leaf):
+                        made[key] = part.frame.columns(self.encodings[name].used(leaf))
                 parts[name] = made[key]
             elif isinstance(part, Vector):
                 parts[name] = left.new_full((part.size,), part.start)
         numbers = parts[_numbers(self.factors)].requires_grad_()
-        a, b = self.factors.lora(parts)
-        slope = torch.autograd.grad(((b.mT @ left) * (a @ right)).sum(), numbers, create_graph=True)[0]
-        return slope.square().sum() / (self.factors.scaling**2 * (self.target.energy or 1.0))
+        with no_autocast(left):
+            a, b = self.factors.lora(parts)
+            slope = torch.autograd.grad(((b.mT @ left) * (a @ right)).sum(), numbers, create_graph=True)[0]
+        return slope.square().sum() / self.factors.scaling**2
 
 
 def _numbers(factors: Factorization) -> str | None:
@@ -108,11 +111,17 @@ def _check(name: str, module: QCircuitLinear, adapter: str) -> None:
             f"{here} has no frames around plain numbers with a scaling: svd, cp, tucker, tensor_train, std and "
             "shared_core with alpha above 0 do"
         )
-    if parameters[numbers].any():
-        raise ValueError(f"{here} is not at its start, where {numbers} is zero; fit it before it is trained")
+    if adapter not in module.active_adapters:
+        raise ValueError(f"{here} is not active; call set_adapter, then fit it")
     for part in frames(factors):
+        if not isinstance(parameters[part], nn.Parameter):
+            raise ValueError(f"{here} has its part {part!r} generated, which is not fitted")
+        if parameters[part].is_meta:
+            raise ValueError(f"{here} has its part {part!r} kept elsewhere (offloaded or on 'meta'); fit it in memory")
         if not parameters[part].requires_grad:
             raise ValueError(f"{here} does not train its part {part!r}; fit it first, then freeze it")
+    if parameters[numbers].any():
+        raise ValueError(f"{here} is not at its start, where {numbers} is zero; fit it before it is trained")
 
 
 def _targets(
@@ -198,7 +207,7 @@ def calibrate(
     for name, module, key in fitted:
         _check(name, module, key)
     targets = _targets(model, {name: module for name, module, _ in fitted}, GOALS[goal], batches, loss, memory)
-    energies = torch.tensor([targets[name].energy for name, _, _ in fitted])
+    energies = torch.tensor([targets[name].energy for name, _, _ in fitted], dtype=torch.float64)
     if not energies.any():
         raise ValueError(f"the matrices of the goal {goal!r} are zero in every module, so there is nothing to fit to")
     by_energy = energies / energies.sum()
@@ -246,11 +255,11 @@ def _climb(
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps + 1):
         made: dict[Hashable, Tensor] = {}
-        with torch.enable_grad(), no_autocast(fits[0].target.left):
-            shares = torch.stack([fit.share(leaves, made) for fit in fits])
+        with torch.enable_grad():
+            shares = torch.stack([fit.share(leaves, made).cpu() for fit in fits])
             if step < steps:
                 optimizer.zero_grad()
                 (weights.to(shares) @ shares).backward()
-        yield shares.detach().cpu().to(weights), {key: leaf.detach().clone() for key, leaf in leaves.items()}
+        yield shares.detach().to(weights), {key: leaf.detach().clone() for key, leaf in leaves.items()}
         optimizer.step()
         falling.step()

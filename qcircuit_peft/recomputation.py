@@ -90,18 +90,19 @@ def check_unchanged(module: nn.Module, now: InUse) -> None:
     """Note what a module works with now; raise RuntimeError if it runs again and worked with something else before."""
     first, again = _regions()
     for region in again:
-        then = getattr(region, _NOTES, {}).get(id(module))
-        if then is not None and not now.same(then):
-            told = str(now) if str(now) != str(then) else f"another {now}"
+        notes = getattr(region, _NOTES, {}).get(id(module), [])
+        if notes and not any(now.same(then) for then in notes):
+            before = " or ".join(dict.fromkeys(map(str, notes)))
+            told = str(now) if str(now) not in map(str, notes) else f"another {now}"
             raise RuntimeError(
                 f"gradient checkpointing runs a module again in the backward pass with other adapters, {told}, than "
-                f"those of its forward pass, {then}; call backward before adapters are switched, scaled, merged, "
+                f"those of its forward pass, {before}; call backward before adapters are switched, scaled, merged, "
                 "disabled or deleted"
             )
     for region in first:
         if not hasattr(region, _NOTES):
             setattr(region, _NOTES, {})
-        getattr(region, _NOTES)[id(module)] = now
+        getattr(region, _NOTES).setdefault(id(module), []).append(now)
 
 
 def _held_by(function: Any) -> Iterator[Any]:

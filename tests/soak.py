@@ -104,7 +104,7 @@ def grow(kind: str, steps: int, deviates: Deviations) -> str:
 
 
 def check_threads(kind: str, deviates: Deviations) -> None:
-    """One thread trains, another evaluates: both see what they would see alone."""
+    """One thread trains, another evaluates: the first as it would alone, the second seeing finite outputs."""
     alone, net = made(kind), made(kind)
     train(alone, 20)
     over, seen = threading.Event(), []
@@ -125,8 +125,8 @@ def check_threads(kind: str, deviates: Deviations) -> None:
     finally:
         over.set()
         thread.join()
-    if not all(seen):
-        deviates(f"{kind}: evaluated beside training, an output is not finite")
+    if not seen or not all(seen):
+        deviates(f"{kind}: evaluated beside training, there is no output, or one that is not finite")
     if "shots" not in kind and not all(map(torch.equal, state(alone), state(net))):
         deviates(f"{kind}: trained beside an evaluation, parameters are others")
 
@@ -163,7 +163,8 @@ def check_kill(kind: str, choose: random.Random, deviates: Deviations) -> None:
                 os._exit(1)
         time.sleep(choose.uniform(0, 0.1))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+            deviates(f"{kind}: the process that saves ended by itself")
         try:
             found = outputs(PeftModel.from_pretrained(drawn.net(), folder))
             if not any(torch.equal(found, outputs(net)) for net in (one, two)):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tiny import base, config, inputs
+from tiny import base, config, inputs, told_by_a_fresh_process
 from torch import nn
 
-from qcircuit_peft import QCircuitConfig, calibrate
+from qcircuit_peft import QCircuitConfig, QPAConfig, calibrate
 from qcircuit_peft.analysis import gradient_capture
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
@@ -171,6 +171,10 @@ def trained(model):
         model.base_model.model[0].qcircuit_lambda["default"][1] = 0.5
 
 
+def inactive(model):
+    model.add_adapter("other", model.peft_config["default"])
+
+
 def two(model):
     model.add_adapter("other", model.peft_config["default"])
     model.base_model.set_adapter(["default", "other"])
@@ -181,6 +185,7 @@ BAD = {
     "trained": ({}, trained, {}, "is not at its start, where lambda is zero"),
     "frozen": ({"train_angles": False}, None, {}, "does not train its part 'u'"),
     "two": ({}, two, {}, "one adapter is fitted at a time, but default, other are active"),
+    "inactive": ({}, inactive, {"adapter": "other"}, "is not active; call set_adapter"),
     "unknown adapter": ({}, None, {"adapter": "x"}, "the circuit adapter 'x'"),
     "no scaling": ({"alpha": 0}, None, {}, "has no frames around plain numbers with a scaling"),
     "goal": ({}, None, {"goal": "hessian"}, "goal is one of"),
@@ -215,3 +220,35 @@ def test_batches_that_end_are_refused_where_they_are_needed_again():
     with pytest.raises(ValueError, match="have to be a list or a loader, got list_iterator"):
         calibrate(model, iter([inputs("bert")]), memory=1)
     assert same(parameters(model), before)
+
+
+def test_generated_angles_are_not_fitted():
+    torch.manual_seed(0)
+    base = QCircuitConfig(r=4, target_modules=["0"], seed=0)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 8)).double(), QPAConfig(base=base, seed=0))
+    before = parameters(model)
+    with pytest.raises(ValueError, match="has its part 'u' generated, which is not fitted"):
+        calibrate(model, [(X, Y)], loss)
+    assert same(parameters(model), before)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_size_of_a_loss_does_not_matter(scale):
+    found = [calibrate(made(), [(X, Y)], lambda m, b, s=s: loss(m, b) * s, steps=20) for s in (1, scale)]
+    assert found[1].after == pytest.approx(found[0].after, abs=1e-4) and found[1].after > found[1].before
+
+
+COMPILED = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_calibration import X, Y, calibrate, loss, made
+one, other = made(), made()
+compiled = torch.compile(other, backend="eager")
+compiled(X)
+found, expected = (calibrate(model, [(X, Y)], loss, steps=5) for model in (compiled, one))
+print((found.before, found.after) == (expected.before, expected.after))
+"""
+
+
+def test_a_compiled_model_is_fitted_as_it_is(tmp_path):
+    assert told_by_a_fresh_process(COMPILED, tmp_path).split() == ["True"]

@@ -62,3 +62,14 @@ def test_they_are_written_again_bit_for_bit(kind: str, tmp_path: Path) -> None:
     now, then = (data[written].get("layout", {}).pop("start", []) for data in (new, old))
     close(now, then, 1, dtype=torch.float32)
     assert new[written] == old[written]
+
+
+SIGNED = FIXTURES.parent / "signed"
+
+
+@pytest.mark.parametrize("kind", sorted(path.name for path in SIGNED.iterdir()))
+def test_adapters_with_a_digest_of_their_configuration_load(kind: str) -> None:
+    """Commit 0c1e978 wrote them: what a digest is made of does not change."""
+    x = torch.linspace(-1, 1, 36).view(3, 12)
+    expected = load_file(SIGNED / kind / "outputs.safetensors")["outputs"]
+    close(adapted(SIGNED / kind)(x).detach(), expected, 64, size=float(expected.abs().max()))

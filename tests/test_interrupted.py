@@ -40,12 +40,13 @@ class Interrupt:
 
 def interrupted(work: Callable[[], Any], within: Callable[..., Any], n: int) -> int:
     """How many calls there were, after an interrupt at the n-th one if n is not 0."""
-    profile = Interrupt(within, n)
+    profile, recorded = Interrupt(within, n), torch.is_grad_enabled()
     sys.setprofile(profile)
     try:
         work()
     finally:
         sys.setprofile(None)
+        torch.set_grad_enabled(recorded)  # the interrupt may come where torch is about to
     return profile.calls
 
 

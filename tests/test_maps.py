@@ -30,6 +30,13 @@ class Scaled(nn.Embedding):
         return super().forward(ids) * self.embed_scale
 
 
+class Shifted(nn.Embedding):
+    """An embedding that looks up something else than it is given, as some position embeddings do."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids + 2)
+
+
 IDS = torch.tensor([[1, 5, 0, 19], [2, 2, 7, 3]])
 # A module and inputs of it, two rows each.
 MODULES: dict[str, tuple[Any, torch.Tensor]] = {
@@ -175,6 +182,8 @@ def test_what_is_not_a_map_is_refused_with_what_is():
     takes = "a circuit adapter takes Linear, Conv1D, Embedding, Conv1d, Conv2d, Conv3d"
     refuses(takes, nn.ConvTranspose2d(4, 8, 3))
     refuses(takes, nn.EmbeddingBag(8, 4))
+    refuses("and without max_norm", nn.Embedding(16, 8, max_norm=1.0))
+    refuses("torch's own forward", Shifted(16, 8))
     for factorization in ("rotation", "quanta"):
         refuses("is a Conv2d, for which an update has a rank", nn.Conv2d(4, 8, 3), factorization=factorization)
         refuses("is a Embedding, for which an update has a rank", nn.Embedding(16, 8), factorization=factorization)

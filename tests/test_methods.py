@@ -367,3 +367,23 @@ def test_counts_hold_in_another_family_of_models(name):
 def test_a_saved_adapter_of_ours_is_a_plain_peft_checkpoint(tmp_path: Path):
     save(filled("nola", 6), tmp_path)
     assert all(key.startswith("base_model.") for key in load_file(tmp_path / "adapter_model.safetensors"))
+
+
+def test_an_update_is_merged_whole_or_not_and_switched_off_when_merged():
+    model = attached("svf")
+    with torch.no_grad():
+        plain = out(bert())
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 1
+        model.add_adapter("b", model.peft_config["default"])
+        before = out(model)
+        for name, p in model.named_parameters():
+            if "update_own.b" in name:
+                p.fill_(float("inf"))
+        with pytest.raises(ValueError, match="'b' would make weights that are not finite"):
+            model.merge_adapter(["default", "b"], safe_merge=True)
+        assert torch.equal(out(model), before)
+        model.merge_adapter(["default"])
+        with model.disable_adapter():
+            close(out(model), plain, 10 * CHAIN)

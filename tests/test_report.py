@@ -199,3 +199,12 @@ def test_bad_input_is_one_sentence():
         entanglement_report(adapted(), before={})
     with pytest.raises(ValueError, match="one or more rows"):
         tables.to_csv([])
+
+
+def test_a_product_circuit_of_complex_gates_has_no_entanglement():
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(16, 16)), QCircuitConfig(ansatz="sim01", r=12, layers=2, target_modules=["0"])
+    )
+    rows = [row for row in entanglement_report(model) if row.part in ("u", "v")]
+    assert {row.dims for row in rows} == {(2, 2, 2)} and len(rows) == 4
+    assert all(row.column_entropy < 1e-9 and row.operator_entropy < 1e-9 and row.operator_rank == 1 for row in rows)

@@ -104,6 +104,20 @@ def test_a_rescaled_model_in_a_context(entry):
     assert torch.equal(logits(model, "llama"), before)
 
 
+def test_a_strength_goes_with_its_adapter(tmp_path):
+    model = adapted("llama")
+    model.save_pretrained(tmp_path)
+    model.add_adapter("b", config("llama"))
+    for layer in layers(model):
+        layer.set_scale("b", 0.5)
+        layer.set_scale("default", 0.5)
+    with peft.helpers.rescale_adapter_scale(model, 2):
+        model.delete_adapter("b")
+    assert all(layer.scales == {"default": 0.5} for layer in layers(model))
+    hotswap.hotswap_adapter(model, tmp_path, "default")
+    assert torch.equal(logits(model.eval(), "llama"), logits(adapted("llama"), "llama"))
+
+
 def test_the_context_is_stock_for_other_models():
     lora = get_peft_model(base("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
     before = logits(lora, "llama")

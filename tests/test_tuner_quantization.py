@@ -1,5 +1,6 @@
 """Quantized adapters: what the model computes with, what is saved, and what comes back."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from tiny import (
     shake,
     told_by_a_fresh_process,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcircuit_peft import QCircuitConfig, circuits
 from qcircuit_peft.factorizations import FACTORIZATIONS
@@ -354,3 +355,19 @@ def test_adapters_of_different_bits_side_by_side() -> None:
     assert layer.bank.passes.generations == 1
     net.delete_adapter("default")
     assert set(layer.encodings) == {"plain", "finer"}
+
+
+def test_half_precision_parameters_are_not_quantized_again(tmp_path):
+    """Rounded to bfloat16, values that were loaded are still those that were loaded."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16)).bfloat16()
+    config = QCircuitConfig(r=4, target_modules=["0"], quantization={"bits": 3}, init_weights=False, seed=0)
+    model, x = get_peft_model(copy.deepcopy(net), config, autocast_adapter_dtype=False), torch.randn(3, 16).bfloat16()
+    model.save_pretrained(tmp_path / "0")
+    found, files = [], []
+    for k in range(3):
+        model = PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / str(k), autocast_adapter_dtype=False)
+        found.append(model(x))
+        model.save_pretrained(tmp_path / str(k + 1))
+        files.append((tmp_path / str(k + 1) / "adapter_model.safetensors").read_bytes())
+    assert all(torch.equal(out, found[0]) for out in found) and len(set(files)) == 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qcircuit_peft.factorizations.parts import Vector
+from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear
 from qcircuit_peft.tuner.maps import map_of
@@ -84,11 +85,11 @@ def _measuring(model: nn.Module, modules: Mapping[str, nn.Module], hook: Callabl
     """
 
     def watch(name: str) -> Callable[..., Any]:
-        return lambda _, args, output: hook(name, args[0].detach().flatten(0, -2), output)
+        return lambda _, args, output: hook(name, torch.atleast_2d(args[0].detach()).flatten(0, -2), output)
 
     handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
     try:
-        with evaluating(model):
+        with evaluating(model), torch.compiler.set_stance("force_eager"):  # compiled, a model would not see the hooks
             yield
     finally:
         for handle in handles:
@@ -110,7 +111,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _add(found: dict[str, Tensor], name: str, rows: Tensor, x: Tensor) -> None:
     """Add the sum of outer products of rows, (*n, out), and inputs, (n, in)."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    step = (rows.detach().flatten(0, -2).to(dtype).mT @ x.to(dtype)).double().cpu()
+    with no_autocast(rows):
+        step = (torch.atleast_2d(rows.detach()).flatten(0, -2).to(dtype).mT @ x.to(dtype)).double().cpu()
     found[name] = found[name] + step if name in found else step
 
 

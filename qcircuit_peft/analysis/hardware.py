@@ -74,6 +74,11 @@ def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[s
                 f"{name}: what is measured are the columns of one circuit, but {part!r} of width {frame.n} is made of "
                 f"{len(parts) or 'none'}; adapt with frame='circuit' and width='qudit'"
             )
+        if parts[0][1].dim != frame.n:
+            raise ValueError(
+                f"{name}: signs are estimated for real circuits only, but {part!r} is the real form of a complex one; "
+                "adapt with a real circuit"
+            )
         measured[part] = estimated_columns(parts[0][1], values[part], frame.k, **settings)[0]
     delta, true = factors.delta({**values, **measured}), factors.delta(make(factors, values))
     return Perturbed(delta, float((delta - true).norm()), float(true.norm()))

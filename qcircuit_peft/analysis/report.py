@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -107,14 +108,15 @@ def _layer_rows(
     values = {part: p.detach().double() for part, p in module.values(adapter).items()}
     for part, frame in frames(factors).items():
         now = values[part]
-        dims = wire_dims(frame.n) if frame.n > 1 else ()
+        own = [circuit for _, circuit, _ in frame.circuits()]
+        dims = own[0].dims if len(own) == 1 else wire_dims(frame.n) if frame.n > 1 else ()
         if len(dims) < 2 or (isinstance(factors.parts[part], Acting) and not operators):
             continue
         stages = {"now": now} if before is None else {"initial": before[part].detach().to(now), "now": now}
         matrix = _matrix(frame) if operators else None
-        whole = {} if matrix is None else {stage: matrix(t) for stage, t in stages.items()}
+        whole = {} if matrix is None else {stage: _of_circuit(matrix(t), dims) for stage, t in stages.items()}
         for stage, angles in stages.items():
-            entropies = entropy_profile(frame.columns(angles).mT, dims).mean(0).tolist()
+            entropies = entropy_profile(_of_circuit(frame.columns(angles), dims).mT, dims).mean(0).tolist()
             found = _operator_values(whole[stage], (dims, dims)) if whole else [(None, None)] * len(entropies)
             far = _distance(whole["initial"], whole[stage]) if "initial" in whole else None
             for cut, (entropy, (operator, rank)) in enumerate(zip(entropies, found, strict=True), 1):
@@ -130,6 +132,14 @@ def _layer_rows(
 def _weight(module: Any) -> Tensor:
     """The adapted weight as it was before any merge, (out, in)."""
     return module.map.matrix(module._original()).double()
+
+
+def _of_circuit(columns: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A frame's columns as its circuit's on these wires: of twice the length, they are a complex one's real form."""
+    n = prod(dims)
+    if len(columns) == n:
+        return columns
+    return torch.complex(columns[:n, :n], columns[n:, :n])
 
 
 def _matrix(frame: Spec) -> Callable[[Tensor], Tensor] | None:
@@ -153,4 +163,4 @@ def _operator_values(
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    return float((1 - (a * b).sum().abs() / len(a)).clamp_min(0).sqrt())
+    return float((1 - (a.conj() * b).sum().abs() / len(a)).clamp_min(0).sqrt())

@@ -175,7 +175,7 @@ class BottleneckModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """PEFT's choice of entries, of modules of any name."""
-        unfiltered(model, state_dict, unwanted_adapter_names)
+        state_dict = unfiltered(model, state_dict, unwanted_adapter_names)
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     @classmethod

@@ -340,7 +340,7 @@ class QPAModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        unfiltered(model, state_dict, unwanted_adapter_names)
+        state_dict = unfiltered(model, state_dict, unwanted_adapter_names)
         own = f"{GENERATORS}{adapter_name}."
         return {GENERATORS + key.removeprefix(own): v for key, v in state_dict.items() if key.startswith(own)}
 

@@ -16,11 +16,12 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.checks import number, one_of, whole_number
+from qcircuit_peft.recomputation import check_unchanged, may_run_again
+from qcircuit_peft.tuner.heads import in_use, watch_heads
 from qcircuit_peft.tuner.layer import check_linear, targets
-from qcircuit_peft.tuner.maps import features
+from qcircuit_peft.tuner.maps import LINEAR, features, map_of
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 from qcircuit_peft.tuner.mixed import handed_out, rows_of
 from qcircuit_peft.tuner.names import check_adapter_name
@@ -190,7 +191,7 @@ class UpdateLayer(nn.Module, BaseTunerLayer):
     def weight(self) -> Weight:
         """The base weight (out, in)."""
         layer: Any = self.get_base_layer()
-        return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        return (map_of(layer) or LINEAR).matrix(layer.weight)
 
     def update_layer(
         self, adapter_name: str, config: UpdateConfig, generator: torch.Generator, shared: nn.ParameterDict, kind: str
@@ -225,6 +226,10 @@ class UpdateLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, with the updates of the active adapters, or of those that each row names."""
         names = kwargs.pop("adapter_names", None)
+        if may_run_again():
+            check_unchanged(self, in_use(self, self.update_own, names))
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         given = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return given
@@ -248,13 +253,15 @@ class UpdateLayer(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates to the base weight; raises ValueError with ``safe_merge`` if the sum is not finite."""
-        for name in adapter_names or self.active_adapters:
-            if name in self.update_own and name not in self.merged_adapters:
-                delta = self.get_delta_weight(name).to(self.weight().dtype)
-                if safe_merge and not (self.weight() + delta).isfinite().all():
-                    raise ValueError(f"the adapter {name!r} would make weights that are not finite")
-                self.weight().add_(delta)
-                self.merged_adapters.append(name)
+        wanted = [name for name in adapter_names or self.active_adapters if name in self.update_own]
+        wanted = [name for name in wanted if name not in self.merged_adapters]
+        merged = self.weight().clone()
+        for name in wanted:
+            merged += self.get_delta_weight(name).to(merged.dtype)
+            if safe_merge and not merged.isfinite().all():
+                raise ValueError(f"the adapter {name!r} would make weights that are not finite")
+        self.weight().copy_(merged)
+        self.merged_adapters += wanted
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -291,6 +298,7 @@ class UpdateModel(BaseTuner):
         self.generators[adapter_name] = torch.Generator().manual_seed(config.seed)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            watch_heads(model)
         except Exception:
             del self.update_common[adapter_name]
             raise

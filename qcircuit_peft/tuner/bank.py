@@ -173,6 +173,8 @@ class FrameBank:
             # A checkpoint recomputes the layer. What ran under no_grad before (re-entrant) makes its frames alone, so
             # that its gradient comes now, without those of all others; what recorded a graph then needs the same again.
             return found if fits and (not trains or id(layer) in found.recorded) else None  # type: ignore[union-attr]
+        if trains and not fits and id(layer) in now.unrecorded:
+            return None  # it runs once more in this pass, now with a graph
         if not fits and (found is None or trains > found.grad or found.made_in is not now):
             batch = None if trains and now.unrecorded else self.passes.batch_before(key, mine)
             batch = batch or batch_of(self._all_wants(now, trains, *key[:3]), key[3])

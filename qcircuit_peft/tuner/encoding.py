@@ -46,7 +46,7 @@ class Encoding:
         if self.quantization is None or not self.quantization.packed:
             return pruning.pack(value, owner(self.part)) if self.pruned else value
         loaded = self.loaded
-        if loaded is not None and torch.equal(value.detach().cpu().to(loaded.values.dtype), loaded.values):
+        if loaded is not None and torch.equal(value.detach().cpu(), loaded.values.to(value.dtype)):
             return loaded.data
         check_finite(name, value)
         return pack(value.detach(), self.quantization)
@@ -89,8 +89,10 @@ def _rounded(x: Float[Tensor, "f n"], quantization: Quantization, loaded: Tensor
     Quantized values span other ranges than those that they were made of, so quantizing once more would change them: a
     loaded adapter would not be the one that was saved.
     """
-    same = (x == loaded.to(x)).all(-1, keepdim=True)
-    return torch.where(same, x, quantized(x, quantization))
+    halves = [loaded.to(dtype).to(x) for dtype in (torch.bfloat16, torch.float16)]  # of a parameter that is one
+    same = torch.stack([(x == values).all(-1, keepdim=True) for values in (loaded.to(x), *halves)]).any(0)
+    straight = x + (loaded.to(x) - x).detach()
+    return torch.where(same, straight, quantized(x, quantization))
 
 
 def check_finite(name: str, value: Tensor) -> None:

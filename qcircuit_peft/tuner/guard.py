@@ -37,6 +37,7 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None) -> Iterator[N
             dict(vars(module)),
             [(held, _copied(held)) for held in vars(module).values() if isinstance(held, _CONTAINERS)],
             [(held, dict(held.generated)) for held in vars(module).values() if hasattr(held, "generated")],
+            [(own, dict(vars(own))) for parts in getattr(module, "encodings", {}).values() for own in parts.values()],
         )
         for module in _held_by(model)
     ]
@@ -46,13 +47,15 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None) -> Iterator[N
     try:
         yield
     except BaseException:
-        for module, attributes, containers, generated in before:
+        for module, attributes, containers, generated, encodings in before:
             vars(module).clear()
             vars(module).update(attributes)
             for held, contents in containers:
                 _refill(held, contents)
             for held, contents in generated:
                 held.generated = contents
+            for encoding, was in encodings:
+                vars(encoding).update(was)
         for _, tensor, wanted in tensors:
             tensor.requires_grad_(wanted)
         with torch.no_grad():

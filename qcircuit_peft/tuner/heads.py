@@ -59,11 +59,12 @@ def in_use(
     """
     if module.disable_adapters:
         return InUse()
-    if names is not None:
-        return InUse(tuple(names), "for every input", tuple(adapters[name] for name in names if name in adapters))
-    chosen = [name for name in module.merged_adapters or module.active_adapters if name in adapters]
+    chosen = [name for name in names or module.merged_adapters or module.active_adapters if name in adapters]
     strengths = [scales.get(name, 1.0) for name in chosen]
     scaled = f"scaled by {', '.join(map(shown, strengths))}" if any(value != 1 for value in strengths) else ""
+    if names is not None:
+        how = " ".join(filter(None, ("for every input", scaled)))
+        return InUse(tuple(names), how, tuple(adapters[name] for name in chosen))
     how = "merged" if module.merged_adapters else scaled
     return InUse(tuple(chosen), how if chosen else "", tuple(adapters[name] for name in chosen))
 

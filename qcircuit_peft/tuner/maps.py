@@ -130,10 +130,19 @@ MAPS: dict[type[nn.Module], LinearMap] = {
 
 
 def map_of(module: nn.Module, quantized: bool = False) -> LinearMap | None:
-    """The kind of a module, LINEAR for one of a quantized weight; None for one that circuits do not adapt."""
-    found = next((row for kind, row in MAPS.items() if isinstance(module, kind)), LINEAR if quantized else None)
-    looked_up: Any = module if found is _EMBEDDING else None
-    return None if looked_up is not None and not looked_up.weight.is_floating_point() else found
+    """The kind of a module, LINEAR for one of a quantized weight; None for one that circuits do not adapt.
+
+    Embeddings and convolutions that do something else with their weight than torch's own are not adapted.
+    """
+    kind = next((kind for kind in MAPS if isinstance(module, kind)), None)
+    if kind is None:
+        return LINEAR if quantized else None
+    if MAPS[kind].dense:
+        return MAPS[kind]
+    own: Any = module
+    plain = type(own).forward is kind.forward or hasattr(own, "embed_scale")
+    plain = plain and getattr(own, "max_norm", None) is None
+    return MAPS[kind] if plain and own.weight.is_floating_point() else None
 
 
 def features(module: nn.Module) -> tuple[int, int]:

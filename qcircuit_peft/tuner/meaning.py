@@ -28,8 +28,8 @@ def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, A
         else:
             if key == "quantization" and isinstance(value, Mapping):  # how bits are stored, not which
                 value = {name: entry for name, entry in value.items() if name != "packed"}
-            if key.endswith("_pattern") and isinstance(value, Mapping):
-                value = list(value.items())  # the first that matches counts
+            if key.endswith("_pattern") and isinstance(value, Mapping) and list(value) != sorted(value):
+                value = list(value.items())  # the first that matches counts; files of version 0.1 have them sorted
             if key == "modules_to_save" and value:
                 value = set(value)  # PEFT adds the heads of a task each time that it takes a configuration
             unordered = isinstance(value, set)

@@ -68,7 +68,7 @@ def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
 class QCircuitModel(BaseTuner):
     """A model with circuit adapters; made by ``get_peft_model(model, QCircuitConfig(...))``.
 
-    Raises ValueError, before anything in the model has changed, for a target that is not a linear layer, an r above
+    Raises ValueError, before anything in the model has changed, for a target that is not one of ``MAPS``, an r above
     a width, a width that does not suit the ansatz, or a checkpoint whose parameters do not fit.
     """
 
@@ -146,7 +146,8 @@ class QCircuitModel(BaseTuner):
             raise ValueError(
                 f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; a circuit adapter takes "
                 f"{', '.join(kind.__name__ for kind in MAPS)} and quantized linear layers, outside "
-                "nn.MultiheadAttention; leave it out with exclude_modules"
+                "nn.MultiheadAttention, embeddings and convolutions with torch's own forward and without max_norm; "
+                "leave it out with exclude_modules"
             )
         planned = self._plans.plan(name, *row.widths(base))
         if not row.dense and planned.factors.rank is None:
@@ -265,7 +266,7 @@ class QCircuitModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """The entries of an adapter as checkpoints name them, with those packed that are quantized or pruned."""
-        unfiltered(model, state_dict, unwanted_adapter_names)
+        state_dict = unfiltered(model, state_dict, unwanted_adapter_names)
         found = cls._get_learnable_bias_state_dict(model, state_dict, config)
         for name, module in adapted_layers(model, adapter_name):
             module.warn_of_norms(adapter_name)

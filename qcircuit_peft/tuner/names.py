@@ -42,8 +42,12 @@ def own_names(model: nn.Module) -> set[str]:
     return names
 
 
-def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[str]) -> None:
-    """Put entries back of which PEFT's choice of an adapter has taken the name of a module for one of ``adapters``."""
+def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[str]) -> dict[str, Tensor]:
+    """PEFT's choice of entries for one adapter, right also where it took the name of a module for one of ``adapters``.
+
+    Entries that it dropped so are put back into ``state``, from which PEFT goes on to take heads: they are the model's
+    own. Those that it kept of other adapters are left out of what is returned.
+    """
     holders = [path for path, m in model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
     def of_another(key: str) -> bool:
@@ -54,16 +58,17 @@ def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[
     found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     rest = {key for key, _ in found if not of_another(key)}
     if any(f".{name}." in f"{key}." for key in rest for name in adapters):
-        state |= {key: value for key, value in model.state_dict().items() if key in rest}
+        for key, value in model.state_dict().items():
+            if key in rest:
+                state.setdefault(key, value)
+    return {key: value for key, value in state.items() if not of_another(key)}
 
 
 def check_adapter_name(name: str) -> None:
     """Raise ValueError for a name that torch's containers, in which PEFT keeps adapters, cannot hold."""
-    taken = (
-        hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name) or name == "__base__"
-    )  # of mixed batches
-    if not name or "." in name or taken:
+    taken = hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name)
+    if not name or "." in name or taken or name == "__base__":
         raise ValueError(
-            "an adapter's name has no dot and is no attribute of torch's ModuleDict or ParameterDict, "
-            f"got {shown(name)}"
+            "an adapter's name has no dot and is no attribute of torch's ModuleDict or ParameterDict, nor __base__, "
+            f"which stands for none, got {shown(name)}"
         )

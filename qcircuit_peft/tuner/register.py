@@ -117,7 +117,7 @@ def hook_scales(layer_cls: type) -> None:
                     yield
             finally:
                 for module, scales in before.items():
-                    module.scales = scales
+                    module.scales = {name: scale for name, scale in scales.items() if name in module.factors}
 
         return rescale_adapter_scale
 
@@ -141,6 +141,8 @@ def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
         modes = {module: module.training for module in whole.modules()}
         try:
             whole.load_adapter(model_name_or_path, adapter_name, torch_device=torch_device, **kwargs)
+            for module in layers:
+                getattr(module, "scales", {}).pop(adapter_name, None)  # a strength was that of the old numbers
         finally:
             for module, mode in modes.items():
                 module.training = mode
