@@ -161,8 +161,7 @@ class BottleneckModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
-        layers = (module for module in self.modules() if isinstance(module, BottleneckLayer))
-        with handed_out(self, BottleneckLayer, {name for layer in layers for name in layer.activations}, kwargs):
+        with handed_out(self, BottleneckLayer, kwargs):
             yield
 
     @classmethod

@@ -306,7 +306,7 @@ class UpdateModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
-        with handed_out(self, UpdateLayer, set(self.update_common), kwargs):
+        with handed_out(self, UpdateLayer, kwargs):
             yield
 
     def delete_adapter(self, adapter_name: str) -> None:

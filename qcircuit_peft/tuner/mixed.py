@@ -1,11 +1,11 @@
 """Batches in which every input has an adapter of its own; what is wrong with one is said in PEFT's words."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -15,12 +15,10 @@ BASE = "__base__"  # among adapter_names: no adapter
 
 
 @contextmanager
-def handed_out(
-    tuner: nn.Module, layer_cls: type[BaseTunerLayer], known: Collection[str], call: dict[str, Any]
-) -> Iterator[None]:
+def handed_out(tuner: BaseTuner, layer_cls: type[BaseTunerLayer], call: dict[str, Any]) -> Iterator[None]:
     """Hand ``adapter_names`` of a call to every layer of this class, and every head, of a tuner.
 
-    Raises ValueError in training, and for a name that is not ``known``.
+    Raises ValueError in training, and for a name that no adapter has.
     """
     names = call.pop("adapter_names", None)
     if names is None:
@@ -28,7 +26,7 @@ def handed_out(
         return
     if tuner.training:
         raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-    if unknown := sorted(set(names) - {*known, BASE}):
+    if unknown := sorted(set(names) - {*tuner.peft_config, BASE}):
         raise ValueError(f"Trying to infer with non-existing adapter(s): {shortened(printable(', '.join(unknown)))}")
     beams = call.get("num_beams")
     repeated = [name for name in names for _ in range(beams)] if isinstance(beams, int) and beams > 1 else list(names)

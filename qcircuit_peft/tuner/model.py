@@ -184,8 +184,7 @@ class QCircuitModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Hand ``adapter_names`` of a call to every adapted layer, for batches of several adapters."""
-        known = {name for _, layer in adapted_layers(self) for name in layer.factors}
-        with handed_out(self, QCircuitLayer, known, kwargs):
+        with handed_out(self, QCircuitLayer, kwargs):
             yield
 
     def _check_merge_allowed(self) -> None:
