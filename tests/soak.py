@@ -1,8 +1,8 @@
 """A soak: `make soak`, ten minutes of work on every kind of adapter, after which nothing is lost, left or grown.
 
-First every kind trains 2,000 steps, and memory and objects stay what they were. Then, until the time is over: random
-adapters are saved and loaded; and kind by kind one thread trains while another evaluates, what was trained is saved,
-loaded and merged, and processes are killed while they save. Prints what it did and every deviation; exits with 1 if
+First every kind trains 2,000 steps, and memory and objects stay what they were. Then, until the time is over, kind by
+kind one thread trains while another evaluates, what was trained is saved, loaded and merged, and processes are killed
+while they save; last, random adapters are saved and loaded. Prints what it did and every deviation; exits with 1 if
 there is one.
 """
 

@@ -113,34 +113,15 @@ def test_offloaded_parameters_are_brought_back(kind: str, entry: str, tmp_path: 
     assert any(p.is_meta for name, p in away.named_parameters() if "qcircuit_" in name)
 
 
-# In a process of its own: what checks shapes in these tests wraps functions in a way that no compiler follows.
 COMPILED = """
 import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from bounds import close
-from tiny import CHAIN, adapted, inputs
-for model in ("llama",):
-    for entry in ("default", "shannon", "quantized"):
-        torch._dynamo.reset()
-        net = adapted(model, entry, dropout=0.0).train()
-        trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
-        expected = net(**inputs(model))
-        expected.loss.backward()
-        wanted = {name: p.grad for name, p in trained.items()}
-        net.zero_grad()
-        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-        found = compiled(**inputs(model))
-        close(found.logits, expected.logits, CHAIN)
-        found.loss.backward()
-        for name, p in trained.items():
-            close(p.grad, wanted[name], 2 * CHAIN, where=name)
-        with torch.no_grad():
-            for p in trained.values():
-                p.add_(0.1)
-        close(compiled(**inputs(model)).logits, net(**inputs(model)).logits, CHAIN)
-        print(model, entry)
+from tiny import adapted, compare_compiled
+for entry in ("default", "shannon", "quantized"):
+    compare_compiled(adapted("llama", entry, dropout=0.0).train(), "llama")
+    print(entry)
 """
 
 
@@ -157,7 +138,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from bounds import close
 from test_qpa import adapted, config
-from tiny import CHAIN, inputs
+from tiny import CHAIN, compare_compiled, inputs
 count = []
 def backend(graph, given):
     count.append(sum("qcircuit_peft" in str(node.target) for node in graph.graph.nodes))
@@ -175,32 +156,18 @@ CASES = {
     "copy": a_copy_without_another,
 }
 for case, make in CASES.items():
-    torch._dynamo.reset()
     count.clear()
     net = make().train()
-    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     with torch.no_grad():
-        for p in trained.values():
+        for p in (p for p in net.parameters() if p.requires_grad):
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    expected = net(**inputs("llama"))
-    expected.loss.backward()
-    wanted = {name: p.grad for name, p in trained.items()}
-    net.zero_grad()
-    compiled = torch.compile(net, fullgraph=True, backend=backend)
-    found = compiled(**inputs("llama"))
-    close(found.logits, expected.logits, CHAIN)
-    found.loss.backward()
-    for name, p in trained.items():
-        close(p.grad, wanted[name], 2 * CHAIN, where=name)
-    with torch.no_grad():
-        for p in trained.values():
-            p.add_(0.05)
-    close(compiled(**inputs("llama")).logits, net(**inputs("llama")).logits, CHAIN)
+    compare_compiled(net, "llama", backend)
     print(case, count)
     if case == "lora":  # transformers' own hooks break a graph with checkpoints
         torch._dynamo.reset()
         net.zero_grad()
         net(**inputs("llama")).loss.backward()
+        trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         wanted = {name: p.grad for name, p in trained.items()}
         net.zero_grad()
         net.config.use_cache = False

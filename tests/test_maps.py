@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from qcircuit_peft import QCircuitConfig, calibrate, parameter_count
 from qcircuit_peft.analysis import entanglement_report, gradient_capture
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.tuner.maps import MAPS
+from qcircuit_peft.tuner.maps import LINEAR_MAPS
 
 
 class Scaled(nn.Embedding):
@@ -75,7 +75,7 @@ def adapter(name, factorization="svd", **settings):
 
 
 def test_every_kind_is_here():
-    assert {type(plain(name)[0][0]) for name in MODULES} - {Scaled} == {*MAPS}
+    assert {type(plain(name)[0][0]) for name in MODULES} - {Scaled} == {*LINEAR_MAPS}
 
 
 @every

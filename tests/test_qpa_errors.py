@@ -13,7 +13,7 @@ from test_qpa import BASES, adapted, config, plain, steps
 from tiny import base, close_logits, logits
 from torch import nn
 
-from qcircuit_peft import QCircuitConfig, QPAConfig, parameter_count, save_base_adapter
+from qcircuit_peft import QCircuitConfig, QPAConfig, QPAModel, parameter_count, save_base_adapter
 from qcircuit_peft.generator import Generator, Recipe, measured_with
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
@@ -65,6 +65,25 @@ def test_a_generator_larger_than_the_memory_leaves_the_model_alone(monkeypatch: 
     assert logits(net, "llama").shape == expected.shape
 
 
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_adapters_that_are_not_there() -> None:
+    net = adapted()
+    before, expected, tuner = state(net), logits(net, "llama"), net.base_model
+    for call in (
+        lambda: tuner.set_adapter("nobody"),
+        lambda: tuner.set_requires_grad("nobody"),
+        lambda: tuner.delete_adapter("nobody"),
+        lambda: tuner.merge_adapter(["default", "nobody"]),
+        lambda: net.merge_and_unload(adapter_names=["nobody"]),
+    ):
+        with pytest.raises(ValueError, match="there is no adapter 'nobody'; there are 'default'"):
+            call()
+    assert state(net) == before and torch.equal(logits(net, "llama"), expected) and tuner.active_adapter == "default"
+
+
 def test_a_second_adapter_that_fails_leaves_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     net = adapted()
     steps(net)
@@ -74,6 +93,10 @@ def test_a_second_adapter_that_fails_leaves_the_first_alone(monkeypatch: pytest.
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(ValueError, match="1,000 are free"):
         net.add_adapter("second", config(chunk_size=1))
+    monkeypatch.setattr(QPAModel, "_watch_layers", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        net.add_adapter("second", config(seed=1))
+    assert len(net.base_model.passes.makers) == 1  # what a compiled pass makes
     assert list(net.peft_config) == ["default"] == list(net.base_model.wrapped.peft_config)
     assert state(net) == before and torch.equal(logits(net, "llama"), expected)
     assert steps(net, 2)

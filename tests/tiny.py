@@ -141,6 +141,30 @@ def close_gradient(found: Tensor | None, expected: Tensor, where: Any = "") -> N
     close(found, expected, 2 * CHAIN, where=where)
 
 
+def compare_compiled(net: nn.Module, model: str, backend: Any = "aot_eager") -> nn.Module:
+    """Assert that in one graph a model has its outputs, its gradients, and its outputs after a step; it is compiled.
+
+    For a process of its own: what checks shapes in these tests wraps functions in a way that no compiler follows.
+    """
+    torch._dynamo.reset()
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    expected = net(**inputs(model))
+    expected.loss.backward()
+    wanted = {name: p.grad for name, p in trained.items()}
+    net.zero_grad()
+    compiled: Any = torch.compile(net, fullgraph=True, backend=backend)
+    found = compiled(**inputs(model))
+    close(found.logits, expected.logits, CHAIN)
+    found.loss.backward()
+    for name, p in trained.items():
+        close_gradient(p.grad, wanted[name], name)
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(0.05)
+    close(compiled(**inputs(model)).logits, net(**inputs(model)).logits, CHAIN)
+    return compiled
+
+
 def close_forward(layer: QCircuitLinear, x: Tensor, added: Tensor) -> None:
     """Assert that an adapted layer adds this to what its base layer gives, from which it is told by subtraction."""
     with torch.no_grad():

@@ -17,7 +17,7 @@ from qcircuit_peft.factorizations.parts import Vector
 from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear
-from qcircuit_peft.tuner.maps import map_of
+from qcircuit_peft.tuner.maps import is_linear
 from qcircuit_peft.tuner.names import tuner_layers
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -180,8 +180,7 @@ def task_outputs(
 def check_dense(name: str, module: Any) -> None:
     """Raise ValueError for an adapted module that is no linear layer, whose inputs are not multiplied by its weight."""
     base = module.get_base_layer()
-    row = map_of(base)
-    if row is not None and not row.dense:
+    if not is_linear(base, quantized=True):  # what is of no kind may be a quantized layer
         raise ValueError(f"gradients are measured of linear layers, but {name!r} is a {type(base).__name__}")
 
 

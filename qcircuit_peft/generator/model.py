@@ -20,6 +20,7 @@ from qcircuit_peft.generator.network import Generator
 from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
+from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import head_in_use, in_use, passed_by, unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
@@ -104,6 +105,7 @@ class QPAModel(BaseTuner):
             self.set_adapter(active, inference_mode=config.inference_mode)
             for parameter, wanted in trained:
                 parameter.requires_grad_(wanted)  # one more changes nothing of those that there are
+        self.sources[adapter_name].join()
 
     def _watch_layers(self) -> None:
         """Have every layer and head look whether it runs again with what it ran with before; ours do by themselves."""
@@ -209,8 +211,16 @@ class QPAModel(BaseTuner):
         finally:
             self._mixed = None
 
+    def _check_known(self, names: str | Sequence[str]) -> None:
+        """Raise ValueError for the name of no adapter."""
+        for name in [names] if isinstance(names, str) else names:
+            if name not in self.sources:
+                known = ", ".join(map(shown, self.sources))
+                raise ValueError(f"there is no adapter {shown(name)}; there are {known}")
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters active; their generators are trained, all others are not."""
+        """Make adapters active; their generators are trained, all others not. Raises ValueError for unknown ones."""
+        self._check_known(adapter_name)
         if self.prompt is not None:
             self._still(self.wrapped.set_adapter, adapter_name)
         else:
@@ -220,14 +230,16 @@ class QPAModel(BaseTuner):
             generator.requires_grad_(name in self.active_adapters and not inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Train the generators of these adapters, or do not."""
+        """Train the generators of these adapters, or do not; raises ValueError for unknown ones."""
+        self._check_known(adapter_names)
         if self.prompt is None:
             self._still(self.wrapped.base_model.set_requires_grad, adapter_names, requires_grad)
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             getattr(self, HOLDER)[name].requires_grad_(requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter and its generator."""
+        """Remove an adapter and its generator; raises ValueError for an unknown one."""
+        self._check_known(adapter_name)
         was_active = adapter_name in self.active_adapters
         trained = any(p.requires_grad for p in getattr(self, HOLDER)[adapter_name].parameters())
         self._still(self.wrapped.delete_adapter, adapter_name)
@@ -271,6 +283,7 @@ class QPAModel(BaseTuner):
 
     def _check_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
         """Raise ValueError if a merge is impossible; a safe one is tried on a copy of every layer first."""
+        self._check_known(adapter_names or ())
         if self.prompt is not None:
             kind = next(iter(self.peft_config.values())).base.peft_type.value
             raise ValueError(f"{kind} adds virtual tokens, which cannot be merged into weights")

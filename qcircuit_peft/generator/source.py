@@ -52,7 +52,6 @@ class Source:
 
     def __init__(self, generator: Generator, targets: list[Target], passes: Passes, saved: bool = False) -> None:
         self.generator, self.targets, self.passes = generator, targets, passes
-        passes.makers[id(self)] = self.traced
         self.dtypes = [target.start.dtype for target in targets]
         start = torch.cat([target.start.detach().flatten().float() for target in targets])
         self.restart(start, saved)
@@ -62,7 +61,11 @@ class Source:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.passes.makers[id(self)] = self.traced  # those of the copied model
+        self.join()  # the copied model
+
+    def join(self) -> None:
+        """Be among what a compiled pass of the model makes at its beginning."""
+        self.passes.makers[id(self)] = self.traced
 
     def put(self) -> None:
         """Take the parameters out of their modules and answer for them."""

@@ -23,9 +23,8 @@ from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.tuner.encoding import Encoding, Loaded, check_finite
 from qcircuit_peft.tuner.guard import whole_or_nothing
 from qcircuit_peft.tuner.names import GENERATORS, base_name, is_ours, own_names
+from qcircuit_peft.tuner.pruning import DTYPES
 from qcircuit_peft.tuner.saving import check_signed, is_kind
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _loading: ContextVar["Incoming | None"] = ContextVar("loading", default=None)
 
@@ -50,7 +49,7 @@ class Incoming:
         for key, value in self.state.items():
             if not is_ours(key) or base_name(key) in self.own:
                 continue
-            allowed = _DTYPES if key.startswith(GENERATORS) else (*_DTYPES, torch.uint8)  # the last: encoded
+            allowed = DTYPES if key.startswith(GENERATORS) else (*DTYPES, torch.uint8)  # the last: encoded
             if value.dtype not in allowed:
                 raise ValueError(
                     f"{self.where}: {printable(key)} holds {value.dtype}; allowed are {', '.join(map(str, allowed))}"

@@ -21,7 +21,7 @@ from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.encoding import Encoding, check_finite
 from qcircuit_peft.tuner.heads import in_use
-from qcircuit_peft.tuner.maps import LINEAR, map_of
+from qcircuit_peft.tuner.maps import LINEAR, is_linear, map_of
 from qcircuit_peft.tuner.mixed import rows_of
 from qcircuit_peft.tuner.names import PREFIX, tuner_layers
 
@@ -234,7 +234,7 @@ class QCircuitLayer(BaseTunerLayer):
 
 
 class QCircuitLinear(nn.Module, QCircuitLayer):
-    """A module of ``MAPS``, such as a linear layer or an embedding, with circuit adapters."""
+    """A module of ``LINEAR_MAPS``, such as a linear layer or an embedding, with circuit adapters."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, bank: FrameBank, **kwargs: Any) -> None:
         super().__init__()
@@ -426,5 +426,5 @@ def check_linear(tuner: BaseTuner, config: PeftConfig, model: nn.Module) -> None
     """Raise ValueError if a configuration targets what is neither a linear layer nor one that is adapted already."""
     for name, module in targets(tuner, config, model):
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if (row := map_of(base)) is None or not row.dense:
+        if not is_linear(base):
             raise ValueError(f"target module {name!r} is a {type(base).__name__}, not a linear layer")

@@ -1,6 +1,6 @@
 """The modules that circuits adapt, each as a linear map: how its weight is a matrix, and what an update gives.
 
-An entry of ``MAPS`` is all that has to be known of a kind of module.
+An entry of ``LINEAR_MAPS`` is all that has to be known of a kind of module.
 """
 
 from collections.abc import Callable, Mapping
@@ -121,7 +121,7 @@ def _from_flattened(module: Any, matrix: Tensor) -> Tensor:
 LINEAR = LinearMap(_linear_widths, _as_it_is, _from_matrix, _multiplied, _plain_lora, dense=True)
 _EMBEDDING = LinearMap(_embedding_widths, _turned, _from_turned, _looked_up, _embedding_lora)
 _CONVOLUTION = LinearMap(_conv_widths, _flattened, _from_flattened, _convolved, _conv_lora)
-MAPS: dict[type[nn.Module], LinearMap] = {
+LINEAR_MAPS: dict[type[nn.Module], LinearMap] = {
     nn.Linear: LINEAR,
     Conv1D: LinearMap(_conv1d_widths, _turned, _from_turned, _multiplied, _plain_lora, dense=True),
     nn.Embedding: _EMBEDDING,
@@ -134,15 +134,21 @@ def map_of(module: nn.Module, quantized: bool = False) -> LinearMap | None:
 
     Embeddings and convolutions that do something else with their weight than torch's own are not adapted.
     """
-    kind = next((kind for kind in MAPS if isinstance(module, kind)), None)
+    kind = next((kind for kind in LINEAR_MAPS if isinstance(module, kind)), None)
     if kind is None:
         return LINEAR if quantized else None
-    if MAPS[kind].dense:
-        return MAPS[kind]
+    if LINEAR_MAPS[kind].dense:
+        return LINEAR_MAPS[kind]
     own: Any = module
     plain = type(own).forward is kind.forward or hasattr(own, "embed_scale")
     plain = plain and getattr(own, "max_norm", None) is None
-    return MAPS[kind] if plain and own.weight.is_floating_point() else None
+    return LINEAR_MAPS[kind] if plain and own.weight.is_floating_point() else None
+
+
+def is_linear(module: nn.Module, quantized: bool = False) -> bool:
+    """Whether a module multiplies its inputs by its weight, as ``map_of`` knows it."""
+    row = map_of(module, quantized)
+    return row is not None and row.dense
 
 
 def features(module: nn.Module) -> tuple[int, int]:

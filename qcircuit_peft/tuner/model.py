@@ -22,7 +22,7 @@ from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, targets
-from qcircuit_peft.tuner.maps import MAPS, map_of
+from qcircuit_peft.tuner.maps import LINEAR_MAPS, map_of
 from qcircuit_peft.tuner.mixed import handed_out
 from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, is_ours, own_names, unfiltered
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
@@ -68,8 +68,8 @@ def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
 class QCircuitModel(BaseTuner):
     """A model with circuit adapters; made by ``get_peft_model(model, QCircuitConfig(...))``.
 
-    Raises ValueError, before anything in the model has changed, for a target that is not one of ``MAPS``, an r above
-    a width, a width that does not suit the ansatz, or a checkpoint whose parameters do not fit.
+    Raises ValueError, before anything in the model has changed, for a target that is not one of ``LINEAR_MAPS``, an r
+    above a width, a width that does not suit the ansatz, or a checkpoint whose parameters do not fit.
     """
 
     prefix: str = PREFIX
@@ -145,7 +145,7 @@ class QCircuitModel(BaseTuner):
         if row is None or inside_attention(base):
             raise ValueError(
                 f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; a circuit adapter takes "
-                f"{', '.join(kind.__name__ for kind in MAPS)} and quantized linear layers, outside "
+                f"{', '.join(kind.__name__ for kind in LINEAR_MAPS)} and quantized linear layers, outside "
                 "nn.MultiheadAttention, embeddings and convolutions with torch's own forward and without max_norm; "
                 "leave it out with exclude_modules"
             )

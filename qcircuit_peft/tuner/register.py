@@ -54,6 +54,8 @@ def replace_in_place(function: Any, make: Callable[[Callable[..., Any]], Callabl
     stock = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     stock.__kwdefaults__ = function.__kwdefaults__
     name = f"_qcircuit_peft_{function.__name__}"
+    while name in function.__globals__:  # replaced before
+        name += "_"
     function.__globals__[name] = make(functools.wraps(function)(stock))
     function.__signature__ = inspect.signature(function)
     function.__code__ = inspect.unwrap(_template).__code__.replace(co_names=(name,), co_name=function.__name__)
