@@ -93,6 +93,7 @@ def test_a_second_adapter_that_fails_leaves_the_first_alone(monkeypatch: pytest.
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(ValueError, match="1,000 are free"):
         net.add_adapter("second", config(chunk_size=1))
+    monkeypatch.undo()
     monkeypatch.setattr(QPAModel, "_watch_layers", interrupt)
     with pytest.raises(KeyboardInterrupt):
         net.add_adapter("second", config(seed=1))
