@@ -362,3 +362,14 @@ def test_a_pass_that_runs_twice_first_without_a_graph() -> None:
     net = model.base_model.model  # by itself it makes its frames for every layer anew
     for one, other in zip(found, torch.autograd.grad(net.forward(x).sum(), trained), strict=True):
         close(one, other, 64)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_strength_of_an_adapter_for_every_input(reentrant: bool) -> None:
+    config = QCircuitConfig(r=2, target_modules=["0"], init_weights=False)
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), config).eval()
+    x, names = torch.randn(2, 8, requires_grad=True), ["default", "__base__"]
+    found = checkpoint(lambda z: model(z, adapter_names=names).tanh(), x, use_reentrant=reentrant)
+    next(module for module in model.modules() if isinstance(module, QCircuitLayer)).set_scale("default", 5)
+    with pytest.raises(RuntimeError, match=r"other adapters, .* scaled by 5\.0, than those of its forward pass"):
+        found.sum().backward()
