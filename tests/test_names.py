@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from bounds import close
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig
@@ -151,3 +151,25 @@ def test_adapters_of_names_that_torch_cannot_hold_are_refused_and_others_are_not
         net = changed(get_peft_model(made("x"), config("x", kind, 1), adapter_name=name), name, 1)
         net.save_pretrained(tmp_path)
         assert torch.equal(out(PeftModel.from_pretrained(made("x"), tmp_path / name, adapter_name=name)), out(net))
+
+
+@pytest.mark.parametrize("kind", ["circuit", "bottleneck"])
+def test_an_adapter_named_as_a_module_is_not_in_anothers_file(kind: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"r": 2, "target_modules": ["q"]}
+    make = QCircuitConfig if kind == "circuit" else BottleneckConfig
+    model = get_peft_model(nn.ModuleDict({"q": nn.Linear(8, 8)}), make(**settings, init_weights=False))
+    model.add_adapter("q", make(**settings, init_weights=False))
+    state = get_peft_model_state_dict(model, adapter_name="default")
+    assert len(state) == (3 if kind == "circuit" else 4)
+    before = {
+        name: p.clone()
+        for name, p in model.named_parameters()
+        if name.split(".")[-1 if kind == "circuit" else -2] == "q"
+    }
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    after = {name: p.clone() for name, p in model.named_parameters() if name in before}
+    model.load_adapter(tmp_path, "default")
+    assert before and all(torch.equal(p, after[name]) for name, p in model.named_parameters() if name in before)
