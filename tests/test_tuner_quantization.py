@@ -371,3 +371,21 @@ def test_half_precision_parameters_are_not_quantized_again(tmp_path):
         model.save_pretrained(tmp_path / str(k + 1))
         files.append((tmp_path / str(k + 1) / "adapter_model.safetensors").read_bytes())
     assert all(torch.equal(out, found[0]) for out in found) and len(set(files)) == 1
+
+
+def test_a_load_that_is_refused_leaves_what_was_loaded(tmp_path):
+    """The head does not fit, which is found after the bits have been decoded."""
+
+    def net(classes):
+        torch.manual_seed(0)
+        return nn.ModuleDict({"body": nn.Linear(16, 16), "head": nn.Linear(16, classes)})
+
+    settings = {"r": 4, "target_modules": ["body"], "modules_to_save": ["head"], "quantization": {"bits": 3}}
+    for seed, classes in ((0, 3), (1, 7)):
+        config = QCircuitConfig(**settings, init_weights=False, seed=seed)
+        get_peft_model(net(classes), config).save_pretrained(tmp_path / str(classes))
+    model, x = PeftModel.from_pretrained(net(3), tmp_path / "3"), torch.randn(2, 16)
+    before = model.base_model.model["body"](x)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_adapter(tmp_path / "7", "default")
+    assert torch.equal(model.base_model.model["body"](x), before)
