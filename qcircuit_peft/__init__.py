@@ -13,6 +13,7 @@ from qcircuit_peft.tuner import (
     Allocator,
     QCircuitConfig,
     QCircuitModel,
+    circuit_of,
     circuits,
     parameter_count,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Step",
     "apply",
     "calibrate",
+    "circuit_of",
     "circuits",
     "columns",
     "density",

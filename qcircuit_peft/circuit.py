@@ -253,11 +253,11 @@ class Circuit:
         return max(front)
 
     @classmethod
-    def from_qasm(cls, text: str) -> "Circuit":
+    def from_qasm(cls, text: str, drop_measurements: bool = False) -> "Circuit":
         """A circuit from OpenQASM 2 or 3, as ``qcircuit_peft.interop.from_qasm`` reads it."""
         from qcircuit_peft.interop import from_qasm
 
-        return from_qasm(text)
+        return from_qasm(text, drop_measurements)
 
     def inverse(self) -> "Circuit":
         """The circuit of the conjugate transpose, with the same angle vector."""

@@ -70,7 +70,10 @@ def to_qasm(circuit: Circuit, angles: Angles | None = None, version: int = 3, in
         raise ValueError("OpenQASM 2 has no gates without qelib1.inc: use version 3 for a text without an include")
     for wire, d in enumerate(circuit.dims):
         if d != 2:
-            raise ValueError(f"OpenQASM has wires of dimension 2 only, but wire {wire} has dimension {d}")
+            raise ValueError(
+                f"OpenQASM has wires of dimension 2 only, but wire {wire} has dimension {d}; "
+                "interop.lower puts it on qubits"
+            )
     form, n = _VERSIONS[version], len(circuit.dims)
     if angles is not None:
         vector, names, inputs = vector_of(circuit, angles), [], []

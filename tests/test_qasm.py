@@ -127,7 +127,7 @@ def test_one_text_of_each_version_is_as_written():
     ("circuit", "angles", "version", "message"),
     [
         (Circuit((2, 3), [Op("CZ", (0, 1))]), [], 3,
-         "OpenQASM has wires of dimension 2 only, but wire 1 has dimension 3"),
+         "OpenQASM has wires of dimension 2 only, but wire 1 has dimension 3; interop.lower puts it on qubits"),
         (Circuit((2,), [Op("RX", (0,))]), [0.1, 0.2], 3,
          "angles have shape (1,) for this circuit, got (2,)"),
         (Circuit((2,), [Op("RX", (0,))]), torch.zeros(1, 1), 2,

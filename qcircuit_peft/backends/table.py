@@ -125,7 +125,7 @@ def check_wires(dims: tuple[int, ...], backend: Backend) -> None:
         if d != 2:
             raise ValueError(
                 f"backend {backend.called!r} simulates qubits only, but wire {wire} has dimension {d}; "
-                f"{having(lambda row: row.qudits)} wires of any dimension"
+                f"{having(lambda row: row.qudits)} wires of any dimension, and interop.lower puts them on qubits"
             )
 
 

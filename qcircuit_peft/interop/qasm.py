@@ -6,6 +6,7 @@ from io import StringIO
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
+from qcircuit_peft.checks import boolean
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.interop.qiskit import read
 from qcircuit_peft.interop.reading import MAX_GATES, check_size, needed
@@ -29,13 +30,14 @@ _REFUSED = {
 }
 
 
-def from_qasm(text: str) -> Circuit:
+def from_qasm(text: str, drop_measurements: bool = False) -> Circuit:
     """A circuit from OpenQASM 2 or 3: wires in the order of the declared qubits, angles in that of the declared inputs.
 
     Registers, gate definitions, broadcasts, ``pi``, ``inv`` and ``ctrl`` are understood, barriers and declared bits
-    passed over. ``U`` is Qiskit's, without the phase that OpenQASM 3 gives it. Raises ValueError with the line for
-    measurement, reset, classical control and what else is not a gate, for an angle that is not a sum of multiples of
-    inputs, more than 1,048,576 characters, 1,024 qubits or 100,000 gates; ModuleNotFoundError without Qiskit's readers.
+    passed over. ``U`` is Qiskit's, without the phase that OpenQASM 3 gives it. ``drop_measurements`` leaves out those
+    at the end, after which nothing acts on their qubits. Raises ValueError with the line for any other measurement,
+    reset, classical control and what else is not a gate, for an angle that is not a sum of multiples of inputs, more
+    than 1,048,576 characters, 1,024 qubits or 100,000 gates; ModuleNotFoundError without Qiskit's readers.
 
     >>> print(from_qasm('''OPENQASM 3.0;
     ... include "stdgates.inc";
@@ -62,9 +64,10 @@ def from_qasm(text: str) -> Circuit:
             program = tree.parse(text)
     except Exception as error:  # the errors of the parser have no class in common
         raise ValueError(f"this is not OpenQASM: {_said(_place(error) or error)}") from None
-    names, declared = _checked(tree.ast, program)
+    names, declared = _checked(tree.ast, program, boolean("drop_measurements", drop_measurements))
+    old = any(isinstance(one, tree.ast.Include) and one.filename == _LIBRARIES[0] for one in program.statements)
     try:
-        if str(program.version or "3").startswith("2"):
+        if str(program.version or (2 if old else 3)).startswith("2"):
             known = [one for one in qasm2.LEGACY_CUSTOM_INSTRUCTIONS if one.name not in declared]
             made = qasm2.loads(text, include_path=(), custom_instructions=known)
         else:
@@ -73,6 +76,8 @@ def from_qasm(text: str) -> Circuit:
                 made = converter.convert(program)
     except Exception as error:
         raise ValueError(f"Qiskit does not read this OpenQASM: {_said(error)}") from None
+    if drop_measurements:
+        made = made.remove_final_measurements(inplace=False)
     inputs = {parameter.name: parameter for parameter in made.parameters}
     return read(made, [inputs.get(name, name) for name in names])
 
@@ -89,13 +94,14 @@ def _said(error: object) -> str:
     return shortened(printable(" ".join(str(error).split()))) or type(error).__name__
 
 
-def _checked(ast: Any, program: Any) -> tuple[list[str], set[str]]:
+def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
     """The names of the inputs in their order, and all names declared; refuses what is no circuit, or is too large."""
     inputs: list[str] = []
     qubits, bits = 0, 0
     sizes: dict[str, int] = {}  # of registers; of an alias that of all of them, which it may be
     others: set[str] = set()
     gates: dict[str, tuple[int, int]] = {}  # how many gates a definition is, and how deep
+    measured: dict[str, dict[int | None, int]] = {}  # of a register: its qubits, None for all, and the line
     total = 0
     for statement in program.statements:
         line = statement.span.start_line
@@ -125,8 +131,18 @@ def _checked(ast: Any, program: Any) -> tuple[list[str], set[str]]:
                 if depth > MAX_DEPTH:
                     raise ValueError(f"gate {name.name[:50]} on line {line} is defined more than {MAX_DEPTH} deep")
                 gates[name.name] = sum(count for count, _ in counts), depth
+            case ast.QuantumMeasurementStatement(measure=ast.QuantumMeasurement(qubit=qubit)) if drop:
+                name, index = _qubit(ast, qubit)
+                measured.setdefault(name, {})[index] = line
             case ast.QuantumGate() | ast.QuantumPhase():
                 total += _calls(ast, statement, gates, sizes)[0]
+                for name, index in (_qubit(ast, qubit) for qubit in statement.qubits if measured):
+                    before = measured.get(name, {})
+                    for there in before if index is None else {index, None} & {*before}:
+                        raise ValueError(
+                            f"line {line} acts on what line {before[there]} measured: only measurements at the end "
+                            "can be left out"
+                        )
             case _:
                 kind = type(statement).__name__
                 raise ValueError(f"line {line} has {_REFUSED.get(kind, kind)}: a circuit that is read is gates only")
@@ -165,6 +181,15 @@ def _operands(ast: Any, call: Any) -> Iterator[str]:
             yield qubit.name
         elif isinstance(qubit, ast.IndexedIdentifier) and not _single(ast, qubit):
             yield qubit.name.name
+
+
+def _qubit(ast: Any, qubit: Any) -> tuple[str, int | None]:
+    """The name of a register and the number of its qubit that is meant; None for all of them, or some."""
+    if isinstance(qubit, ast.Identifier):
+        return qubit.name, None
+    indices = qubit.indices[0] if _single(ast, qubit) else []
+    one = len(indices) == 1 and isinstance(indices[0], ast.IntegerLiteral)
+    return qubit.name.name, indices[0].value if one else None
 
 
 def _single(ast: Any, qubit: Any) -> bool:

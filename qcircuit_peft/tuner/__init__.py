@@ -6,7 +6,7 @@ from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.lora import hook_conversion
-from qcircuit_peft.tuner.model import QCircuitModel, circuits
+from qcircuit_peft.tuner.model import QCircuitModel, circuit_of, circuits
 from qcircuit_peft.tuner.register import hook_checkpoints, hook_deletion, hook_hotswap, hook_scales, register
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
@@ -24,6 +24,7 @@ __all__ = [
     "QCircuitLayer",
     "QCircuitLinear",
     "QCircuitModel",
+    "circuit_of",
     "circuits",
     "parameter_count",
 ]

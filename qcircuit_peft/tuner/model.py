@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.rates import watch
-from qcircuit_peft.text import printable
+from qcircuit_peft.text import printable, shown
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
@@ -301,3 +301,28 @@ def circuits(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
             for leaf, circuit, where in frame.circuits():
                 named = ".".join(filter(None, (name, part, leaf)))
                 yield named, circuit, values[part].detach()[where].clone()
+
+
+def circuit_of(model: nn.Module, module: str, adapter: str | None = None) -> tuple[Any, Tensor]:
+    """One circuit of an adapted model and its angles, by its name in ``circuits`` or the end of it after a dot.
+
+    With it a trained circuit goes out: ``interop.to_qiskit(*circuit_of(model, "3.query.u"))``; ``to_pennylane``,
+    ``lower`` and ``qasm.to_qasm`` take the same. Raises ValueError if no circuit has this name, or several have.
+
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from qcircuit_peft import QCircuitConfig
+    >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 32)), QCircuitConfig(r=4, target_modules=["0"]))
+    >>> circuit, angles = circuit_of(model, "0.u")
+    >>> circuit.dim, angles.shape
+    (32, torch.Size([13]))
+    """
+    found = list(circuits(model, adapter))
+    named = [one for one in found if f".{one[0]}".endswith(f".{module}")] if module else []
+    exact = [one for one in named if one[0] == module] or named
+    if len(exact) != 1:
+        known = [name for name, _, _ in exact or found]
+        near = "they are" if exact else "there are"
+        told = f"{', '.join(known[:8])}{', ...' if known[8:] else ''}" or "none"
+        raise ValueError(f"{shown(module)} is the name of {len(exact) or 'no'} circuits of this model; {near} {told}")
+    return exact[0][1:]
