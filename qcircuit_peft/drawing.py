@@ -8,16 +8,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from qcircuit_peft.circuit import Circuit, Op
+
+if TYPE_CHECKING:  # text needs none of it
+    import matplotlib.axes
+    import matplotlib.figure
 from qcircuit_peft.gates import GATES
 
 Angles = Tensor | NDArray | Sequence[float]
@@ -189,7 +191,9 @@ _LINE = {"color": "black", "lw": 0.8}
 _MARKERS = {"●": [("o", 6, "black")], "⊕": [("o", 14, "white"), ("+", 14, "black")], "×": [("x", 9, "black")]}
 
 
-def draw_mpl(circuit: Circuit, angles: Angles | None = None, ax: Axes | None = None, width: float = 10.0) -> Figure:
+def draw_mpl(
+    circuit: Circuit, angles: Angles | None = None, ax: "matplotlib.axes.Axes | None" = None, width: float = 10.0
+) -> "matplotlib.figure.Figure":
     """The circuit as a matplotlib figure, folded into rows of at most ``width`` inches.
 
     ``angles`` is as in ``draw``. Without ``ax`` the figure is new, of the size of the drawing, and not one of
@@ -233,13 +237,15 @@ def _size(symbol: _Symbol) -> float:
     return max(_BOX, 0.16 * len(symbol.name) + 0.2, 0.13 * len(symbol.angles) + 0.2) if symbol.box else 0.4
 
 
-def _plot(ax: Axes, symbol: _Symbol, x: float, y: float) -> None:
+def _plot(ax: "matplotlib.axes.Axes", symbol: _Symbol, x: float, y: float) -> None:
     """The symbol with its centre at x; wire 0 is at height y."""
     ax.plot([x, x], [y - symbol.span[0], y - symbol.span[-1]], **_LINE, zorder=1)
     if symbol.box:
         low, high, size = y - max(symbol.box), y - min(symbol.box), _size(symbol)
         corner, height = (x - size / 2, low - _BOX / 2), high - low + _BOX
         fill = "#d9e6f5" if symbol.angles else "white"
+        from matplotlib.patches import Rectangle
+
         ax.add_patch(Rectangle(corner, size, height, facecolor=fill, edgecolor="black", lw=0.8, zorder=2))
         for wire in set(range(min(symbol.box), max(symbol.box))) - set(symbol.box):
             ax.plot([x - size / 2, x + size / 2], [y - wire] * 2, **_LINE, zorder=3)

@@ -1,17 +1,76 @@
 """The command line: every command on a real circuit, and one clear sentence for bad input."""
 
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from qcircuit_peft.ansatz import Ansatz, names
-from qcircuit_peft.cli import app
+from qcircuit_peft.cli import app, program
+from qcircuit_peft.cli import progress as progressing
 
 run = CliRunner().invoke
 
 
 def test_list_names_every_circuit():
-    output = run(app, ["circuits", "list"]).output
-    assert all(name[:12] in output for name in names())
+    lines = run(app, ["circuits", "list"]).output.splitlines()
+    assert [line.split()[0] for line in lines] == ["circuit", *names()]
+    assert all(line.endswith(".") for line in lines[1:])  # what is not a terminal gets all of it
+
+
+def test_a_terminal_gets_a_line_for_each_circuit(monkeypatch):
+    narrow = Console(width=80, force_terminal=True, color_system=None, record=True)
+    monkeypatch.setattr(program, "console", narrow)
+    run(app, ["circuits", "list"])
+    lines = narrow.export_text().splitlines()
+    assert len(lines) == 1 + len(names()) and max(map(len, lines)) == 80
+
+
+def test_a_table_is_printed_and_written_in_the_form_asked_for(tmp_path):
+    out = tmp_path / "t.json"
+    result = run(app, ["circuits", "list", "--csv", "--out", str(out)])
+    assert result.stdout.splitlines()[0] == "circuit,real,angles,about" and len(result.stdout.splitlines()) == 30
+    assert [row["circuit"] for row in json.loads(out.read_text())] == list(names())
+    assert json.loads(run(app, ["circuits", "list", "--json"]).stdout) == json.loads(out.read_text())
+
+
+def test_the_version_is_that_of_the_package():
+    assert run(app, ["--version"]).output.startswith(f"qcircuit-peft {version('qcircuit-peft')} (torch ")
+
+
+def test_what_looks_at_circuits_does_not_wait_for_plots_or_statistics():
+    code = (
+        "import sys; from qcircuit_peft.cli import app; app(['circuits', 'list'], standalone_mode=False); "
+        "print([name for name in ('matplotlib', 'scipy.stats', 'datasets', 'pennylane', 'qiskit')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_shell_completes_the_names_of_circuits():
+    asked = {"_QCIRCUIT_PEFT_COMPLETE": "complete_bash", "COMP_WORDS": "qcircuit-peft circuits show si"}
+    code = "import sys; sys.argv = ['qcircuit-peft']; from qcircuit_peft.cli import app; app(prog_name='qcircuit-peft')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked, "COMP_CWORD": "3"}
+    )
+    assert done.stdout.split() == [name for name in names() if name.startswith("si")]
+
+
+@pytest.mark.parametrize("quiet, lines", [(False, ["runs: 1 of 3 first", "runs: 3 of 3"]), (True, [])])
+def test_a_log_gets_a_line_a_minute(quiet, lines, monkeypatch, capsys):
+    now = iter([0.0, 61.0, 61.0, 62.0, 121.0, 121.0])
+    monkeypatch.setattr(progressing.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progressing, "errors", Console(stderr=True))
+    with progressing.progress("runs", quiet) as advance:
+        for done, said in ((1, "first"), (2, "second"), (3, "")):
+            advance(done, 3, said)
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_show_prints_a_file_that_can_be_read_back(tmp_path):
@@ -52,6 +111,8 @@ def test_qasm_starts_with_its_version(version):
         (["circuits", "draw", "tree", "--plot", "nowhere/x.png"], "'nowhere/x.png' cannot be written: No such file"),
         (["circuits", "draw", "tree", "--plot", "x.xyz"], "a picture's name ends in .png, .pdf, .svg, got 'x.xyz'"),
         (["circuits", "qasm", "sim01", "--version", "7"], "7"),
+        (["circuits", "list", "--csv", "--json"], "one of --json and --csv, got both"),
+        (["circuits", "list", "--out", "t.txt"], "a table's name ends in .csv or .json, got 't.txt'"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, said):

@@ -257,7 +257,7 @@ def test_whatever_happens_is_a_sentence_and_a_code(
     def stumble(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("qcircuit_peft.cli.load", stumble)
+    monkeypatch.setattr("qcircuit_peft.cli.circuits.load", stumble)
     result = CliRunner().invoke(app, ["circuits", "show", "tree"])
     assert result.exit_code == code and said in result.stderr and result.stdout == ""
     check_sentence(result.stderr)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded when they are used
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaln
-from scipy.stats import beta
 from torch import Tensor
 
 from qcircuit_peft.analysis.haar import MAX_SAMPLES, check_ensemble
@@ -52,7 +51,7 @@ def fidelity_law(dim: int, ensemble: str) -> Any:
     1.0
     """
     check_ensemble(ensemble)
-    return beta(0.5, (dim - 1) / 2) if ensemble == "real" else beta(1, dim - 1)
+    return scipy.stats.beta(*((0.5, (dim - 1) / 2) if ensemble == "real" else (1, dim - 1)))
 
 
 def fidelities(circuit: Circuit, samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -88,7 +87,7 @@ def log_tail(x: NDArray[np.float64], dim: int, ensemble: str) -> NDArray[np.floa
     while (term > np.finfo(float).eps / 4 * total).any():
         term = term * y * (a + 0.5 + n) / (a + 1 + n)
         total, n = total + term, n + 1
-    found[small] = a * np.log(y) + 0.5 * np.log1p(-y) - np.log(a) - betaln(a, 0.5) + np.log(total)
+    found[small] = a * np.log(y) + 0.5 * np.log1p(-y) - np.log(a) - scipy.special.betaln(a, 0.5) + np.log(total)
     return found
 
 

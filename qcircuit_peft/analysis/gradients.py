@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded when they are used
 import torch
-from scipy.stats import linregress
-from scipy.stats import t as student
 from torch import Tensor
 
 from qcircuit_peft import backends
@@ -116,6 +115,6 @@ def decay(rows: Iterable[GradientVariance]) -> Decay:
     least = min(row.variance for row in rows)
     if not least > _NOISE:
         raise ValueError(f"a rate needs variances above rounding noise, got {least:.3g}; the cost may not move at all")
-    fit: Any = linregress([row.qubits for row in rows], np.log2([row.variance for row in rows]))
-    margin = float(student.ppf(0.975, len(rows) - 2) * fit.stderr)
+    fit: Any = scipy.stats.linregress([row.qubits for row in rows], np.log2([row.variance for row in rows]))
+    margin = float(scipy.stats.t.ppf(0.975, len(rows) - 2) * fit.stderr)
     return Decay(-float(fit.slope), -float(fit.slope) - margin, -float(fit.slope) + margin)

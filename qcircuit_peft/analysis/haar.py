@@ -10,11 +10,11 @@ from itertools import product
 from math import lgamma, log, prod
 
 import numpy as np
+import scipy  # its parts are loaded when they are used
 import torch
 from jaxtyping import Inexact
 from numpy.polynomial.legendre import Legendre, leggauss
 from numpy.typing import NDArray
-from scipy.special import digamma, eval_genlaguerre
 from torch import Tensor
 
 from qcircuit_peft.analysis.cuts import check_dims, check_wires
@@ -80,7 +80,7 @@ def haar_entropy(a: int, b: int, ensemble: str) -> float:
         return 0.0
     if ensemble == "real":
         return _real_entropy(a, b) / log(2)
-    return float(digamma(a * b + 1) - digamma(b + 1) - (a - 1) / (2 * b)) / log(2)
+    return float(scipy.special.digamma(a * b + 1) - scipy.special.digamma(b + 1) - (a - 1) / (2 * b)) / log(2)
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +101,9 @@ def _real_entropy(m: int, n: int) -> float:
     x = s * s
     log_weight = -x + (2 * power + 1) * np.log(s)
     norms = [0.5 * (lgamma(j + 1) - lgamma(j + 1 + 2 * power + 1)) for j in range(m)]
-    p = np.stack([2 * eval_genlaguerre(j, 2 * power + 1, 2 * x) * np.exp(log_weight + norms[j]) for j in range(m)])
+    p = np.stack(
+        [2 * scipy.special.eval_genlaguerre(j, 2 * power + 1, 2 * x) * np.exp(log_weight + norms[j]) for j in range(m)]
+    )
     f = x * np.log(x)
     to_nodes = _integrals_to_nodes(nodes, weights)
 
@@ -119,7 +121,7 @@ def _real_entropy(m: int, n: int) -> float:
             np.block([[c, e[:, None]], [-e[None], np.zeros((1, 1))]]) for c, e in ((a, border), (change, slope))
         )
     mean = np.trace(np.linalg.solve(a, change)) / 2
-    return float(digamma(m * n / 2 + 1) - mean / (m * n / 2))
+    return float(scipy.special.digamma(m * n / 2 + 1) - mean / (m * n / 2))
 
 
 def _integrals_to_nodes(nodes: NDArray, weights: NDArray) -> NDArray:

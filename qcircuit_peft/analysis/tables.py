@@ -1,8 +1,8 @@
-"""Rows of results, frozen dataclasses of one kind, as text, CSV and JSON."""
+"""Rows of results, frozen dataclasses of one kind or mappings with the same keys, as text, CSV and JSON."""
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from io import StringIO
 from typing import Any
@@ -13,7 +13,7 @@ from qcircuit_peft.text import printable
 def _records(rows: Sequence[Any]) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError("a table has one or more rows, got none")
-    return [asdict(row) for row in rows]
+    return [dict(row) if isinstance(row, Mapping) else asdict(row) for row in rows]
 
 
 def to_json(rows: Sequence[Any]) -> str:

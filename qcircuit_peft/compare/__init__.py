@@ -16,14 +16,16 @@ from itertools import cycle, islice, product
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from matplotlib.figure import Figure
 
 from qcircuit_peft import checks, files
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends import find_backend
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 Row = dict[str, Any]
 FIELDS: tuple[str, ...] = (
@@ -179,11 +181,13 @@ def write_csv(table: Sequence[Row], path: str | Path) -> None:
     files.write(path, text.getvalue())
 
 
-def plot(table: Sequence[Row], what: str = "both") -> Figure:
+def plot(table: Sequence[Row], what: str = "both") -> "matplotlib.figure.Figure":
     """Time against the dimension N, log-log, with quartiles; a cross at the top marks a size that was given up.
 
     ``what`` is "both" (forward and backward) or "forward".
     """
+    from matplotlib.figure import Figure  # here, since most tables are not drawn
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     styles = dict(zip(sorted({row["layers"] for row in table}), cycle(("-", "--", ":", "-.")), strict=False))

@@ -3,13 +3,12 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from qcircuit_peft.cli.program import Quiet, console, errors, table
+from qcircuit_peft.cli.progress import progress
 from qcircuit_peft.text import printable, shortened
 
 Encoding = Annotated[str, typer.Option(help="encoding of a CSV or TSV file, such as latin-1")]
@@ -39,6 +38,7 @@ def train(
     lora: Annotated[bool, typer.Option("--lora", help="write the adapter as a plain LoRA too")] = False,
     merged: Annotated[bool, typer.Option("--merged", help="write the whole model with the adapter merged too")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a training that was interrupted")] = False,
+    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Fine-tune a pretrained model on your own table, and keep the adapter of the best epoch.
 
@@ -49,10 +49,9 @@ def train(
     qcircuit-peft train photos/ --model MODEL --out adapter
     """
     from qcircuit_peft.fine_tuning import PLOT, Columns, Settings, fine_tune, written  # these take seconds to import
-    from qcircuit_peft.tasks import quiet
+    from qcircuit_peft.tasks import quiet as silence
 
-    quiet()
-    errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    silence()
     if Path(data).is_dir() and text is None and image is None:
         image = "image"
     columns = Columns(text=text, text2=text2, image=image, label=label)
@@ -61,9 +60,7 @@ def train(
         model, columns, regression, method, rank, layers, named, epochs, _share(validation), batch, max_length, seed
     )
     also = [form for form, wanted in (("lora", lora), ("merged", merged)) if wanted]
-    bar = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*bar, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
-        task = bars.add_task("")
+    with progress("steps", quiet) as advance:
         figures = fine_tune(
             data,
             out,
@@ -72,19 +69,18 @@ def train(
             delimiter=delimiter,
             also=also,
             resume=resume,
-            progress=lambda step, steps, loss: bars.update(
-                task, completed=step, total=steps, description=f"loss {loss:.2f}"
-            ),
+            progress=lambda step, steps, loss: advance(step, steps, f"loss {loss:.2f}"),
         )
     if figures is None:
         again = shlex.join(["qcircuit-peft", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
         errors.print(f"stopped; go on with: {printable(again)}", soft_wrap=True)
         raise typer.Exit(130)
-    console = Console(markup=False, emoji=False, highlight=False)
-    table = Table("epoch", "training loss", f"{figures.metric}, {figures.validation:,} validation rows", "")
-    for at, row in enumerate(figures.history, 1):
-        table.add_row(f"{at}", f"{row['loss']:.4f}", f"{row['value']:.4f}", "kept" if at == figures.epoch else "")
-    console.print(table)
+    epochs_told = (
+        (f"{at}", f"{row['loss']:.4f}", f"{row['value']:.4f}", "kept" if at == figures.epoch else "")
+        for at, row in enumerate(figures.history, 1)
+    )
+    value = f"{figures.metric}, {figures.validation:,} validation rows"
+    table(("epoch", "training loss", value, ""), epochs_told, left=(3,))
     console.print(
         f"{figures.metric} {written(figures)}; {figures.trained:,} numbers in the adapter, {figures.head:,} in the "
         f"head, {figures.bytes:,} bytes; {figures.seconds_per_step:.2f} seconds a step; {figures.rows:,} rows, whose "
@@ -111,24 +107,16 @@ def predict(
     out: Annotated[Path, typer.Option(help="where the rows go, with prediction and probability: .csv, .tsv or .jsonl")],
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
+    quiet: Quiet = False,
 ) -> None:
     """Predict the class, or the number, of every row of a table, of any size.
 
     qcircuit-peft predict adapter new.csv --out predictions.csv
     """
     from qcircuit_peft.fine_tuning import predict as run
-    from qcircuit_peft.tasks import quiet
+    from qcircuit_peft.tasks import quiet as silence
 
-    quiet()
-    errors: Any = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), console=errors, disable=not errors.is_terminal) as bars:
-        task = bars.add_task("")
-        rows = run(
-            adapter,
-            data,
-            out,
-            encoding=encoding,
-            delimiter=delimiter,
-            progress=lambda rows: bars.update(task, description=f"{rows:,} rows"),
-        )
+    silence()
+    with progress("rows", quiet) as advance:
+        rows = run(adapter, data, out, encoding=encoding, delimiter=delimiter, progress=advance)
     print(printable(f"{rows:,} rows in {out}"))
