@@ -194,7 +194,12 @@ def read_toml(path: str | Path, what: str, most: int) -> dict[str, Any]:
 
 def read_json(path: str | Path, what: str, most: int) -> Any:
     """A JSON file as plain data; raises ValueError as ``read`` does, and for brackets more than 32 deep."""
-    return _parsed(path, what, read(path, what, most), json.loads, "JSON", _JSON_TEXTS, None)
+    return parse_json(path, what, read(path, what, most))
+
+
+def parse_json(path: str | Path, what: str, data: bytes) -> Any:
+    """What ``read_json`` makes of the bytes of a file."""
+    return _parsed(path, what, data, json.loads, "JSON", _JSON_TEXTS, None)
 
 
 def _parsed(

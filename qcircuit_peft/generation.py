@@ -25,19 +25,15 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qcircuit_peft.precision import no_autocast
-from qcircuit_peft.recomputation import functions_around, unhooked
+from qcircuit_peft.recomputation import unhooked
 
 _SELECTIVE = (checkpoint._CachingTorchDispatchMode, checkpoint._CachedTorchDispatchMode)
 
 
 class Pass:
-    """A forward pass that is under way; ``unrecorded`` has marks of those who asked in it without recording a graph.
-
-    ``recorded`` says whether a graph is recorded of it, or around it.
-    """
+    """A forward pass that is under way; ``unrecorded`` has marks of those who asked in it without recording a graph."""
 
     def __init__(self) -> None:
-        self.recorded = torch.is_grad_enabled() or any(True for _ in functions_around())
         self.unrecorded: set[int] = set()
 
 
@@ -247,11 +243,6 @@ class Passes:
             self._thread.traced = None
         else:
             self._thread.forward = None
-
-    @property
-    def recorded(self) -> bool:
-        """Whether a graph may be recorded around what this thread does: it is so but in a pass without one."""
-        return self._thread.forward is None or self._thread.forward.recorded
 
     def traced(self, key: Any) -> Any:
         """What a compiled pass has made for ``key``; None outside of one."""

@@ -61,7 +61,7 @@ def unhooked() -> Iterator[list[tuple[Any, Any]]]:
             _autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
-def functions_around() -> Iterator[Any]:
+def _functions_around() -> Iterator[Any]:
     """The contexts of the autograd functions whose ``forward`` is running in this thread, the innermost first."""
     frame: Any = sys._getframe(1)
     while frame is not None:
@@ -72,17 +72,14 @@ def functions_around() -> Iterator[Any]:
         frame = frame.f_back
 
 
-def may_run_again(recorded: bool = True) -> bool:
-    """Whether a module may be in such a region, or run again now; it takes next to no time.
-
-    ``recorded`` says whether what runs without a graph here may have one around it.
-    """
+def may_run_again() -> bool:
+    """Whether a module may be in such a region, or run again now; it takes some microseconds at most."""
     if torch.compiler.is_compiling():  # a compiled graph has its regions in it
         return False
     return (
         _autograd._top_saved_tensors_default_hooks(True) is not None
         or torch._C._current_graph_task_id() != -1
-        or (recorded and not torch.is_grad_enabled())
+        or (not torch.is_grad_enabled() and any(True for _ in _functions_around()))
     )
 
 
@@ -122,7 +119,7 @@ def _regions() -> tuple[list[Any], list[Any]]:
             elif isinstance(held, weakref.ref) and isinstance(frame := held(), _CheckpointFrame):
                 again.append(frame)
     if not torch.is_grad_enabled():
-        first += functions_around()
+        first += _functions_around()
     if isinstance(node := torch._C._current_autograd_node(), BackwardCFunction):
         again.append(node)
     return first, again

@@ -23,6 +23,7 @@ import peft
 import pytest
 import torch
 import transformers
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig
@@ -35,15 +36,54 @@ FILES = (
     "test_seq_classifier.py",
 )
 
-# What fails: patterns of its name and of what it says, and why.
+# Tests that fail: a pattern of their names, what they say, and why. One of them that passes is told, too.
+MERGING = "|".join(
+    (
+        r"test_merge_layers(?!_multi\[circuit)\w*",
+        r"test_delete_merged_adapter_\w+",
+        r"test_disable_adapters_with_merging",
+        r"test_multiple_active_adapters_merge_and_unmerge",
+        r"test_forward_b?float16(_no_autocast)?",
+        r"test_safe_merge",
+        r"test_sequential_merge_matches_batch_merge",
+        r"test_unmerge_after_sequential_merge_restores_base",
+    )
+)
 EXCEPTIONS: list[tuple[str, str, str]] = [
-    (r"[Bb]ottleneck", "a bottleneck adapter is not linear", "a bottleneck adapter is not linear, and is not merged"),
+    (rf"({MERGING})\[[Bb]ottleneck", "is not linear", "a bottleneck adapter is not linear, and is not merged"),
     (
         r"test_(only_params_are_updated|training_custom_models)\[circuit Conv1D",
         "",
         "a frame of a width of 1 has no parameters that could change",
     ),
+    (
+        r"test_from_pretrained_config_construction\[[Gg]enerated",
+        "",
+        "a generated adapter notes what it was made for in a copy of its configuration",
+    ),
+    (r"test_lora_conversion\[Generated.*OPT", "NoneType", "likewise, the targets that PEFT has found"),
+    (
+        r"test_merge_layers_multi\[Generated(?!.*(Llama|Gemma))",
+        "",
+        "two generated adapters of one seed, and so of one configuration, are the same",
+    ),
+    (
+        r"test_save_load_roundtrip_fsdp_wrapped\[generated",
+        "",
+        "where generated adapters start is drawn from their configuration, not stored, and this test changes it",
+    ),
+    (r"test_parameters_after_loading_model\[generated 3", "NaN", "a rate of 0.5 leads this generator to NaN"),
 ]
+
+
+class Generated(QPAConfig):
+    """A generated LoRA: what PEFT's tests give a method that has no option of that name is its base method's."""
+
+    def __init__(self, **fields: Any) -> None:
+        of_base = {name: fields.pop(name) for name in ("r", "modules_to_save") if name in fields}
+        small = {"base": LoraConfig(**of_base), "chunk_size": 64, "layers": 2, "widths": [8]}
+        super().__init__(**{**small, **fields})
+
 
 # Fields of each configuration, for whole models; custom models name their targets.
 R = {"r": 4, "alpha": 4}
@@ -56,10 +96,11 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
     "shared_core": (QCircuitConfig, {**R, "factorization": "shared_core"}),
     "quantized": (QCircuitConfig, {**R, "quantization": {"bits": 4, "packed": False}}),
     "bottleneck": (BottleneckConfig, {"r": 4}),
+    "generated": (Generated, {"r": 4}),
 }
 LAST = r".*(fc2|fc_out|mlp\.c_proj|down_proj|wo|\.\d+\.output\.dense)"  # of feed-forward blocks
-WHOLE = ("circuit", "shared", "bottleneck")  # those for whole models, whose tests are many
-OURS = (QCircuitConfig, BottleneckConfig, QPAConfig)
+WHOLE = ("circuit", "shared", "bottleneck", "generated")  # those for whole models, whose tests are many
+OURS = (QCircuitConfig, BottleneckConfig, Generated)
 
 
 def custom_cases() -> list[tuple[Any, ...]]:
@@ -85,6 +126,8 @@ def pairs() -> list[tuple[Any, ...]]:
         fields = {**fields, "r": 2, "init_weights": False}  # the least width is 2
         for told, second in (("same", "lin0"), ("different", "lin1")):
             one, two = ({**fields, "target_modules": [target]} for target in ("lin0", second))
+            if cls is Generated:
+                two["seed"] = 1  # one seed draws one adapter
             found.append((f"{name} {told}", name, cls, one, two))
     return found
 
@@ -176,7 +219,7 @@ class Suite:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.done: set[str] = set()
-        self.counts: Counter[str] = Counter()
+        self.passed: list[str] = []
         self.failed: dict[str, str] = {}
         self.skipped: Counter[str] = Counter()
 
@@ -191,7 +234,7 @@ class Suite:
         task = next((task for name, task in tasks.items() if f"test_{name}" in module.__name__), "FEATURE_EXTRACTION")
         tables = {
             "TEST_CASES": custom_cases,
-            "ALL_PEFT_CONFIG_CLASSES": lambda: [QCircuitConfig, BottleneckConfig],
+            "ALL_PEFT_CONFIG_CLASSES": lambda: list(OURS),
             "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": pairs,
             "ALL_CONFIGS": lambda: whole_models(task),
         }
@@ -219,7 +262,7 @@ class Suite:
             if reason != "xfail" or report.when == "call":
                 self.skipped[reason.partition("\n")[0]] += 1
         elif report.when == "call":
-            self.counts["passed"] += 1
+            self.passed.append(name)
 
     def told(self) -> int:
         """Print what came out; the number of deviations from ``EXCEPTIONS``."""
@@ -230,6 +273,9 @@ class Suite:
             if re.search(pattern, name) and says in message
         }
         others = {name: message for name, message in self.failed.items() if name not in known}
+        mended = [name for name in self.passed if any(re.search(pattern, name) for pattern, *_ in EXCEPTIONS)]
+        for name in mended:
+            print(f"PASSED, though it is an exception: {name}")
         for name, message in others.items():
             print(f"FAILED {name}\n    {message.partition(chr(10))[0][:300]}")
         for why, count in Counter(known.values()).items():
@@ -238,10 +284,10 @@ class Suite:
             print(f"{count} skipped: {reason[:150]}")
         print(
             f"PEFT {peft.__version__}, torch {torch.__version__}, transformers {transformers.__version__}: "
-            f"{self.counts['passed']} passed, {len(self.failed)} failed ({len(known)} of them known), "
+            f"{len(self.passed)} passed, {len(self.failed)} failed ({len(known)} of them known), "
             f"{self.skipped.total()} skipped"
         )
-        return len(others)
+        return len(others) + len(mended)
 
 
 def sources(folder: Path) -> Path:

@@ -1,13 +1,15 @@
 """What a checkpoint brings in means what it meant when it was saved, whatever it is loaded onto."""
 
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bounds import close
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from test_qpa import adapted as generated
 from test_qpa import config as generator
 from test_qpa import steps
@@ -62,6 +64,14 @@ def net_of(settings: dict[str, Any], seed: int) -> PeftModel:
     return net
 
 
+def pickled(state: Any) -> Any:
+    """A state dict as torch saves and loads it."""
+    file = BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_an_adapter_takes_what_means_the_same_and_refuses_the_rest_by_the_field(field: str, tmp_path: Path) -> None:
     stay, change = FIELDS[field]
@@ -74,18 +84,27 @@ def test_an_adapter_takes_what_means_the_same_and_refuses_the_rest_by_the_field(
     if field in MEANT_THE_SAME:
         other.load_adapter(tmp_path, "default")
         close(logits(other, "llama"), expected, CHAIN)
+        again = net_of(START | stay, seed=2)
+        set_peft_model_state_dict(again, get_peft_model_state_dict(saved))
+        close(logits(again, "llama"), expected, CHAIN)
         close(logits(PeftModel.from_pretrained(base("llama"), tmp_path, config=mine), "llama"), expected, CHAIN)
         return
     named = "layers|ansatz" if field == "ansatz" else "alpha|r" if field == "r" else field
     says = rf"^the checkpoint was made with ({named}) = .*, but .* has .*; load it under another name"
     model = base("llama")
+    state = get_peft_model_state_dict(saved)
+    stored = pickled(state)
     ways = {
+        "a state dict": lambda: set_peft_model_state_dict(other, state),
+        "a state dict from a file": lambda: set_peft_model_state_dict(other, stored),
+        "weights of a folder": lambda: set_peft_model_state_dict(other, load_peft_weights(str(tmp_path))),
+        "a state dict given to transformers": lambda: model.load_adapter(peft_config=mine, adapter_state_dict=state),
         "onto the name": lambda: other.load_adapter(tmp_path, "default"),
         "given to PEFT": lambda: PeftModel.from_pretrained(model, tmp_path, config=mine),
         "given to transformers": lambda: model.load_adapter(str(tmp_path), peft_config=mine),
     }
     for way, load_it in ways.items():
-        if field == "modules_to_save" and way != "onto the name":
+        if field == "modules_to_save" and "given" in way:
             continue  # PEFT adds heads to a configuration that is given
         with pytest.raises(ValueError, match=says):
             load_it()
@@ -170,6 +189,11 @@ def test_a_generated_adapter_too(field: str, tmp_path: Path) -> None:
         other.load_adapter(tmp_path, "default")
     with pytest.raises(ValueError, match="but the configuration that is given has"):
         PeftModel.from_pretrained(base("llama"), tmp_path, config=generator())
+    for state in (get_peft_model_state_dict(saved), load_peft_weights(str(tmp_path))):
+        with pytest.raises(
+            ValueError, match=rf"made with (base\.\w+|generator\.{field}) = .*, but the adapter 'default'"
+        ):
+            set_peft_model_state_dict(other, state)
     assert torch.equal(logits(other, "llama"), before)
 
 
@@ -182,3 +206,36 @@ def test_a_configuration_that_is_used_again_has_the_heads_of_its_task_once(tmp_p
     other.load_adapter(tmp_path, "default")
     assert len(settings.modules_to_save or ()) > len(set(settings.modules_to_save or ()))
     assert torch.equal(logits(other, "bert"), logits(net, "bert"))
+
+
+def test_a_state_dict_of_another_method_is_refused() -> None:
+    net, lora = adapted("llama"), get_peft_model(base("llama"), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="of type QCIRCUIT, but the adapter 'default' is of type LORA"):
+        set_peft_model_state_dict(lora, get_peft_model_state_dict(net))
+    with pytest.raises(ValueError, match=r"^the checkpoint lacks "):
+        set_peft_model_state_dict(net, get_peft_model_state_dict(lora))
+
+
+BROKEN: dict[str, Any] = {
+    "a head of another shape": lambda state: {**state, "base_model.model.classifier.weight": torch.zeros(5, 32)},
+    "a bias of another shape": lambda state: {**state, "base_model.model.classifier.bias": torch.zeros(5)},
+    "no head": lambda state: {key: value for key, value in state.items() if "classifier" not in key},
+    "no numbers": lambda state: {key: value / 0 if "lambda" in key else value for key, value in state.items()},
+    "a part too long": lambda state: {k: value.repeat(2) if "lambda" in k else value for k, value in state.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_state_dict_is_taken_whole_or_not_at_all(how: str) -> None:
+    settings = {"r": 4, "target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}
+    nets = [get_peft_model(base("bert"), QCircuitConfig(**settings, seed=seed)).eval() for seed in (1, 2)]
+    with torch.no_grad():
+        for parameter in (p for p in nets[1].parameters() if p.requires_grad):
+            parameter += 1
+    before = logits(nets[0], "bert")
+    state = BROKEN[how](get_peft_model_state_dict(nets[1]))
+    with pytest.raises((ValueError, RuntimeError)):
+        set_peft_model_state_dict(nets[0], state)
+    assert torch.equal(logits(nets[0], "bert"), before)
+    set_peft_model_state_dict(nets[0], get_peft_model_state_dict(nets[1]))
+    assert torch.equal(logits(nets[0], "bert"), logits(nets[1], "bert"))

@@ -9,6 +9,7 @@ import torch
 from bounds import close
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qcircuit_peft import BottleneckConfig, QCircuitConfig, QPAConfig
 
@@ -67,10 +68,10 @@ def made(name: str) -> Net:
     return Net(name).eval()
 
 
-def config(name: str, kind: str, seed: int) -> Any:
+def config(name: str, kind: str, seed: int, where: str = "") -> Any:
     targets: dict[str, Any] = {
-        "target_modules": rf"{name}|block\.{name}\.0|{name}_block\.lin",
-        "modules_to_save": [f"{name}_head"],
+        "target_modules": rf"{where}({name}|block\.{name}\.0|{name}_block\.lin)",
+        "modules_to_save": [f"{where}{name}_head"],
     }
     if kind == "circuit":
         return QCircuitConfig(r=4, seed=seed, **targets)
@@ -90,6 +91,28 @@ def changed(net: Any, adapter: str, seed: int) -> Any:
         if isinstance(module, nn.BatchNorm1d) and f".modules_to_save.{adapter}." in path:
             module.running_mean += seed + 1  # type: ignore[operator]
     return net
+
+
+class Odd(PreTrainedModel):
+    """The same in a model of transformers."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.inner = Net(config.name)
+        self.post_init()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As torch made them."""
+
+
+def made_of_transformers(name: str) -> Odd:
+    torch.manual_seed(0)
+    return Odd(PreTrainedConfig(name=name)).eval()
 
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
@@ -130,7 +153,54 @@ def test_modules_of_any_name(kind: str, name: str, tmp_path: Path) -> None:
     assert list(unloaded.state_dict()) == list(made(name).state_dict())
 
 
-REFUSED = ("keys", "items", "values", "pop", "type", "forward", "training", "_parameters", "a.b", "", "__base__")
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ("circuit", "bottleneck") for name in NAMES[kind]])
+def test_modules_of_any_name_in_transformers(kind: str, name: str, tmp_path: Path) -> None:
+    for adapter in ("default", "weight", name):
+        net, other = made_of_transformers(name), made_of_transformers(name)
+        net.add_adapter(config(name, kind, 1, "inner."), adapter)
+        with torch.no_grad():
+            for parameter in (p for p in net.parameters() if p.requires_grad):
+                parameter += torch.randn(parameter.shape) / 10
+        assert not torch.equal(out(net), out(other))
+        net.save_pretrained(tmp_path / adapter)
+        other.load_adapter(str(tmp_path / adapter), adapter_name=adapter)
+        by_peft = PeftModel.from_pretrained(made_of_transformers(name), tmp_path / adapter)
+        assert torch.equal(out(other), out(net)) and torch.equal(out(by_peft), out(net))
+    net = changed(get_peft_model(made_of_transformers(name), config(name, kind, 1, "inner.")), "default", 1)
+    net.save_pretrained(tmp_path)
+    loaded = made_of_transformers(name)
+    loaded.load_adapter(str(tmp_path))
+    assert torch.equal(out(loaded), out(net))
+
+
+@pytest.mark.parametrize("kind", ["circuit", "bottleneck", "qpa"])
+def test_a_state_dict_that_is_given_is_what_is_saved(kind: str, tmp_path: Path) -> None:
+    """Also where names of modules are those of other adapters."""
+    net = changed(get_peft_model(made("mine"), config("mine", kind, 1)), "default", 1)
+    net.add_adapter("mine", config("mine", kind, 2))
+    expected, given = out(net), {key: value.clone() for key, value in net.state_dict().items()}
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.zero_()
+    net.save_pretrained(tmp_path, state_dict=given)
+    assert torch.equal(out(PeftModel.from_pretrained(made("mine"), tmp_path)), expected)
+
+
+REFUSED = (
+    "keys",
+    "items",
+    "values",
+    "pop",
+    "type",
+    "forward",
+    "training",
+    "_parameters",
+    "a.b",
+    "a\\1",
+    "/a",
+    "",
+    "__base__",
+)
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -142,7 +212,9 @@ def test_adapters_of_names_that_torch_cannot_hold_are_refused_and_others_are_not
             lambda name=name, model=model: get_peft_model(model, config("x", kind, 1), adapter_name=name),
             lambda name=name, net=net: net.add_adapter(name, config("x", kind, 1)),
         ):
-            with pytest.raises(ValueError, match="an adapter's name has no dot and is no attribute of torch's"):
+            with pytest.raises(
+                ValueError, match=r"an adapter's name has no dot or backslash, .* and is no attribute of"
+            ):
                 add()
         assert (
             set(model.state_dict()) == before and set(net.state_dict()) == also and list(net.peft_config) == ["default"]

@@ -459,6 +459,25 @@ def test_it_starts_at_random_for_tests(method: str, tmp_path: Path) -> None:
     assert torch.equal(logits(PeftModel.from_pretrained(base("llama"), tmp_path).eval(), "llama"), found)
 
 
+@each
+def test_targets_may_be_given_beside_the_base(method: str) -> None:
+    base_config = config(method).base
+    before = copy.deepcopy(base_config)
+    if not hasattr(base_config, "target_modules"):
+        with pytest.raises(ValueError, match=r"^target_modules needs a base with such an option, but .* has none$"):
+            QPAConfig(base=base_config, target_modules=["q_proj"])
+        return
+    given = QPAConfig(base=base_config, target_modules=["o_proj", "up_proj"])
+    assert set(given.target_modules) == {"o_proj", "up_proj"}
+    if hasattr(base_config, "exclude_modules"):
+        also = QPAConfig(base=base_config, exclude_modules=["a"])
+        assert set(also.exclude_modules) == {"a"} and set(also.target_modules) == set(before.target_modules)
+    assert base_config == before  # the user's own
+    assert "target_modules" not in given.to_dict() and set(given.base_config().target_modules) == {"o_proj", "up_proj"}
+    given.target_modules = "v_proj"
+    assert given.base.target_modules == "v_proj"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_generator_may_be_in_the_half_precision_of_its_base(dtype: torch.dtype, tmp_path: Path) -> None:
     net = get_peft_model(base("llama").to(dtype), config(), autocast_adapter_dtype=False)

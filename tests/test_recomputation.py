@@ -373,3 +373,22 @@ def test_the_strength_of_an_adapter_for_every_input(reentrant: bool) -> None:
     next(module for module in model.modules() if isinstance(module, QCircuitLayer)).set_scale("default", 5)
     with pytest.raises(RuntimeError, match=r"other adapters, .* scaled by 5\.0, than those of its forward pass"):
         found.sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_region_in_a_pass_that_began_without_a_graph(kind: str, name: str) -> None:
+    made_here: list[Tensor] = []
+
+    def run(part: nn.Module, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            made_here.append(CHECKPOINTS[name](part, x.requires_grad_()))
+        return made_here[-1]
+
+    net = made(kind)
+    net.get_base_model().run = run
+    with torch.no_grad():
+        net(X.clone())
+    net.set_adapter("two")
+    with pytest.raises(RuntimeError, match=r"other adapters, 'two'.*, than those of its forward pass, 'one'"):
+        made_here[1].sum().backward()

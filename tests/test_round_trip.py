@@ -24,7 +24,7 @@ from qcircuit_peft.ansatz import names
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.methods import UpdateConfig
-from qcircuit_peft.tuner.saving import is_kind
+from qcircuit_peft.tuner.meaning import is_kind
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::RuntimeWarning"

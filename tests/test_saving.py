@@ -8,6 +8,7 @@ import pytest
 import torch
 from kills import failing, forked, killed
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from test_qpa import adapted as generated
 from test_qpa import steps
@@ -17,7 +18,7 @@ from torch import Tensor
 from qcircuit_peft.tuner.saving import COMMITTED
 
 pytestmark = [*forked, pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")]
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, BIN = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 NAMES = {WEIGHTS, CONFIG, "README.md"}
 
 
@@ -159,22 +160,51 @@ def test_a_save_of_another_method_or_of_a_configuration_ends_what_was_interrupte
     assert torch.equal(by_peft(folder), logits(lora, "llama"))
 
 
+def on_the_hub(cache: Path, folder: Path) -> Path:
+    """A cache of the Hub's as it is after the repository "a/b" was downloaded, with what a folder holds."""
+    repository = cache / "models--a--b"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    return cache
+
+
+def test_an_adapter_is_loaded_from_the_hub(tmp_path: Path) -> None:
+    net = circuit(48.0, 1)
+    net.save_pretrained(tmp_path / "a")
+    cache = str(on_the_hub(tmp_path / "hub", tmp_path / "a"))
+    model = base("llama")
+    model.load_adapter("a/b", adapter_kwargs={"cache_dir": cache})
+    for loaded in (model, PeftModel.from_pretrained(base("llama"), "a/b", cache_dir=cache)):
+        assert torch.equal(logits(loaded.eval(), "llama"), logits(net, "llama"))
+
+
 def test_weights_of_one_save_are_refused_with_the_configuration_of_another(tmp_path: Path) -> None:
     for number, net in enumerate((circuit(48.0, 1), circuit(7.0, 2), generator(1, 1), generator(2, 1))):
         net.save_pretrained(tmp_path / str(number))
-    for mine, other in (("0", "1"), ("2", "3")):
+        net.save_pretrained(tmp_path / f"{number}bin", safe_serialization=False)
+    for mine, other, name in (("0", "1", WEIGHTS), ("2", "3", WEIGHTS), ("0bin", "1bin", BIN), ("2bin", "3bin", BIN)):
         folder = tmp_path / f"mixed{mine}"
         shutil.copytree(tmp_path / mine, folder)
-        shutil.copy(tmp_path / other / WEIGHTS, folder)
+        shutil.copy(tmp_path / other / name, folder)
         model = base("llama")
-        ways = [lambda f=folder, m=model: PeftModel.from_pretrained(m, f)]
-        if mine == "0":
+        cached = {"cache_dir": str(on_the_hub(tmp_path / f"hub{mine}", folder))}
+        ways = [
+            lambda f=folder, m=model: PeftModel.from_pretrained(m, f),
+            lambda c=cached, m=model: PeftModel.from_pretrained(m, "a/b", **c),
+            lambda f=folder: load_peft_weights(str(f)),
+        ]
+        if mine.startswith("0"):
+            ways.append(lambda c=cached, m=model: m.load_adapter("a/b", adapter_kwargs=c))
             ways.append(lambda f=folder, m=model: m.load_adapter(str(f)))
         for load_it in ways:
             with pytest.raises(ValueError, match=r"was not saved with this adapter_config\.json; copy both from one"):
                 load_it()
         assert not hasattr(model, "peft_config")
-        save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)  # as version 0.1 saved, without a digest
+        if name == BIN:  # as version 0.1 saved, without a digest
+            torch.save(dict(torch.load(folder / BIN)), folder / BIN)
+        else:
+            save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
         by_peft(folder)
 
 

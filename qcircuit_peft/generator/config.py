@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,28 @@ _RECIPE = tuple(f.name for f in fields(Recipe))
 _LAYOUT = ("parameters", "digest", "start")
 _MAX_SIZE = 1 << 16  # of a rank or another size of the base method: it is built before it can be counted
 _INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
+_OF_BASE = ("target_modules", "exclude_modules")
 _INITS = (True, False, "gaussian", "orthogonal", "mica")  # of LoRA; all others change the model or read data
+
+
+class _OfBase:
+    """A field that is the base method's: read there, and written to a copy of it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, owner: type | None = None) -> Any:
+        return None if config is None else getattr(config.base, self.name, None)
+
+    def __set__(self, config: Any, value: Any) -> None:
+        if value is None:
+            return
+        config.base = _as_base(config.base)
+        if not hasattr(config.base, self.name):
+            raise ValueError(
+                f"{self.name} needs a base with such an option, but {config.base.peft_type.value} has none"
+            )
+        config.base = replace(config.base, **{self.name: value})
 
 
 @dataclass
@@ -40,6 +61,7 @@ class QPAConfig(PeftConfig):
         method that is the identity at the start is so no more.
     init_weights: False has the base method start at random values that change the model, by its own option of that
         name, ``init_lora_weights`` or ``init_ia3_weights``: for tests, as PEFT's own.
+    target_modules, exclude_modules: those of ``base``, for which they may be given here, too.
     generator: the stored form of all that, as found in adapter_config.json; it replaces those fields.
 
     Source: Liu et al., Quantum Parameter Adaptation, ICLR 2025, arXiv 2410.09846. Raises ValueError, in one sentence,
@@ -66,6 +88,8 @@ class QPAConfig(PeftConfig):
     noise: Noise | dict[str, float] | None = None
     generator: dict[str, Any] | None = None
     init_weights: bool = True
+    target_modules: _OfBase = _OfBase()
+    exclude_modules: _OfBase = _OfBase()
 
     incidental: ClassVar[set[str]] = {*INCIDENTAL, "backend", "layout"}  # layouts are compared on their own
 
@@ -76,14 +100,7 @@ class QPAConfig(PeftConfig):
         if self.generator is not None:
             self._restore(self.generator)
             self.generator = None
-        if isinstance(self.base, Mapping):
-            kind = self.base.get("peft_type")
-            one_of("the peft_type of base", kind, [str(known.value) for known in PEFT_TYPE_TO_CONFIG_MAPPING])
-            try:
-                self.base = PeftConfig.from_peft_type(**self.base)
-            except (AttributeError, KeyError, TypeError) as error:
-                raise ValueError(f"base is not a configuration of {kind}: {error}") from None
-        _check_base(self.base)
+        self.base = _as_base(self.base)
         self.task_type = self.task_type or self.base.task_type
         if self.base.is_prompt_learning:
             one_of("the task_type of a prompt method", self.task_type, MODEL_TYPE_TO_PEFT_MODEL_MAPPING)
@@ -111,7 +128,7 @@ class QPAConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data: that of the base method, and all about the generator under one key."""
-        own = {"base", "scope", "generator", *_RECIPE}
+        own = {"base", "scope", "generator", *_OF_BASE, *_RECIPE}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         generator = {"version": VERSION, "scope": self.scope, "layout": self.layout, **self.recipe().to_dict()}
         return {**plain, "base": _plain(self.base.to_dict()), "generator": generator}
@@ -131,7 +148,8 @@ class QPAConfig(PeftConfig):
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """Refuse stored keys that this class does not have: PEFT would drop them with a warning."""
-        keys("adapter configuration", kwargs, [f.name for f in fields(cls)], needed=["base", "generator"])
+        known = [f.name for f in fields(cls) if f.name not in _OF_BASE]
+        keys("adapter configuration", kwargs, known, needed=["base", "generator"])
         return kwargs
 
     def check_takes(self, stored: "QPAConfig", adapter: str) -> None:
@@ -167,6 +185,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return sorted(value) if isinstance(value, set) else value
+
+
+def _as_base(base: Any) -> Any:
+    """The configuration of a base method, which may be stored; raises ValueError if it is none."""
+    if isinstance(base, Mapping):
+        kind = base.get("peft_type")
+        one_of("the peft_type of base", kind, [str(known.value) for known in PEFT_TYPE_TO_CONFIG_MAPPING])
+        try:
+            base = PeftConfig.from_peft_type(**base)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"base is not a configuration of {kind}: {error}") from None
+    _check_base(base)
+    return base
 
 
 def _check_base(base: Any) -> None:

@@ -116,7 +116,7 @@ class QPAModel(BaseTuner):
                 module.register_forward_pre_hook(self._look)  # type: ignore[union-attr]
 
     def _look(self, module: Any, *_: Any) -> None:
-        if not may_run_again(self.passes.recorded):
+        if not may_run_again():
             return
         if isinstance(module, AuxiliaryTrainingWrapper):
             check_unchanged(module, head_in_use(module, self._mixed))
@@ -186,7 +186,7 @@ class QPAModel(BaseTuner):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted model's output."""
-        if self.prompt is not None and may_run_again(self.passes.recorded):
+        if self.prompt is not None and may_run_again():
             active = [] if self.prompt.disable_adapters else self.active_adapters
             check_unchanged(self, InUse(tuple(active), "", tuple(self.sources[name] for name in active)))
         return self._runs()(*args, **kwargs)
@@ -317,6 +317,10 @@ class QPAModel(BaseTuner):
     def unmerge_adapter(self) -> None:
         """Undo ``merge_adapter``."""
         self._still(self.wrapped.base_model.unmerge_adapter)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """False: ``save_base_adapter`` writes the adapter of the base method."""
+        return False
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: what is generated cannot be combined into something that a generator generates."""

@@ -7,7 +7,14 @@ from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.lora import hook_conversion
 from qcircuit_peft.tuner.model import QCircuitModel, circuit_of, circuits
-from qcircuit_peft.tuner.register import hook_checkpoints, hook_deletion, hook_hotswap, hook_scales, register
+from qcircuit_peft.tuner.register import (
+    hook_checkpoints,
+    hook_deletion,
+    hook_hotswap,
+    hook_scales,
+    hook_state_dicts,
+    register,
+)
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
 hook_checkpoints()
@@ -15,6 +22,7 @@ hook_conversion()
 hook_deletion()
 hook_hotswap()
 hook_scales(QCircuitLayer)
+hook_state_dicts()
 
 __all__ = [
     "AdaptiveRank",

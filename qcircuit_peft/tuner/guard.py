@@ -1,12 +1,14 @@
 """What surrounds PEFT at work on a model: it is left as it was if the work fails, or is interrupted by Ctrl-C."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+
+from qcircuit_peft.tuner.names import base_name
 
 _CONTAINERS = (dict, list, set)
 
@@ -25,12 +27,13 @@ def _refill(container: Any, contents: list[Any]) -> None:
 
 
 @contextmanager
-def whole_or_nothing(model: nn.Module, adapter: str | None = None) -> Iterator[None]:
+def whole_or_nothing(model: nn.Module, adapter: str | None = None, keys: Collection[str] = ()) -> Iterator[None]:
     """A model is as it was if what is done within does not come to its end.
 
     That is: its modules, all their attributes, what containers among these hold, and what is trainable; and the values
-    of an ``adapter``.
+    of an ``adapter``, and of the model's own that checkpoints name by these ``keys``, such as biases.
     """
+    own = {base_name(key) for key in keys}
     before = [
         (
             module,
@@ -43,7 +46,11 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None) -> Iterator[N
     ]
     named = chain(model.named_parameters(), model.named_buffers())
     tensors = [(name, tensor, tensor.requires_grad) for name, tensor in named]
-    values = [(tensor, tensor.detach().clone()) for name, tensor, _ in tensors if _is_of(name, adapter)]
+    values = [
+        (tensor, tensor.detach().clone())
+        for name, tensor, _ in tensors
+        if _is_of(name, adapter) or base_name(name) in own
+    ]
     try:
         yield
     except BaseException:

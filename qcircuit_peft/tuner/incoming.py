@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.tuner.encoding import Encoding, Loaded, check_finite
 from qcircuit_peft.tuner.guard import whole_or_nothing
+from qcircuit_peft.tuner.meaning import configuration_of, is_kind
 from qcircuit_peft.tuner.names import GENERATORS, base_name, is_ours, own_names
 from qcircuit_peft.tuner.pruning import DTYPES
-from qcircuit_peft.tuner.saving import check_signed, is_kind
 
+_GIVEN = "the configuration that is given"
 _loading: ContextVar["Incoming | None"] = ContextVar("loading", default=None)
 
 
@@ -56,6 +57,11 @@ class Incoming:
                 )
             check_finite(f"{self.where}: {printable(key)}", value)
         object.__setattr__(self, "state", dict(self.state))
+
+    @staticmethod
+    def is_loading() -> bool:
+        """Whether a checkpoint is now being loaded."""
+        return _loading.get() is not None
 
     @staticmethod
     def loading(kind: str) -> "Incoming | None":
@@ -147,15 +153,19 @@ def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[st
     if config is not None and hasattr(config, "modules_to_save"):  # PEFT adds the heads of a task as it loads
         config = copy.copy(config)
         config.modules_to_save = getattr(stored, "modules_to_save", None)
-    for mine, whose in ((config, "the configuration that is given"), (loaded, f"the adapter {name!r}")):
-        if mine is None:
-            continue
-        if mine.peft_type != stored.peft_type:
-            raise ValueError(
-                f"the checkpoint holds an adapter of type {_named(stored.peft_type)}, but {whose} is of type "
-                f"{_named(mine.peft_type)}; load it under another name"
-            )
-        mine.check_takes(stored, whose)
+    for mine, whose in ((config, _GIVEN), (loaded, f"the adapter {name!r}")):
+        if mine is not None:
+            check_means(mine, stored, whose)
+
+
+def check_means(mine: Any, stored: Any, whose: str) -> None:
+    """Raise ValueError if the numbers of a ``stored`` configuration mean something else by another one."""
+    if mine.peft_type != stored.peft_type:
+        raise ValueError(
+            f"the checkpoint holds an adapter of type {_named(stored.peft_type)}, but {whose} is of type "
+            f"{_named(mine.peft_type)}; load it under another name"
+        )
+    mine.check_takes(stored, whose)
 
 
 def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,8 +197,8 @@ def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
         if state is None:
             names = given.get("key_mapping") or getattr(given.get("model"), "_checkpoint_conversion_mapping", None)
             state = _read(str(source), names, hub)
-        if source is not None:
-            check_signed(Path(source, hub.get("subfolder") or ""))
+        elif config is not None and (known := configuration_of(state)) is not None:
+            check_means(config, known, _GIVEN)
         model = given.get("model", given.get("self"))
         own = own_names(model) if isinstance(model, nn.Module) else ()
         incoming = Incoming(str(source or "adapter_state_dict"), _named(found), state, own)
@@ -198,7 +208,11 @@ def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(model, nn.Module):
             with incoming.under_way():
                 return load(*call.args, **call.kwargs)
-        with incoming.under_way(), whole_or_nothing(model, given.get("adapter_name", "default")):
-            return load(*call.args, **call.kwargs)
+        adapter = given.get("adapter_name") or "default"
+        with incoming.under_way(), whole_or_nothing(model, adapter, state):
+            told = load(*call.args, **call.kwargs)
+            if takes_state:  # transformers looks for marks of ours in keys, which names of the user's may have, too
+                set_peft_model_state_dict(model, {base_name(key): value for key, value in state.items()}, adapter)
+            return told
 
     return loader

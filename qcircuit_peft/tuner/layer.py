@@ -304,7 +304,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the updates of the active adapters."""
         adapter_names = kwargs.pop("adapter_names", None)
-        if may_run_again(self.bank.passes.recorded):
+        if may_run_again():
             check_unchanged(self, in_use(self, self.factors, adapter_names, self.scales))
         if self.disable_adapters or (self.merged and adapter_names is None):
             if self.disable_adapters and self.merged:

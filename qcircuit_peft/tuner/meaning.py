@@ -1,16 +1,54 @@
 """What of a stored configuration gives the numbers of an adapter their meaning, and what does not."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor
+
+from qcircuit_peft import files
 from qcircuit_peft.text import shown
+
+_CONFIGURATION = "_qcircuit_peft_configuration"  # an attribute of a state dict, which torch.save keeps, too
 
 # PEFT's notes, and which modules are adapted, which the names of the parameters tell.
 INCIDENTAL = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
+
+
+def is_kind(peft_type: Any) -> bool:
+    """Whether a type of adapter is one of this package."""
+    return isinstance(peft_type, str) and hasattr(PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type), "incidental")  # type: ignore[call-overload]
+
+
+def of_ours(model: Any, adapter: str) -> Any:
+    """The configuration that a model has for an adapter of this package; None for others."""
+    config = (getattr(getattr(model, "_orig_mod", model), "peft_config", None) or {}).get(adapter)
+    return config if config is not None and is_kind(config.peft_type) else None
+
+
+def with_configuration(state: Mapping[str, Tensor], data: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+    """A state dict of an adapter that knows the adapter's configuration, which is plain data."""
+    known = OrderedDict(state)
+    setattr(known, _CONFIGURATION, json.dumps(data, default=sorted))
+    return known
+
+
+def configuration_of(state: Any) -> Any:
+    """The configuration that a state dict knows; None if it knows none, as after it was rebuilt entry by entry."""
+    text = getattr(state, _CONFIGURATION, None)
+    if not isinstance(text, str):
+        return None
+    data = files.parse_json("a state dict", "configuration", text.encode())
+    kind = data.get("peft_type") if isinstance(data, dict) else None
+    if not is_kind(kind):
+        return None
+    config_cls: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]  # type: ignore[index]
+    return config_cls(**config_cls.check_kwargs(**data))
 
 
 def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, Any]:

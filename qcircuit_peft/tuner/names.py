@@ -1,6 +1,8 @@
 """How checkpoints name the parameters of an adapter, and how these are told from the parameters of a model itself."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
@@ -12,6 +14,7 @@ from qcircuit_peft.text import shown
 
 PREFIX = "qcircuit_"
 GENERATORS = "base_model.qpa_generators."
+_given: ContextVar[Mapping[str, Tensor] | None] = ContextVar("given", default=None)
 
 
 def base_name(key: str) -> str:
@@ -42,6 +45,16 @@ def own_names(model: nn.Module) -> set[str]:
     return names
 
 
+@contextmanager
+def following(state: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Within it, ``unfiltered`` takes a model's entries from this state dict, in the place of the model's own."""
+    token = _given.set(state)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[str]) -> dict[str, Tensor]:
     """PEFT's choice of entries for one adapter, right also where it took the name of a module for one of ``adapters``.
 
@@ -58,17 +71,18 @@ def unfiltered(model: nn.Module, state: dict[str, Tensor], adapters: Collection[
     found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     rest = {key for key, _ in found if not of_another(key)}
     if any(f".{name}." in f"{key}." for key in rest for name in adapters):
-        for key, value in model.state_dict().items():
+        whole = _given.get()
+        for key, value in (model.state_dict() if whole is None else whole).items():
             if key in rest:
                 state.setdefault(key, value)
     return {key: value for key, value in state.items() if not of_another(key)}
 
 
 def check_adapter_name(name: str) -> None:
-    """Raise ValueError for a name that torch's containers, in which PEFT keeps adapters, cannot hold."""
+    """Raise ValueError for a name that torch's containers, in which PEFT keeps adapters, or folders cannot hold."""
     taken = hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name)
-    if not name or "." in name or taken or name == "__base__":
+    if not name or "." in name or "\\" in name or name.startswith("/") or taken or name == "__base__":
         raise ValueError(
-            "an adapter's name has no dot and is no attribute of torch's ModuleDict or ParameterDict, nor __base__, "
-            f"which stands for none, got {shown(name)}"
+            "an adapter's name has no dot or backslash, no slash in front, and is no attribute of torch's ModuleDict "
+            f"or ParameterDict, nor __base__, which stands for none, got {shown(name)}"
         )

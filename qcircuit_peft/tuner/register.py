@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
@@ -11,14 +11,18 @@ from peft import PeftConfig, PeftModel, helpers
 from peft.tuners import tuners_utils
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import PeftType, hotswap, register_peft_method
+from peft.utils import PeftType, hotswap, register_peft_method, save_and_load
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
 from qcircuit_peft.checks import number
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.incoming import look_first
-from qcircuit_peft.tuner.saving import is_kind, where_it_is, whole_or_not
+from qcircuit_peft.tuner.guard import whole_or_nothing
+from qcircuit_peft.tuner.incoming import Incoming, check_means, look_first
+from qcircuit_peft.tuner.meaning import configuration_of, is_kind, of_ours, with_configuration
+from qcircuit_peft.tuner.names import following
+from qcircuit_peft.tuner.saving import check_signed, located, ours_in, where_it_is, whole_or_not
 
 
 def extend_peft_type(name: str) -> None:
@@ -132,8 +136,7 @@ def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
         model: Any, model_name_or_path: Any, adapter_name: str, torch_device: str | None = None, **kwargs: Any
     ) -> None:
         whole = getattr(model, "_orig_mod", model)  # of torch.compile
-        config = (getattr(whole, "peft_config", None) or {}).get(adapter_name)
-        if config is None or not is_kind(config.peft_type):
+        if of_ours(whole, adapter_name) is None:
             return stock(model, model_name_or_path, adapter_name, torch_device, **kwargs)
         layers = [module for module in whole.modules() if isinstance(module, BaseTunerLayer)]
         if any(adapter_name in module.merged_adapters for module in layers):
@@ -155,8 +158,7 @@ def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _refusing(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def hotswap_adapter_from_state_dict(model: Any, state_dict: Any, adapter_name: str, *args: Any, **more: Any) -> Any:
-        config = (getattr(getattr(model, "_orig_mod", model), "peft_config", None) or {}).get(adapter_name)
-        if config is not None and is_kind(config.peft_type):
+        if of_ours(model, adapter_name) is not None:
             raise ValueError(
                 f"a state dict does not say what the numbers of {shown(adapter_name)} mean, so they are not swapped by "
                 "it; use hotswap_adapter with a saved adapter, or set_peft_model_state_dict"
@@ -164,6 +166,67 @@ def _refusing(stock: Callable[..., Any]) -> Callable[..., Any]:
         return stock(model, state_dict, adapter_name, *args, **more)
 
     return hotswap_adapter_from_state_dict
+
+
+def _knowing(stock: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(stock)
+
+    @functools.wraps(stock)
+    def get_peft_model_state_dict(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        config = of_ours(given["model"], given.get("adapter_name", "default"))
+        if config is None:
+            return stock(*args, **kwargs)
+        with following(given.get("state_dict")):
+            return with_configuration(stock(*args, **kwargs), config.to_dict())
+
+    return get_peft_model_state_dict
+
+
+def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def set_peft_model_state_dict(
+        model: Any, peft_model_state_dict: Any, adapter_name: str = "default", *args: Any, **kwargs: Any
+    ) -> Any:
+        mine = (getattr(model, "peft_config", None) or {}).get(adapter_name)
+        stored = configuration_of(peft_model_state_dict)
+        if mine is not None and stored is not None:
+            if Incoming.is_loading() and hasattr(mine, "modules_to_save"):  # PEFT adds the heads of a task as it loads
+                stored.modules_to_save = mine.modules_to_save
+            check_means(mine, stored, f"the adapter {shown(adapter_name)}")
+        if Incoming.is_loading() or of_ours(model, adapter_name) is None:
+            return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)
+        with whole_or_nothing(model, adapter_name, peft_model_state_dict):
+            for name, module in model.named_modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):
+                    wanted = (f"{name}.{key}" for key in module.adapter_state_dict_load_map(adapter_name))
+                    if lacking := next((key for key in wanted if key not in peft_model_state_dict), None):
+                        raise ValueError(f"the state dict lacks {lacking}, which this model trains whole")
+            return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)
+
+    return set_peft_model_state_dict
+
+
+def _signed(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @where_it_is
+    @functools.wraps(stock)
+    def load_peft_weights(model_id: Any, *args: Any, **hf_hub_download_kwargs: Any) -> Any:
+        state = stock(model_id, *args, **hf_hub_download_kwargs)
+        config, weights = located(str(model_id), hf_hub_download_kwargs)
+        data = None if config is None else ours_in(config)
+        if config is None or weights is None or data is None or not isinstance(state, Mapping):
+            return state
+        check_signed(config, weights)
+        return with_configuration(state, data)
+
+    return load_peft_weights
+
+
+def hook_state_dicts() -> None:
+    """Let state dicts and weights of ours know their configuration, which is compared where they are put to use."""
+    replace_in_place(save_and_load.get_peft_model_state_dict, _knowing)
+    replace_in_place(save_and_load.set_peft_model_state_dict, _checking)
+    replace_in_place(save_and_load.load_peft_weights, _signed)
 
 
 def hook_hotswap() -> None:

@@ -8,31 +8,30 @@ file takes its place, and ``COMMITTED`` goes. Who loads looks there first; who s
 import functools
 import hashlib
 import inspect
+import io
 import json
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+from huggingface_hub import try_to_load_from_cache
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
 
 from qcircuit_peft import files
 from qcircuit_peft.text import printable, shortened
-from qcircuit_peft.tuner.meaning import meaning
+from qcircuit_peft.tuner.meaning import is_kind, meaning
 
 COMMITTED = ".saved"
 MAX_CONFIG = 1 << 20  # bytes of an adapter_config.json
-DIGEST = "qcircuit_peft.configuration"  # the key in a weights file's metadata
+DIGEST = "qcircuit_peft.configuration"  # the key in the metadata of weights, or an attribute of their table
 _WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 _OF_0_1 = (".saving-????????", ".replaced-????????")  # what a save that was killed left in version 0.1
-
-
-def is_kind(peft_type: Any) -> bool:
-    """Whether a type of adapter is one of this package."""
-    return isinstance(peft_type, str) and hasattr(PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type), "incidental")  # type: ignore[call-overload]
 
 
 def current(folder: Path, name: str = CONFIG_NAME) -> Path:
@@ -138,48 +137,82 @@ def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> C
     return save_pretrained
 
 
-def _digest(data: Mapping[str, Any]) -> str | None:
+def ours_in(config: Path) -> dict[str, Any] | None:
+    """The configuration that a file holds, if it is one of an adapter of this package."""
+    with suppress(ValueError):  # PEFT says what is wrong with others
+        data = files.read_json(config, "configuration", MAX_CONFIG)
+        if isinstance(data, dict) and is_kind(data.get("peft_type")):
+            return data
+    return None
+
+
+def _digest(data: Mapping[str, Any]) -> str:
     """Of all in a configuration of ours that gives numbers their meaning."""
-    kind: Any = data.get("peft_type")
-    if not is_kind(kind):
-        return None
-    told = meaning(data, PEFT_TYPE_TO_CONFIG_MAPPING[kind].incidental)  # type: ignore[attr-defined]
+    told = meaning(data, PEFT_TYPE_TO_CONFIG_MAPPING[data["peft_type"]].incidental)  # type: ignore[attr-defined]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _sign(folder: Path) -> None:
-    """Write the digest of a configuration into the metadata of the weights beside it."""
-    config, weights = folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME
-    if not config.is_file() or not weights.is_file():
-        return
-    digest = _digest(files.read_json(config, "configuration", MAX_CONFIG))
-    if digest is None:
-        return
+    """Write the digest of a configuration into the weights beside it."""
+    for weights in (folder / name for name in _WEIGHTS):
+        data = ours_in(folder / CONFIG_NAME) if weights.is_file() else None
+        if data is not None:
+            digest = _digest(data)
+            files.write(weights, _signed(weights, digest) if weights.suffix == ".bin" else _marked(weights, digest))
+
+
+def _marked(weights: Path, digest: str) -> bytes:
+    """A file of safetensors with a digest in its metadata."""
     raw = weights.read_bytes()
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:end])
     header["__metadata__"] = {**header.get("__metadata__", {}), DIGEST: digest}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors stay aligned
-    files.write(weights, len(text).to_bytes(8, "little") + text + raw[end:])
+    return len(text).to_bytes(8, "little") + text + raw[end:]
 
 
-def check_signed(folder: Path) -> None:
-    """Raise ValueError if the weights in a folder know another configuration than the one there; older ones know none.
+def _signed(weights: Path, digest: str) -> bytes:
+    """A file of torch's with a digest as an attribute of its table."""
+    table = OrderedDict(torch.load(weights, weights_only=True))
+    setattr(table, DIGEST, digest)
+    written = io.BytesIO()
+    torch.save(table, written)
+    return written.getvalue()
 
-    The files have been read before, so that they are what they should be.
-    """
-    config, weights = folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME
-    if not config.is_file() or not weights.is_file():
-        return
+
+def _digest_in(weights: Path) -> str | None:
+    """The digest that a file of weights has; older ones have none."""
+    if weights.suffix == ".bin":
+        with suppress(RuntimeError):  # in a format of torch's that cannot be mapped, which ours is not
+            return getattr(torch.load(weights, weights_only=True, mmap=True, map_location="cpu"), DIGEST, None)
+        return None
     with safe_open(weights, "pt") as opened:
-        known = (opened.metadata() or {}).get(DIGEST)
-    data = files.read_json(config, "configuration", MAX_CONFIG)
-    if known is not None and known != _digest(data):
-        kind: Any = data.get("peft_type")
-        if is_kind(kind):  # what is wrong with the configuration itself is said first
-            PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder))
+        return (opened.metadata() or {}).get(DIGEST)
+
+
+def located(source: str, hub: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+    """The files with the configuration and the weights of a checkpoint, in a folder or in the cache of the Hub."""
+    inside = hub.get("subfolder") or ""
+    folder = current(Path(source, inside))
+
+    def find(name: str) -> Path | None:
+        if folder.is_dir():
+            return folder / name if (folder / name).is_file() else None
+        options = {key: hub[key] for key in ("cache_dir", "revision", "repo_type") if hub.get(key)}
+        cached = try_to_load_from_cache(source, (PurePosixPath(inside) / name).as_posix(), **options)
+        return Path(cached) if isinstance(cached, str) else None
+
+    return find(CONFIG_NAME), next(filter(None, map(find, _WEIGHTS)), None)
+
+
+def check_signed(config: Path, weights: Path) -> None:
+    """Raise ValueError if weights know another configuration than that of this file; older ones know none."""
+    known, data = _digest_in(weights), ours_in(config)
+    if known is not None and known != (data and _digest(data)):
+        if data is not None:  # what is wrong with the configuration itself is said first
+            PEFT_TYPE_TO_CONFIG_MAPPING[data["peft_type"]].from_pretrained(str(config.parent))
         raise ValueError(
-            f"{shortened(printable(str(folder)))}: {SAFETENSORS_WEIGHTS_NAME} was not saved with this {CONFIG_NAME}; "
+            f"{shortened(printable(str(weights.parent)))}: {weights.name} was not saved with this {CONFIG_NAME}; "
             "copy both from one save"
         )
