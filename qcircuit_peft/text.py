@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 
 _MOST = 200  # characters of a value in a message
 _BITS = 256  # of a whole number that is written out
@@ -68,9 +69,12 @@ def label(name: str) -> str:
 def did_you_mean(name: object, table: Iterable[str]) -> str:
     """The end of an error message about a name that is not in a table: those near to it, else all there are.
 
+    Names of a file are escaped and shortened, as ``shown`` does.
+
     >>> did_you_mean("ry", ["RY", "RYY", "H"]), did_you_mean("grid", ["ring", "line"])
     ('did you mean one of RY, RYY', 'allowed are ring, line')
     """
     known = {key.casefold(): key for key in table}
     near = [known[key] for key in get_close_matches(str(name)[:100].casefold(), known, n=3)]
-    return f"did you mean one of {', '.join(near)}" if near else f"allowed are {', '.join(known.values())}"
+    told = shortened(", ".join(shortened(printable(key), 100) for key in near or islice(known.values(), 100)), 900)
+    return f"{'did you mean one of' if near else 'allowed are'} {told}"

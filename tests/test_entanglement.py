@@ -2,6 +2,7 @@
 
 from functools import reduce
 from itertools import combinations, product
+from math import log
 
 import numpy as np
 import pennylane as qml
@@ -167,6 +168,18 @@ def test_renyi_entropies_by_their_definition(alpha):
     p = np.linalg.eigvalsh(quantum_info.partial_trace(quantum_info.Statevector(psi.numpy()), [0, 1]).data)
     wanted = -np.log2(p.max()) if alpha == float("inf") else np.log2((p**alpha).sum()) / (1 - alpha)
     assert float(ours.entropy(psi, alpha=alpha)) == pytest.approx(wanted, abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_renyi_entropies_near_the_one_of_shannon(dtype):
+    p = torch.tensor([0.5, 0.3, 0.2 - 1e-30, 1e-30, 0.0], dtype=dtype)
+    shannon, steps = float(ours.entropy_of(p.double())), [2.0**-k for k in range(2, 53, 5)]
+    spread = float((p.double() * torch.where(p > 0, p.double(), 1).log2().square()).sum()) - shannon**2
+    for step in steps:
+        for alpha in (1 - step, 1 + step):  # to first order H falls with alpha by ln 2 / 2 times the spread of log2 p
+            wanted = shannon - (alpha - 1) * log(2) / 2 * spread
+            found = float(ours.entropy_of(p, alpha))
+            assert abs(found - wanted) <= 8 * torch.finfo(dtype).eps + 40 * step**2, (alpha, found, wanted)
 
 
 def test_stabilizer_entropy_from_pauli_strings():

@@ -84,6 +84,13 @@ def test_names_that_are_not_there(tmp_path):
         Table(tmp_path / "no.csv")
     with pytest.raises(ValueError, match="encoding is the name of one"):
         Table(tmp_path / "no.csv", encoding="klingon")
+    for name in ("hex", "zip", "rot13"):  # those of Python that give no text
+        with pytest.raises(ValueError, match="encoding is the name of one"):
+            Table(tmp_path / "no.csv", encoding=name)
+    columns = {f"\x1b[31m{'x' * 10**5}{at}": "1" for at in range(5000)}
+    with pytest.raises(ValueError, match=r"the data has no column 'a'; allowed are \\x1b\[31mxxx") as error:
+        Table([columns]).need("a")
+    assert len(str(error.value)) < 1200 and str(error.value).isprintable()
     with pytest.raises(ValueError, match="the data has no column 'txt'; did you mean one of text"):
         examples(Table(ROWS), Columns("txt", label="kind"))
     with pytest.raises(ValueError, match="data is a file, a folder of images, or a list of rows"):

@@ -9,7 +9,7 @@ everywhere, product states included.
 
 from collections.abc import Sequence
 from itertools import combinations
-from math import comb, inf, prod
+from math import comb, inf, log, prod
 
 import torch
 from jaxtyping import Float, Inexact, Int
@@ -38,6 +38,8 @@ def entropy_of(p: Float[Tensor, "*batch k"], alpha: float = 1.0) -> Float[Tensor
     safe = torch.where(positive, p, 1)
     if alpha == 1:
         return -(p * safe.log2()).sum(-1)
+    if 0.5 < alpha < 1.5:  # near 1 the sum is too near to that of p, whose rounding 1 - alpha would magnify
+        return (p * torch.expm1((alpha - 1) * safe.log())).sum(-1).log1p() / ((1 - alpha) * log(2))
     most = p.detach().amax(-1, keepdim=True)  # a factor taken out, lest p^alpha be below the smallest number
     total = ((safe / most).pow(alpha) * positive).sum(-1)
     return (total.log2() + alpha * most.squeeze(-1).log2()) / (1 - alpha)

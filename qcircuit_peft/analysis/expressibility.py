@@ -193,7 +193,7 @@ def frame_potentials(
     whole_number("samples", samples, 2, MAX_SAMPLES)
     orders = tuple(orders)
     for order in orders:
-        whole_number("an order", order, 1)
+        whole_number("an order", order, 1, 10_000)
     kind = choose_ensemble(family, ensemble)
     f = fidelities(circuit, samples, generator)
     return [

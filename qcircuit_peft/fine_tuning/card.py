@@ -44,7 +44,7 @@ def card(figures: Figures, settings: Settings) -> str:
     """The model card, in Markdown, with the figures and how to load the adapter."""
     auto, place = KINDS[figures.kind].auto, place_of(settings.model)
     name = json.dumps(shortened(printable(place), 500))
-    classes = ", ".join(shortened(printable(c), 60).replace("|", "\\|") for c in figures.classes[:100])
+    classes = ", ".join(f"`{shortened(printable(c), 60).replace('`', chr(39))}`" for c in figures.classes[:100])
     rows = [f"| {at} | {row['loss']:.4f} | {row['value']:.4f} |" for at, row in enumerate(figures.history, 1)]
     method = ADAPTERS[settings.method]
     return "\n".join(

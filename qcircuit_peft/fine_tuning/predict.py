@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig
+from transformers import CONFIG_NAME
 
 from qcircuit_peft import checks, files
 from qcircuit_peft.fine_tuning.settings import (
@@ -22,7 +23,7 @@ from qcircuit_peft.tasks.data import Split, Splits
 from qcircuit_peft.tasks.examples import Columns
 from qcircuit_peft.tasks.tables import Source, Table
 from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
-from qcircuit_peft.text import shown
+from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.training import scores
 
 _AT_ONCE = 1024  # rows that are read at once
@@ -61,15 +62,18 @@ class Predictor:
             )
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{name} is no adapter of qcircuit-peft train: {TASK}: {error}") from None
-        config: Any = AutoConfig.from_pretrained(folder)
-        place = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        labels = _labels(folder)
+        with _refusing(name):
+            place = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         if not isinstance(place, str):
             raise ValueError(f"{name} does not say which model it adapts")
-        classes = () if kind == "regression" else tuple(config.id2label[at] for at in range(config.num_labels))
+        classes = () if kind == "regression" else labels
         empty = Split((), torch.empty(0, dtype=torch.int64 if classes else torch.float32), classes)
         text = columns.image is None
         task = Task(kind, lambda: place, lambda: Splits(empty, empty, empty), (), (), 1, None, text, kind, "", length)
-        model = PeftModel.from_pretrained(load(task)[0], folder)
+        base = load(task)[0]
+        with _refusing(name):
+            model = PeftModel.from_pretrained(base, folder)
         if torch.cuda.is_available():
             model = model.cuda()
         return cls(model.eval(), Encoder(task), columns, kind, classes, numbers)
@@ -82,6 +86,29 @@ class Predictor:
             return [(value, None) for value in (given[:, 0].double() * self.numbers[1] + self.numbers[0]).tolist()]
         best = given.softmax(-1).max(-1)
         return [(self.names[at], p) for p, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+
+def _labels(folder: Path) -> tuple[str, ...]:
+    """The names of the classes in a model's configuration; raises ValueError for what cannot be one."""
+    data = files.read_json(folder / CONFIG_NAME, "model configuration", MOST_TASK)
+    names = data.get("id2label") if isinstance(data, dict) else None
+    if names is None:
+        return ("LABEL_0", "LABEL_1")  # as transformers has it
+    if not isinstance(names, dict) or set(names) != {str(at) for at in range(len(names))}:
+        raise ValueError(f"{shown(str(folder))}: id2label of {CONFIG_NAME} maps 0, 1, ... to names, got {shown(names)}")
+    return tuple(checks.text("a name in id2label", names[str(at)]) for at in range(len(names)))
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Within it, whatever PEFT makes of a broken adapter is a ValueError of one sentence."""
+    try:
+        yield
+    except (ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        told = shortened(printable(str(error).partition("\n")[0]))
+        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {told}") from error
 
 
 def predict(

@@ -43,7 +43,10 @@ class Table:
         self.name = "the data" if self.path is None else shortened(printable(str(self.path)))
         self.delimiter = delimiter
         try:
-            self.encoding = codecs.lookup(encoding).name
+            found = codecs.lookup(encoding)
+            if not found._is_text_encoding:  # type: ignore[attr-defined]
+                raise LookupError
+            self.encoding = found.name
         except (LookupError, ValueError):
             raise ValueError(f"encoding is the name of one, such as utf-8 or latin-1, got {shown(encoding)}") from None
         if self.path is None:

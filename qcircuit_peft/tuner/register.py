@@ -194,15 +194,17 @@ def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
             if Incoming.is_loading() and hasattr(mine, "modules_to_save"):  # PEFT adds the heads of a task as it loads
                 stored.modules_to_save = mine.modules_to_save
             check_means(mine, stored, f"the adapter {shown(adapter_name)}")
-        if Incoming.is_loading() or of_ours(model, adapter_name) is None:
-            return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)
-        with whole_or_nothing(model, adapter_name, peft_model_state_dict):
+        if of_ours(model, adapter_name) is not None:
             for name, module in model.named_modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
-                    wanted = (f"{name}.{key}" for key in module.adapter_state_dict_load_map(adapter_name))
+                    whole = name.removeprefix("_fsdp_wrapped_module.")  # as PEFT does
+                    wanted = (f"{whole}.{key}" for key in module.adapter_state_dict_load_map(adapter_name))
                     if lacking := next((key for key in wanted if key not in peft_model_state_dict), None):
-                        raise ValueError(f"the state dict lacks {lacking}, which this model trains whole")
-            return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)
+                        raise ValueError(f"the checkpoint lacks {lacking}, which this model trains whole")
+            if not Incoming.is_loading():  # which is whole or nothing by itself
+                with whole_or_nothing(model, adapter_name, peft_model_state_dict):
+                    return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)
+        return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)
 
     return set_peft_model_state_dict
 
