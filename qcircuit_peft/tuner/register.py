@@ -193,6 +193,8 @@ def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
         if mine is not None and stored is not None:
             if Incoming.is_loading() and hasattr(mine, "modules_to_save"):  # PEFT adds the heads of a task as it loads
                 stored.modules_to_save = mine.modules_to_save
+            if getattr(mine, "bias", None) == "none":  # trained biases are taken as they come
+                stored.bias = "none"
             check_means(mine, stored, f"the adapter {shown(adapter_name)}")
         if of_ours(model, adapter_name) is not None:
             for name, module in model.named_modules():
