@@ -15,6 +15,7 @@ from qcircuit_peft.tuner import (
     QCircuitModel,
     circuit_of,
     circuits,
+    noise_aware,
     parameter_count,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "estimated_columns",
     "load",
     "matrix",
+    "noise_aware",
     "optimizer_cls_and_kwargs",
     "parameter_count",
     "parameter_groups",

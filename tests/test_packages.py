@@ -22,7 +22,7 @@ def test_the_wheel_made_from_the_sdist_loads_every_circuit_from_any_folder(tmp_p
     done = subprocess.run(build, capture_output=True, text=True)  # the sdist first, then the wheel from it
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
-        assert sum("/circuits/" in name and name.endswith(".toml") for name in sdist.getnames()) == 29
+        assert sum("/circuits/" in name and name.endswith(".toml") for name in sdist.getnames()) == 32
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         assert "qcircuit_peft/py.typed" in wheel.namelist()
         assert {Path(name).parts[0].split("-")[0] for name in wheel.namelist()} == {"qcircuit_peft"}
@@ -34,4 +34,4 @@ def test_the_wheel_made_from_the_sdist_loads_every_circuit_from_any_folder(tmp_p
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"},
     )
-    assert run.stdout == "29 circuits\n", run.stderr[-2000:]
+    assert run.stdout == "32 circuits\n", run.stderr[-2000:]

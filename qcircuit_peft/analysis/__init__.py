@@ -9,15 +9,21 @@ from qcircuit_peft.analysis.hardware import Perturbed, evaluate_under_noise
 from qcircuit_peft.analysis.metrics import METRICS, Metric
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.report import entanglement_report
+from qcircuit_peft.analysis.resources import AdapterResources, Resources, adapter_resources, resources
+from qcircuit_peft.analysis.search import Candidate, search
 from qcircuit_peft.lie import independent_angles, lie_dimension
 
 __all__ = [
     "METRICS",
+    "AdapterResources",
+    "Candidate",
     "Capacity",
     "Expressibility",
     "GradientCapture",
     "Metric",
     "Perturbed",
+    "Resources",
+    "adapter_resources",
     "capacity",
     "decay",
     "entanglement_report",
@@ -31,5 +37,7 @@ __all__ = [
     "independent_angles",
     "lie_dimension",
     "mean_purities",
+    "resources",
     "saturation",
+    "search",
 ]

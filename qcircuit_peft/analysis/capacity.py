@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qcircuit_peft.analysis.haar import MAX_SAMPLES, haar_value
-from qcircuit_peft.analysis.metrics import linear_value, state_metric
+from qcircuit_peft.analysis.metrics import States, linear_value, state_metric
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_states
 from qcircuit_peft.ansatz import Ansatz, load
@@ -39,7 +39,7 @@ def capacity(
     ansatz: str | Path | Mapping[str, Any] | Ansatz | Circuit,
     qubits: int | None = None,
     layers: int | Iterable[int] | None = None,
-    metric: str = "meyer_wallach",
+    metric: str | States = "meyer_wallach",
     samples: int = 1000,
     generator: torch.Generator | None = None,
     exact: bool = False,
@@ -47,7 +47,9 @@ def capacity(
 ) -> list[Capacity]:
     """One row for every number of layers: the mean of ``metric`` over uniform angles, of the states U|0...0>.
 
-    ``layers`` left out are 1 to 8. A ``Circuit`` stands for itself: it needs no ``qubits`` and is one row.
+    ``metric`` is a name in ``METRICS`` or a function of states (samples, N), real for a real circuit, that gives one
+    real number for each, (samples,). ``layers`` left out are 1 to 8. A ``Circuit`` stands for itself: it needs no
+    ``qubits`` and is one row.
     ``exact`` computes the mean without sampling (``mean_purities``), for metrics that are linear in purities:
     "meyer_wallach", "scott_2" and "purity". ``ensemble`` is that of the Haar value: left out, "real" for a real circuit
     and "complex" for another; the other one is allowed, with a warning. Where the Haar mean has no closed form it is

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcircuit_peft.analysis.cuts import check_dims, check_wires
-from qcircuit_peft.analysis.metrics import linear_value, state_metric
+from qcircuit_peft.analysis.metrics import States, linear_value, metric_name, state_metric
 from qcircuit_peft.checks import whole_number
 
 ENSEMBLES = ("real", "complex")
 MAX_SAMPLES = 1_000_000  # of any estimate: an interval resamples them a thousand times
 _DRAWS = 256  # random states at a time
+_MOST = 1 << 14  # of a metric that is a function, unless more samples are asked for
 _ERROR = 0.01  # the largest standard error of a sampled mean, relatively
 
 
@@ -133,13 +134,13 @@ def _integrals_to_nodes(nodes: NDArray, weights: NDArray) -> NDArray:
 
 
 def haar_value(
-    metric: str,
+    metric: str | States,
     dims: int | Sequence[int],
     ensemble: str,
     samples: int | None = None,
     generator: torch.Generator | None = None,
 ) -> float:
-    """The mean of a scalar state metric over random states of a register, a number of qubits or wire dimensions.
+    """The mean of a scalar metric or function of states over random states of a register, qubits or wire dimensions.
 
     Exact for "meyer_wallach", "scott_2", "purity" (N = 2^q: Q is (N-2)/(N+2) real, (N-2)/(N+1) complex) and "entropy";
     for any other metric it is the mean of drawn states: at least ``samples``, and as many as bring its standard error
@@ -161,10 +162,15 @@ def haar_value(
         a = prod(dims[w] for w in check_wires(None, len(dims)))
         return haar_entropy(a, prod(dims) // a, ensemble)
     if samples is None:
-        raise ValueError(f"the Haar mean of {metric!r} has no closed form here; give the number of samples to draw")
+        raise ValueError(
+            f"the Haar mean of {metric_name(metric)!r} has no closed form here; give the number of samples to draw"
+        )
     whole_number("samples", samples, 2, MAX_SAMPLES)
     values = torch.empty(0, dtype=torch.float64)
-    while len(values) < samples or values.std() > _ERROR * values.mean() * len(values) ** 0.5:
+    most = MAX_SAMPLES if isinstance(metric, str) else max(samples, _MOST)  # the mean of a function may be zero
+    while len(values) < samples or (
+        len(values) < most and values.std() > _ERROR * values.mean().abs() * len(values) ** 0.5
+    ):
         states = haar_states(_DRAWS, prod(dims), ensemble, generator)
         values = torch.cat([values, measure.value(states, dims=dims).double()])
     return float(values.mean())

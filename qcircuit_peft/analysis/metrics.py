@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qcircuit_peft.analysis import entanglement, operators
 from qcircuit_peft.analysis.cuts import check_wires
+from qcircuit_peft.text import shown
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def state_metric(name: str) -> Metric:
-    """The measure of this name; raises ValueError unless it is one number for each state."""
+States = Callable[[Tensor], Tensor]  # states (*batch, N) -> one real number for each, (*batch,)
+
+
+def state_metric(name: str | States) -> Metric:
+    """The measure of this name, or a function of states; raises ValueError unless it is one number for each state."""
+    if not isinstance(name, str) and callable(name):
+        return Metric(_checked(name), "state", "1", str(name.__doc__ or "").partition("\n")[0])
     allowed = [key for key, metric in METRICS.items() if metric.of == "state" and metric.scalar]
     if name not in allowed:
         known = get_close_matches(str(name), allowed, n=3) or allowed
@@ -90,10 +96,35 @@ def state_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def linear_value(name: str, purities: NDArray[np.float64], dims: Sequence[int]) -> float:
+def metric_name(metric: str | States) -> str:
+    """What a measure is called: a function by its own name."""
+    return metric if isinstance(metric, str) else str(getattr(metric, "__name__", type(metric).__name__))
+
+
+def _checked(function: States) -> Callable[..., Tensor]:
+    """The function with its answers checked: one finite real number for each state."""
+
+    def value(states: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+        found = function(states)
+        shape = tuple(states.shape[:-1])
+        if not isinstance(found, Tensor) or tuple(found.shape) != shape or found.is_complex():
+            got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else shown(found)
+            raise ValueError(
+                f"the metric {shown(metric_name(function))} gives a tensor with one real number for each state, "
+                f"{shape}, got {got}"
+            )
+        if not found.isfinite().all():
+            raise ValueError(f"the metric {shown(metric_name(function))} gives finite numbers, got one that is not")
+        return found
+
+    return value
+
+
+def linear_value(name: str | States, purities: NDArray[np.float64], dims: Sequence[int]) -> float:
     """A measure from the (mean) purities of all subsets of wires; raises ValueError if it is not linear in them."""
     metric = state_metric(name)
     if metric.from_purities is None:
         exact = ", ".join(key for key, other in METRICS.items() if other.from_purities)
-        raise ValueError(f"the mean of {name!r} does not follow from purities; those with an exact mean: {exact}")
+        told = shown(metric_name(name))
+        raise ValueError(f"the mean of {told} does not follow from purities; those with an exact mean: {exact}")
     return float(metric.from_purities(purities, dims))

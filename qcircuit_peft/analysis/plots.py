@@ -8,12 +8,12 @@ from matplotlib.ticker import MaxNLocator
 
 from qcircuit_peft.analysis.capacity import Capacity
 from qcircuit_peft.analysis.gradients import GradientVariance
-from qcircuit_peft.analysis.metrics import state_metric
+from qcircuit_peft.analysis.metrics import States, metric_name, state_metric
 from qcircuit_peft.analysis.report import LayerEntanglement
 from qcircuit_peft.text import label
 
 
-def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str = "meyer_wallach") -> Figure:
+def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str | States = "meyer_wallach") -> Figure:
     """Means against the number of layers, one curve a name, with 95 % intervals, and the Haar values dashed."""
     unit = state_metric(metric).unit
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -28,7 +28,7 @@ def capacity_figure(curves: Mapping[str, Sequence[Capacity]], metric: str = "mey
     for haar, kind in sorted({(row.haar, row.ensemble) for rows in curves.values() for row in rows}):
         axes.axhline(haar, color="0.4", linestyle="--" if kind == "real" else ":", label=f"random {kind} states")
     axes.set_xlabel("layers L")
-    axes.set_ylabel(f"mean {metric} ({'dimensionless' if unit == '1' else unit})")
+    axes.set_ylabel(f"mean {label(metric_name(metric))} ({'dimensionless' if unit == '1' else unit})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     return figure

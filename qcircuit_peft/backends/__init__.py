@@ -1,27 +1,31 @@
 """The one door to every backend, where what comes in is checked once: exact columns, and what shots tell of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
 from qcircuit_peft.backends import native
+from qcircuit_peft.backends.hadamard import estimates, hadamard_test
 from qcircuit_peft.backends.noise import Noise, read
 from qcircuit_peft.backends.noise import density as native_density
 from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, signed
 from qcircuit_peft.backends.simulator import check, simulate
 from qcircuit_peft.backends.table import BACKENDS, Backend, check_gates, check_wires, find_backend, having
-from qcircuit_peft.checks import whole_number
+from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.circuit import Circuit
 
 __all__ = [
-    "BACKENDS", "Backend", "apply", "check_gates", "check_wires", "columns", "density", "estimated_columns",
-    "find_backend", "matrix", "probabilities", "state",
+    "BACKENDS", "MITIGATIONS", "Backend", "apply", "check_gates", "check_wires", "columns", "density",
+    "estimated_columns", "find_backend", "matrix", "measured_columns", "plain", "probabilities", "state",
 ]  # fmt: skip
 
+MITIGATIONS = ("readout", "zne")  # of devices
 _SMALL = 1 << 28  # bytes for which there is memory, without asking the system
 
 
@@ -63,7 +67,7 @@ def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: i
         )
 
 
-def _plain(circuit: Circuit, angles: Tensor) -> tuple[Circuit, Tensor]:
+def plain(circuit: Circuit, angles: Tensor) -> tuple[Circuit, Tensor]:
     """The circuit of plain ops, and the angles that they take, (*batch, n): sums of the circuit's."""
     if not circuit.affine:
         return circuit, angles
@@ -76,12 +80,18 @@ def _plain(circuit: Circuit, angles: Tensor) -> tuple[Circuit, Tensor]:
     return circuit.plain, found
 
 
+def _check_exact(row: Backend) -> Backend:
+    if row.measures:
+        raise ValueError(f"backend {row.called!r} measures: give shots, to probabilities or estimated_columns")
+    return row
+
+
 def _simulated(row: Backend, circuit: Circuit, angles: Tensor, x: Tensor) -> Tensor:
     module = row.module()
     return simulate(lambda *given: module.run(*given, *row.on), row, circuit, angles, x)
 
 
-def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native") -> Tensor:
+def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: Any = "native") -> Tensor:
     """The first ``k`` columns of the circuit's matrix, (*batch, N, k); orthonormal, real if the circuit is.
 
     ``angles`` is (*batch, n_angles), float32 or float64, in radians. Differentiable any number of times.
@@ -95,15 +105,15 @@ def columns(circuit: Circuit, angles: Tensor, k: int, *, backend: str = "native"
     """
     _check(circuit, angles)
     _check_columns(circuit, k)
-    row = find_backend(backend)
+    row = _check_exact(find_backend(backend))
     _check_memory(circuit, angles, angles.shape[:-1], k)
-    circuit, angles = _plain(circuit, angles)
+    circuit, angles = plain(circuit, angles)
     if row.name == "native":
         return native.columns(circuit, angles, k)
     return _simulated(row, circuit, angles, torch.eye(circuit.dim, k, dtype=angles.dtype, device=angles.device))
 
 
-def matrix(circuit: Circuit, angles: Tensor, *, backend: str = "native") -> Tensor:
+def matrix(circuit: Circuit, angles: Tensor, *, backend: Any = "native") -> Tensor:
     """The whole matrix of the circuit, (*batch, N, N): column k is U|k>. Raises ValueError as ``columns`` does."""
     return columns(circuit, angles, circuit.dim, backend=backend)
 
@@ -114,7 +124,7 @@ def state(
     *,
     shots: int | None = None,
     generator: torch.Generator | None = None,
-    backend: str = "native",
+    backend: Any = "native",
 ) -> Tensor:
     """The statevector U|0...0>, (*batch, N); with ``shots``, what can be measured of it: ``probabilities``.
 
@@ -125,7 +135,7 @@ def state(
     return columns(circuit, angles, 1, backend=backend)[..., 0]
 
 
-def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "native") -> Tensor:
+def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: Any = "native") -> Tensor:
     """The density matrix after the noisy circuit on |0...0>, (*batch, N, N), without the readout error.
 
     "native" is differentiable; "pennylane" (``default.mixed``) and "qiskit" (Aer) run forward only. N^2 numbers a row
@@ -142,9 +152,9 @@ def density(circuit: Circuit, angles: Tensor, noise: Noise, *, backend: str = "n
     _check_noise(noise)
     row = find_backend(backend)
     if not row.noise:
-        raise ValueError(f"backend {backend!r} has no noise; {having(lambda row: row.noise)}")
+        raise ValueError(f"backend {row.called!r} has no noise; {having(lambda row: row.noise)}")
     _check_memory(circuit, angles, angles.shape[:-1], circuit.dim)
-    circuit, angles = _plain(circuit, angles)
+    circuit, angles = plain(circuit, angles)
     if row.name == "native":
         return native_density(circuit, angles, noise)
     module = row.module()
@@ -163,7 +173,7 @@ def probabilities(
     shots: int | None = None,
     generator: torch.Generator | None = None,
     noise: Noise | None = None,
-    backend: str = "native",
+    backend: Any = "native",
 ) -> Tensor:
     """The probabilities |<i|U|0...0>|^2 of the basis states, (*batch, N), real; estimated if ``shots`` is given.
 
@@ -187,7 +197,7 @@ def probabilities(
     check_shots(shots, generator)
     row = find_backend(backend)
     _check_memory(circuit, angles, angles.shape[:-1], 1)
-    circuit, angles = _plain(circuit, angles)
+    circuit, angles = plain(circuit, angles)
 
     def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
         if noise is None and len(rows) and row.shots:
@@ -207,14 +217,16 @@ def estimated_columns(
     shots: int | None,
     generator: torch.Generator | None = None,
     noise: Noise | None = None,
-    backend: str = "native",
+    backend: Any = "native",
+    mitigation: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
     """The first ``k`` columns with their signs as a Hadamard test finds them, and the standard errors, (*batch, N, k).
 
     ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
     noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots), taken at the estimate; with noise it comes
-    from the counts. ``noise`` needs "native". Raises ValueError as ``columns`` does, for a complex
-    circuit, or for shots below 1.
+    from the counts. ``noise`` needs "native". A ``backend`` that is a device (``find_backend``) runs the circuits of
+    the tests, seeded from ``generator``; ``mitigation``, of "readout" and "zne", is for it. Raises ValueError as
+    ``columns`` does, for a complex circuit, shots below 1, or what a device cannot run.
 
     >>> import torch
     >>> from qcircuit_peft import load
@@ -229,17 +241,51 @@ def estimated_columns(
         check_shots(shots, generator)
     if not circuit.is_real:
         raise ValueError("signs are estimated for real circuits only, but this one has complex gates")
+    row = find_backend(backend)
+    if row.is_object:
+        if noise is not None:
+            raise ValueError(f"backend {row.called!r} has the noise of its device, and takes no other")
+        return measured_columns(circuit, angles, range(k), shots, generator, row, mitigation)
+    if mitigation:
+        raise ValueError(f"mitigation is for devices, got {mitigation!r} with backend {row.called!r}")
     if noise is None:
         return signed(interference(columns(circuit, angles, k, backend=backend)), shots, generator)
     _check_noise(noise)
     if backend != "native":
         raise ValueError(f"columns under noise are estimated by 'native', got backend {backend!r}")
     _check_memory(circuit, angles, (*angles.shape[:-1], k), circuit.dim)
-    test = noisy_interference(*_plain(circuit, angles.detach()), k, noise)
+    test = noisy_interference(*plain(circuit, angles.detach()), k, noise)
     return signed(test, shots, generator, noisy=True)
 
 
-def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native") -> Tensor:
+def measured_columns(
+    circuit: Circuit,
+    angles: Tensor,
+    positions: Sequence[int],
+    shots: int | None,
+    generator: torch.Generator | None,
+    row: Backend,
+    mitigation: Sequence[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """These columns as Hadamard tests on a device find them, and standard errors, (*batch, N, K); see ``hadamard``."""
+    shots = whole_number("shots, on a device,", shots, 1, 1 << 31)
+    for name in mitigation:
+        one_of("mitigation", name, MITIGATIONS)
+    check_wires(circuit.dims, row)
+    tests = [hadamard_test(circuit, column) for column in positions]
+    seed = int(torch.randint(1 << 31, (), generator=generator))
+    rows = angles.detach().reshape(prod(angles.shape[:-1]), angles.shape[-1]).expand(len(tests), -1, -1)
+    counted = row.module().measured([test for test, _ in tests], rows, shots, seed, row.device, tuple(mitigation))
+    found = torch.stack([estimates(one, signs) for one, (_, signs) in zip(counted, tests, strict=True)], -1)
+    plus, minus = counted.unflatten(-1, (2, circuit.dim)).unbind(-2)
+    variance = ((plus + minus).abs() - (plus - minus).square()).clamp_min(1 / shots) * circuit.dim / shots
+    spread = 2.5**0.5 if "zne" in mitigation else 1.0  # of 1.5 a - 0.5 b
+    error = spread * variance.sqrt().movedim(0, -1)
+    shape = (*angles.shape[:-1], circuit.dim, len(tests))
+    return found.reshape(shape).to(angles), error.reshape(shape).to(angles)
+
+
+def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: Any = "native") -> Tensor:
     """U x for the columns of ``x``, (*batch, N, K); batch dimensions of angles and x broadcast, their dtypes promote.
 
     Raises ValueError for a wrong shape or dtype of the angles, or an x that is not (*batch, N, K).
@@ -260,7 +306,7 @@ def apply(circuit: Circuit, angles: Tensor, x: Tensor, *, backend: str = "native
         raise ValueError(f"the batch dimensions of angles and x broadcast, but they are {found}") from None
     if x.dtype in (torch.float64, torch.complex128):
         angles = angles.double()
-    row = find_backend(backend)
+    row = _check_exact(find_backend(backend))
     _check_memory(circuit, angles, batch, x.shape[-1])
-    circuit, angles = _plain(circuit, angles)
+    circuit, angles = plain(circuit, angles)
     return native.apply(circuit, angles, x) if row.name == "native" else _simulated(row, circuit, angles, x)

@@ -3,6 +3,7 @@
 All columns, of all rows of angles, are one broadcast. PennyLane computes in complex128 whatever the angles are.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -10,6 +11,7 @@ from typing import Any
 
 import pennylane as qml
 import torch
+from pennylane.noise import fold_global
 from pennylane.tape import QuantumScript
 from torch import Tensor
 
@@ -33,7 +35,14 @@ def check_device(name: str) -> None:
         raise ValueError("PennyLane's device 'null.qubit' computes nothing; choose another")
 
 
-def _device(name: str, qubits: int, **settings: Any) -> Any:
+def _device(name: Any, qubits: int, **settings: Any) -> Any:
+    if not isinstance(name, str):  # a device with settings of its own
+        if name.wires is not None and not set(range(qubits)) <= set(name.wires):
+            raise ValueError(
+                f"PennyLane's device {name.name!r} has the wires {list(name.wires)}, but this circuit is on 0 to "
+                f"{qubits - 1}"
+            )
+        return name
     try:
         return qml.device(name, wires=qubits, **settings)
     except (TypeError, ImportError, qml.exceptions.DeviceError) as error:
@@ -68,7 +77,7 @@ def _execute(tapes: list[QuantumScript], device: Any, gradients: bool = False) -
     return [torch.as_tensor(result) for result in results]
 
 
-def run(circuit: Circuit, angles: Tensor, x: Tensor, device: str) -> Tensor:
+def run(circuit: Circuit, angles: Tensor, x: Tensor, device: Any) -> Tensor:
     """U x, (B, N, K), on a device; raises ValueError for one that is not there, lacks a gate or gives no states."""
     b, n, k = x.shape
     row = angles[0] if b == 1 else angles.repeat_interleave(k, 0)
@@ -76,17 +85,47 @@ def run(circuit: Circuit, angles: Tensor, x: Tensor, device: str) -> Tensor:
     rows = x.mT.reshape(b * k, n)
     start = qml.StatePrep(rows, wires=wires, validate_norm=False)  # type: ignore[arg-type]
     tape = QuantumScript([start, *operations(circuit, row)], [qml.state()])
-    gradients = device == BACKENDS["pennylane"].device and torch.is_grad_enabled()
+    gradients = isinstance(device, str) and device == BACKENDS["pennylane"].device and torch.is_grad_enabled()
     (states,) = _execute([tape], _device(device, len(circuit.dims)), gradients)
     if states.numel() != rows.numel():
         raise ValueError(
-            f"PennyLane's device {device!r} gives no statevectors of shape {tuple(rows.shape)}, "
+            f"PennyLane's device {_name(device)!r} gives no statevectors of shape {tuple(rows.shape)}, "
             f"but a result of shape {tuple(states.shape)}"
         )
     return states.reshape(b, k, n).mT
 
 
-def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int, device: str) -> Tensor:
+def measured(
+    circuits: Sequence[Circuit], angles: Tensor, shots: int, seed: int, device: Any, mitigation: Sequence[str] = ()
+) -> Tensor:
+    """Relative frequencies, (C, B, N), of C circuits with B rows of angles each, (C, B, P), measured on a device.
+
+    With mitigation "zne" they are quasi-probabilities: U U^-1 U runs as well, by PennyLane's ``fold_global``, where the
+    noise is three times as strong, and a line is extrapolated to none. Raises ValueError for any other mitigation.
+    """
+    for name in mitigation:
+        if name != "zne":
+            raise ValueError(f"PennyLane's devices are mitigated by 'zne', got {name!r}; Qiskit's by 'readout' too")
+    found = []
+    for circuit, rows in zip(circuits, angles.detach(), strict=True):
+        wires = range(len(circuit.dims))
+        made = torch.stack([torch.stack([torch.as_tensor(one(row)) for one in circuit.made]) for row in rows.double()])
+        tapes = [QuantumScript(operations(circuit.plain, row), [qml.probs(wires=wires)], shots=shots) for row in made]
+        on = _device(device, len(circuit.dims), seed=seed)
+        shares = torch.stack(_execute(tapes, on))
+        if mitigation:
+            fold: Any = fold_global
+            folded = [fold(tape, 3)[0][0] for tape in tapes]
+            shares = 1.5 * shares - 0.5 * torch.stack(_execute(folded, on))
+        found.append(shares)
+    return torch.stack(found)
+
+
+def _name(device: Any) -> str:
+    return device if isinstance(device, str) else device.name
+
+
+def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int, device: Any) -> Tensor:
     """Relative frequencies of the basis states, (B, N), in ``shots`` measurements of U|0...0> by the device."""
     measured = [qml.probs(wires=range(len(circuit.dims)))]
     tapes = [QuantumScript(operations(circuit, row), measured, shots=shots) for row in angles.detach()]

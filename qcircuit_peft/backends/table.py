@@ -1,9 +1,11 @@
 """One row per backend: what it can do, and how to get it. The door, messages, docs and tests read it here."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from qcircuit_peft.gates import GATES, Gate
 from qcircuit_peft.text import did_you_mean, shown
@@ -20,9 +22,10 @@ class Backend:
     ``about``: what runs. ``precision``: inside it. ``derivatives``: how many times torch differentiates through it,
     None for any number. ``qudits``: whether wires have any dimension. ``shots``: whether it draws them itself, in
     ``frequencies(circuit, angles, shots, seed, *device)``, (B, P) -> (B, N). ``noise``: whether it has
-    ``density(circuit, angles, noise)``, (B, P) -> (B, N, N). ``device``: the one it runs on, if it has several, which
-    ``check_device(name)`` knows; every other is forward only and without noise. ``install``: the command for
-    that, where torch and numpy are not enough.
+    ``density(circuit, angles, noise)``, (B, P) -> (B, N, N). ``device``: the one it runs on, if it has several, a name
+    that ``check_device(name)`` knows or an object; every other is forward only and without noise. ``measures``: whether
+    all that it gives are counts; ``measured(circuits, angles, shots, seed, device, mitigation)`` of its module, (C, B,
+    P) -> (C, B, N). ``install``: the command for that, where torch and numpy are not enough.
     """
 
     name: str
@@ -32,18 +35,26 @@ class Backend:
     qudits: bool = False
     shots: bool = False
     noise: bool = False
-    device: str = ""
+    device: Any = ""
     install: str = ""
+    measures: bool = False
 
     @property
     def called(self) -> str:
-        """The name that chooses it: "pennylane", "pennylane:lightning.qubit"."""
-        return self.name if self.device == BACKENDS[self.name].device else f"{self.name}:{self.device}"
+        """The name that chooses it: "pennylane", "pennylane:lightning.qubit", "qiskit:fake_manila"."""
+        if isinstance(self.device, str):
+            return self.name if self.device == BACKENDS[self.name].device else f"{self.name}:{self.device}"
+        return f"{self.name}:{self.device.name}"
 
     @property
-    def on(self) -> tuple[str, ...]:
+    def is_object(self) -> bool:
+        """Whether its device is an object with settings of its own, on which circuits are run as they are."""
+        return not isinstance(self.device, str)
+
+    @property
+    def on(self) -> tuple[Any, ...]:
         """Its device as the last argument of its functions, if it has one."""
-        return (self.device,) if self.device else ()
+        return (self.device,) if self.is_object or self.device else ()
 
     def module(self) -> ModuleType:
         """Its module, imported when asked for; raises ModuleNotFoundError with the command that installs it."""
@@ -86,27 +97,43 @@ _ROWS = (
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ROWS}
 
 
-def find_backend(name: str) -> Backend:
-    """The row of a backend by its name, with another device if the name has one: "pennylane:lightning.qubit".
+def find_backend(name: object) -> Backend:
+    """The row of a backend by its name, with another device if the name has one, or of a device.
 
-    Raises ValueError for a name that is not in ``BACKENDS`` or a device where there are none, ModuleNotFoundError
-    with the command to install a missing package.
+    Names of devices are PennyLane's, "pennylane:lightning.qubit", and for Qiskit "qiskit:aer_simulator" and the fake
+    backends of qiskit_ibm_runtime, "qiskit:fake_manila". A device is PennyLane's, with its settings, or Qiskit's
+    ``BackendV2``. Raises ValueError for a name that is not in ``BACKENDS``, a device where there are none, or anything
+    else, ModuleNotFoundError with the command to install a missing package.
 
     >>> find_backend("native").qudits, find_backend("pennylane:lightning.qubit").derivatives
     (True, 0)
     """
-    base, colon, device = str(name).partition(":")
+    if not isinstance(name, str):
+        return _of_device(name)
+    base, colon, device = name.partition(":")
     if base not in BACKENDS:
         raise ValueError(f"unknown backend {shown(name)}; {did_you_mean(base, BACKENDS)}")
     backend = BACKENDS[base]
+    if colon and base == "qiskit":
+        return _of_device(backend.module().device_named(device))
     if colon and not backend.device:
-        named = having(lambda row: row.device, "{}:NAME")
-        raise ValueError(f"backend {base!r} has no devices to choose from, got {name!r}; {named}")
+        named = having(lambda row: row.device or row.name == "qiskit", "{}:NAME")
+        raise ValueError(f"backend {base!r} has no devices to choose from, got {shown(name)}; {named}")
     if backend.install:  # not ours: is it there, and the device in it? (A compiler cannot look.)
         module = backend.module()
         if colon:
             module.check_device(device)
     return replace(backend, device=device, derivatives=0, noise=False) if colon else backend
+
+
+def _of_device(device: Any) -> Backend:
+    """The row of a device, which is known by its class; a package that nobody imported has none."""
+    qml, providers = (sys.modules.get(name) for name in ("pennylane", "qiskit.providers"))
+    if qml is not None and isinstance(device, qml.devices.Device):
+        return replace(BACKENDS["pennylane"], device=device, derivatives=0, noise=False)
+    if providers is not None and isinstance(device, providers.BackendV2):
+        return replace(BACKENDS["qiskit"], device=device, noise=False, measures=True)
+    raise ValueError(f"a backend is a name, a device of PennyLane or a BackendV2 of Qiskit, got {shown(device)}")
 
 
 def having(what: Callable[[Backend], object], form: str = "{}") -> str:

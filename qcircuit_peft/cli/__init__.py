@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from qcircuit_peft.cli import circuits, measures, own_data, studies
+from qcircuit_peft.cli import circuits, measures, own_data, ranking, studies
 from qcircuit_peft.cli.program import Program, console
 
 app = typer.Typer(cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -28,7 +28,14 @@ def _program(
 
 
 app.add_typer(circuits.app, name="circuits")
-for command in (measures.entanglement, measures.expressibility, measures.compare, studies.study):
+for command in (
+    measures.entanglement,
+    measures.expressibility,
+    ranking.search,
+    ranking.resources,
+    measures.compare,
+    studies.study,
+):
     app.command()(command)
 for command in (own_data.train, own_data.predict):
     app.command()(command)

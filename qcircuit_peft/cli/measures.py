@@ -1,10 +1,13 @@
 """``qcircuit-peft entanglement``, ``expressibility`` and ``compare``: what circuits can do, and what they cost."""
 
+import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -30,12 +33,31 @@ from qcircuit_peft.cli.program import (
     table,
 )
 from qcircuit_peft.cli.progress import progress
-from qcircuit_peft.text import printable, shortened
+from qcircuit_peft.text import printable, shortened, shown
 
 _SCALARS = ", ".join(name for name, metric in METRICS.items() if metric.of == "state" and metric.scalar)
+METRIC_HELP = f"{_SCALARS}; or module:function, states (samples, N) to one number for each"
 Ensemble = Annotated[
     str | None, typer.Option(help="random states to compare with: real or complex; by default the circuit's kind")
 ]
+
+
+def metric_named(text: str) -> str | Callable[..., Any]:
+    """A metric by its name, or a function of a module, which is looked for in the current folder first."""
+    module, colon, name = text.partition(":")
+    if not colon:
+        return text
+    before = [*sys.path]
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"the metric {shown(text)} cannot be had: {shortened(printable(str(error)))}") from None
+    finally:
+        sys.path[:] = before
+    if not callable(found):
+        raise ValueError(f"the metric {shown(text)} is a function, got {shown(found)}")
+    return found
 
 
 @contextmanager
@@ -52,7 +74,7 @@ def entanglement(
     source: Source,
     qubits: Annotated[int, typer.Option(help="number of qubits")] = 8,
     layers: Depths = "1:8",
-    metric: Annotated[str, typer.Option(help=_SCALARS)] = "meyer_wallach",
+    metric: Annotated[str, typer.Option(help=METRIC_HELP)] = "meyer_wallach",
     samples: Annotated[int, typer.Option(help="random circuits for each L")] = 1000,
     exact: Annotated[
         bool, typer.Option("--exact", help="no sampling; for meyer_wallach, scott_2 and purity only")
@@ -71,7 +93,7 @@ def entanglement(
 
     qcircuit-peft entanglement mine.toml --qubits 6 --layers 1,2,4 --metric entropy --samples 500 --csv > mine.csv
     """
-    family, generator = load(source), torch.Generator().manual_seed(seed)
+    family, generator, measure = load(source), torch.Generator().manual_seed(seed), metric_named(metric)
     form, depths = Rows(as_csv, as_json, out), numbers(layers)
 
     def counted() -> Iterator[int]:
@@ -80,16 +102,17 @@ def entanglement(
             yield depth
 
     with _notes(quiet), progress("layers", quiet) as advance:
-        rows = capacity(family, qubits, counted(), metric, samples, generator, exact, ensemble)
+        rows = capacity(family, qubits, counted(), measure, samples, generator, exact, ensemble)
     if plot is not None:
         from qcircuit_peft.analysis.plots import capacity_figure
 
-        save(capacity_figure({family.name: rows}, metric), plot)
+        save(capacity_figure({family.name: rows}, measure), plot)
     if not form.tell(rows):
         print(tables.to_text(rows))
         depth = saturation(rows)
-        unit = METRICS[metric].unit
-        console.print(f"{metric}{'' if unit == '1' else f' in {unit}'}; within 5 % of random states ", end="")
+        unit = METRICS[metric].unit if isinstance(measure, str) else "1"
+        named = f"{printable(metric)}{'' if unit == '1' else f' in {unit}'}"
+        console.print(f"{named}; within 5 % of random states ", end="")
         console.print("at no L given" if depth is None else f"from L = {depth}")
 
 

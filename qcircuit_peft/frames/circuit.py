@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from qcircuit_peft import backends
 from qcircuit_peft.ansatz import Ansatz, Step, adapter_gates, load, wire_dims
+from qcircuit_peft.backends.estimation import SWITCH
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.frames import shannon
@@ -221,6 +222,9 @@ class CircuitFrame:
     def columns(self, angles: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch n k"]:
         """The frame of each row of angles (radians), orthonormal; raises ValueError for a wrong number of angles."""
         check_count(angles, self.n_parameters)
+        if SWITCH.estimator is not None:
+            self._check_estimated()
+            return SWITCH.estimator(self._circuit, angles, self.k)
         if self.width == "shannon":
             return self._recursion.columns(self.n, angles, self.k)
         circuit = self._circuit
@@ -234,6 +238,11 @@ class CircuitFrame:
     def apply(self, angles: Float[Tensor, "*batch P"], x: Float[Tensor, "... n m"]) -> Float[Tensor, "... n m"]:
         """The whole orthogonal matrix, whose first ``k`` columns the frame is, on the columns of ``x``."""
         check_count(angles, self.n_parameters)
+        if SWITCH.estimator is not None:
+            raise ValueError(
+                "hardware estimates columns of circuits, but here a circuit acts on what it is given; adapt with a "
+                "factorization such as 'svd'"
+            )
         if self.width == "shannon":
             return self._recursion.apply(self.n, angles, x)
         if is_real(self.ansatz):
@@ -241,6 +250,15 @@ class CircuitFrame:
         both = torch.complex(*x.unflatten(-2, (2, -1)).unbind(-3))
         made = backends.apply(self._circuit, angles, both, backend=self.backend)
         return torch.cat([made.real, made.imag], -2)
+
+    def _check_estimated(self) -> None:
+        """Raise ValueError if hardware cannot estimate the columns with their signs."""
+        if self.width == "shannon" or not is_real(self.ansatz):
+            made = "several circuits" if self.width == "shannon" else "a complex one"
+            raise ValueError(
+                f"hardware estimates the columns of one real circuit, but those of width {self.n} are of {made}; adapt "
+                "with a real circuit and width='qudit'"
+            )
 
     def flaw(self, angles: Float[Tensor, "P"]) -> None:
         """None: a circuit is orthogonal at any angles."""

@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cossin
 
 from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.gates import GATES
@@ -104,6 +103,8 @@ def _real(rotation: NDArray, adjoint: bool) -> Iterator[Gate]:
 
 def _factors(blocks: NDArray, m: int) -> Iterator[Rotation | NDArray]:
     """The factors of a block-diagonal matrix, (blocks, size, size), from left to right: rotations, and signs."""
+    from scipy.linalg import cossin  # half a second, which only who lowers waits for
+
     count, size, _ = blocks.shape
     if size == 1:
         yield np.sign(blocks).reshape((2,) * m)

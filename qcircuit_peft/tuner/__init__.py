@@ -7,6 +7,7 @@ from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.lora import hook_conversion
 from qcircuit_peft.tuner.model import QCircuitModel, circuit_of, circuits
+from qcircuit_peft.tuner.noise_aware import noise_aware
 from qcircuit_peft.tuner.register import (
     hook_checkpoints,
     hook_deletion,
@@ -34,5 +35,6 @@ __all__ = [
     "QCircuitModel",
     "circuit_of",
     "circuits",
+    "noise_aware",
     "parameter_count",
 ]

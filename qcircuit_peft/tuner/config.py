@@ -154,7 +154,11 @@ class QCircuitConfig(PeftConfig):
             )
         if self.share is not None:
             one_of("share", self.share, _SHARE)
-        backends.find_backend(self.backend)
+        if backends.find_backend(checks.text("backend", self.backend)).measures:
+            raise ValueError(
+                f"backend {shown(self.backend)} measures, which no adapter is made of; "
+                "analysis.evaluate_under_noise(model, backend=...) runs a trained one on it"
+            )
         one_of("width", self.width, WIDTHS)
         one_of("init", self.init, INITS)
         one_of("bias", self.bias, _BIAS)
