@@ -40,10 +40,11 @@ def test_modules_of_one_shape_share_too() -> None:
     assert held(net) == [("u", "v", "lambda"), ("u", "lambda"), ("u", "lambda"), *[("lambda",)] * 3]
 
 
+@pytest.mark.parametrize("ranks", [{}, {r".*\.0\..*": 2}, {r".*\.1\..*": 2}], ids=["one rank", "more", "fewer"])
 @each_model
-def test_outputs_and_gradients_are_those_of_copies(model: str) -> None:
-    shared = adapted(model, **SHARED).train()
-    copies = adapted(model, **SHARED | {"share": None}).train()
+def test_outputs_and_gradients_are_those_of_copies(model: str, ranks: dict[str, int]) -> None:
+    shared = adapted(model, **SHARED, rank_pattern=ranks).train()
+    copies = adapted(model, **SHARED | {"share": None}, rank_pattern=ranks).train()
     groups: dict[int, list[nn.Parameter]] = {}
     for one, other in zip(layers(shared), layers(copies), strict=True):
         for part, value in one.intrinsic_parameters("default").items():

@@ -116,11 +116,11 @@ class QCircuitLayer(BaseTunerLayer):
         """What this layer wants of the parameters of an adapter, by part; nothing if it does not have the adapter."""
         if adapter not in self.factors:
             return {}
-        found = {}
+        found, parts = {}, self.factors[adapter].parts  # a lender's frame may have another number of columns
         for name, parameter in self.intrinsic_parameters(adapter).items():
-            encoding = self.encoding(adapter, name)
-            part = encoding.part
-            found[name] = Want(parameter, part.frame if isinstance(part, Built) else None, encoding)
+            part = parts[name]
+            frame = part.frame if isinstance(part, Built) else None
+            found[name] = Want(parameter, frame, self.encoding(adapter, name))
         return found
 
     def own_parameters(self, adapter: str) -> dict[str, Tensor]:
