@@ -74,14 +74,14 @@ def _angles(width: int, layers: int = 1) -> int:
     return load(ANSATZ).circuit(dim=width, layers=layers).n_angles
 
 
-def circuit_count(share: bool, all_layers: bool = False) -> Count:
-    """r numbers lambda a layer, and the angles of U and V, for every layer or for every kind of layers."""
+def circuit_count(share: bool, all_layers: bool = False, layers: int = 1, core: bool = False) -> Count:
+    """r numbers lambda a layer, r x r with a core, and the angles of U and V, for every layer or every kind of them."""
 
     def numbers(model: nn.Module, targets: Sequence[str], size: int) -> int:
         found = shapes(model, linear_layers(model) if all_layers else targets)
         having = {kind_of(shape.name) if share else shape.name: shape for shape in found}
-        angles = sum(_angles(shape.out) + _angles(shape.into) for shape in having.values())
-        return angles + size * len(found)
+        angles = sum(_angles(shape.out, layers) + _angles(shape.into, layers) for shape in having.values())
+        return angles + (size * size if core else size) * len(found)
 
     return numbers
 
@@ -226,6 +226,28 @@ CIRCUITS: dict[str, Method] = {
         circuit_count(share=True, all_layers=True),
         default=16,
         sizes=_all_ranks,
+        rates_of=_ANGLES,
+    ),
+    "circuit_core": Method(
+        "circuits with a core",
+        "U G V with a full r x r matrix G a layer, zero at first, between circuits of two layers shared by kind",
+        "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the form is LoTR's, arXiv 2402.01376",
+        (2e-3, 5e-3, 2e-2),
+        circuits(share="kind", factorization="shared_core", layers=2),
+        circuit_count(share=True, layers=2, core=True),
+        default=8,
+        sizes=up_to_width,
+        rates_of={"cores": 1.0, "angles": 10.0},
+    ),
+    "circuit_deep": Method(
+        "circuits of four layers",
+        "as the next, with four layers of entangling gates instead of one",
+        _SOURCE,
+        _RATES,
+        circuits(share="kind", layers=4),
+        circuit_count(share=True, layers=4),
+        default=48,
+        sizes=up_to_width,
         rates_of=_ANGLES,
     ),
     "circuit": Method(
