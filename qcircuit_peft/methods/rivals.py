@@ -279,7 +279,7 @@ RIVALS: dict[str, Method] = {
         "LoRA-XS",
         "a trained r x r matrix between the first singular vectors of W: PSOFT without orthogonality and magnitudes",
         "Bałazy et al. 2024, arXiv 2405.17604",
-        (2e-3, 5e-3, 1e-2),
+        (5e-3, 1e-2, 3e-2),
         by_config(
             lambda names, r: PsoftConfig(
                 target_modules=names, r=r, psoft_alpha=r, psoft_orth=False, psoft_mag_a=False, psoft_mag_b=False
@@ -293,7 +293,7 @@ RIVALS: dict[str, Method] = {
         "Uni-LoRA",
         "all entries of LoRA (r = 4) are gathered from one vector of d numbers",
         "Li et al. 2025, arXiv 2506.00799",
-        (5e-3, 1e-2, 2e-2),
+        (1e-2, 2e-2, 5e-2),
         by_config(lambda names, d: UniLoraConfig(target_modules=names, r=4, theta_d_length=d)),
         lambda model, targets, size: size,
         size="numbers d",
@@ -370,7 +370,7 @@ RIVALS: dict[str, Method] = {
         "FourierFT",
         "k trained coefficients of a layer's update in a Fourier basis, started at zero, not at random as published",
         "Gao et al. 2024, arXiv 2405.03003",
-        (2e-2, 5e-2, 1e-1),
+        (5e-2, 1e-1, 2e-1),
         by_config(
             lambda names, k: FourierFTConfig(target_modules=names, n_frequency=k, scaling=150.0, init_weights=True)
         ),
@@ -382,7 +382,7 @@ RIVALS: dict[str, Method] = {
         "OFT, shared block",
         "one rotation of b x b, the same for all blocks of a layer's input",
         "Qiu et al. 2023, arXiv 2306.07280",
-        (2e-3, 5e-3, 2e-2),
+        (5e-3, 2e-2, 5e-2),
         by_config(lambda names, b: OFTConfig(target_modules=names, r=0, oft_block_size=b, block_share=True)),
         per_layer(lambda shape, b: b * (b - 1) // 2),
         size="block b",
@@ -393,7 +393,7 @@ RIVALS: dict[str, Method] = {
         "LoKr",
         f"a Kronecker product of two matrices of rank r, the first with widths up to {_LOKR_FACTOR}",
         "Yeh et al. 2024, arXiv 2309.14859",
-        (2e-3, 5e-3, 1e-2),
+        (5e-3, 1e-2, 3e-2),
         by_config(
             lambda names, r: LoKrConfig(
                 target_modules=names, r=r, alpha=_ALPHA * r, decompose_both=True, decompose_factor=_LOKR_FACTOR
