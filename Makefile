@@ -54,11 +54,12 @@ tutorials: .venv/full.stamp  ## execute tutorials/*.py into the notebooks beside
 		$(ONE_THREAD) $(OFFLINE) $(BIN)/jupyter-nbconvert --log-level=ERROR --to notebook --inplace --execute \
 			--ExecutePreprocessor.record_timing=False "$$t.ipynb" || exit 1; done
 
-docs: .venv/full.stamp  ## regenerate the generated parts of docs/
-	@if [ -f docs/build.py ]; then $(BIN)/python docs/build.py; else echo "docs/build.py does not exist yet"; fi
+docs: .venv/full.stamp  ## regenerate the generated parts of docs/, then build the site into site/
+	@$(ONE_THREAD) $(OFFLINE) $(BIN)/python -W ignore docs/build.py
+	@NO_MKDOCS_2_WARNING=1 $(ONE_THREAD) $(OFFLINE) $(BIN)/mkdocs build --strict
 
 clean:  ## remove caches and build products (.venv stays)
-	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, so that a build already chosen (a CPU build, say) is kept by all that follows.
@@ -79,5 +80,5 @@ clean:  ## remove caches and build products (.venv stays)
 
 .venv/full.stamp: .venv/demo.stamp
 	@echo "Installing all extras ..."
-	@$(PIP) -e '.[pennylane,qiskit,ray,demo,tutorials,dev]'
+	@$(PIP) -e '.[pennylane,qiskit,ray,demo,tutorials,docs,dev]'
 	@touch $@

@@ -1,7 +1,7 @@
 """Adaptive against fixed ranks, and AdaLoRA, at equal final parameters, on the demo's TREC questions.
 
 A run is trained as ``make demo`` trains it, in one thread, and is one row of a CSV; rows that are there are not run
-again, so that a study can be interrupted and go on. docs/adaptive.md says what came out.
+again, so that a study can be interrupted and go on. docs/results/adaptive.md says what came out.
 """
 
 import tempfile

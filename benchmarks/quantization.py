@@ -2,7 +2,7 @@
 
 Two published studies (Quantum-PEFT, Tables 7 and 9) made small: the last three blocks are adapted, and what enters them
 is computed once. A run is one row of a CSV, measured on what its checkpoint gives back; rows that are there are not run
-again, so that a study can be interrupted. docs/quantization.md says what came out.
+again, so that a study can be interrupted. docs/results/quantization.md says what came out.
 """
 
 import copy
@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import torch
 import typer
 from _rows import add_row, read_rows
@@ -33,10 +32,6 @@ BLOCKS, IMAGES, EPOCHS, BATCH = 3, 960, 2, 32
 RATE, HEAD_RATE = 2e-2, 2e-3  # of lambda and of the head; AdamW, falling linearly to zero
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 BITS = (8, 4, 3, 2, 1)
-PUBLISHED = {  # Quantum-PEFT, Table 7: FP32, then 8, 4, 3, 2, 1 bits
-    "uniform": (98.81, 98.79, 98.78, 98.75, 98.67, 97.96),
-    "adaptive": (98.81, 98.78, 98.87, 98.80, 98.77, 98.64),
-}
 
 
 @dataclass(frozen=True)
@@ -134,30 +129,10 @@ def measured(name: str, seed: int) -> tuple[Any, ...]:
     return name, seed, sum(p.numel() for p in adapter.values()), bits, f"{right / len(test[1]):.3f}"
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """Accuracy against bits, ours (each seed a dot) beside the published."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axis, title in zip(axes, ("DINOv2-small, MNIST digits (here)", "ViT-base, CIFAR-10 (published)"), strict=True):
-        axis.set(title=title, xlabel="bits of a code", ylabel="test accuracy, %", xscale="log")
-        axis.set_xticks([*BITS, 32], [*map(str, BITS), "32"], minor=False)
-        axis.minorticks_off()
-    for kind, end in (("uniform", ""), ("adaptive", " adaptive")):
-        names = {"FP32": 32} | {f"INT{bits}{end}": bits for bits in BITS}
-        points = [(names[row["run"]], 100 * float(row["test"])) for row in rows if row["run"] in names]
-        found = sorted({bits for bits, _ in points})
-        means = [mean(test for at, test in points if at == bits) for bits in found]
-        (line,) = axes[0].plot(found, means, label=kind)
-        axes[0].plot(*zip(*points, strict=True), "o", color=line.get_color(), markersize=4)
-        axes[1].plot((32, *BITS), PUBLISHED[kind], "o-", label=kind, markersize=4)
-        axes[1].legend()
-    figure.savefig(path, dpi=120)
-
-
 def main(
     runs: Annotated[list[str] | None, typer.Argument(help=f"some of {', '.join(RUNS)}; left out, all")] = None,
     seeds: Annotated[str, typer.Option(help="each seeds the frames, the head and the order of the data")] = "0,1,2",
     out: Path = Path("benchmarks/results/quantization.csv"),
-    plot: Annotated[Path | None, typer.Option(help="also draw accuracy against bits")] = None,
 ) -> None:
     """Do the runs that the CSV lacks, and print mean and standard deviation over seeds."""
     torch.set_num_threads(1)
@@ -174,8 +149,6 @@ def main(
             sd = f"{stdev(test):.1f}" if len(test) > 1 else "-"
             table.add_row(name, found[0]["parameters"], found[0]["bits"], str(len(test)), f"{mean(test):.1f}", sd)
     Console().print(table)
-    if plot is not None:
-        draw(read_rows(out), plot)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Accuracy of adapters on the demo's validation and test splits, over seeds; the rows are appended to a CSV.
 
 A run is trained as ``make demo`` trains it, in one thread. Rows that the CSV already has are not run again, so that a
-study can be interrupted and go on. docs/training.md says what came out.
+study can be interrupted and go on. docs/results/training.md says what came out.
 """
 
 import tempfile

@@ -1,12 +1,19 @@
 """Writes the generated pages of docs/: ``make docs``."""
 
+import re
+import tempfile
+import textwrap
+import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
@@ -19,7 +26,7 @@ from transformers import (
     ViTConfig,
 )
 
-from qcircuit_peft import QCircuitConfig, load, parameter_count
+from qcircuit_peft import QCircuitConfig, columns, load, parameter_count, parameter_groups
 from qcircuit_peft.analysis import METRICS, Metric
 from qcircuit_peft.ansatz import WIRINGS, names
 from qcircuit_peft.backends import BACKENDS
@@ -119,6 +126,157 @@ def _matrix(gate: Gate) -> str:
 def _part(part: Part) -> str:
     angle = "" if part.scale is None else f"({'' if part.scale == 1 else f'{part.scale:g} '}t)".replace("-1 ", "-")
     return f"{part.gate}{angle} {' '.join('ab'[wire] for wire in part.wires)}"
+
+
+def _wiring_picture(name: str) -> str:
+    """A wiring on five wires as SVG, in time order: a dot is a pair's first wire, a ring its second."""
+    groups = WIRINGS[name](5)
+    free, columns = [0] * 5, []
+    for wires in groups:
+        span = range(min(wires), max(wires) + 1)
+        columns.append(max(free[wire] for wire in span))
+        for wire in span:
+            free[wire] = columns[-1] + 1
+    width, height = 22 * max(free) + 30, 5 * 18 + 6
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
+        f"<title>{name} on five wires</title>",
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        '<g stroke="#222" stroke-width="1.2" fill="none" font-family="sans-serif" font-size="9">',
+    ]
+    for wire in range(5):
+        y = 18 * wire + 12
+        lines.append(f'<text x="3" y="{y + 3}" fill="#222" stroke="none">{wire}</text>')
+        lines.append(f'<path d="M14 {y}H{width - 4}"/>')
+    for wires, column in zip(groups, columns, strict=True):
+        x, first, last = 22 * column + 27, 18 * wires[0] + 12, 18 * wires[-1] + 12
+        if len(wires) == 1:
+            lines.append(f'<rect x="{x - 6}" y="{first - 6}" width="12" height="12" fill="#d9e6f5"/>')
+        else:
+            lines.append(f'<path d="M{x} {first}V{last}"/><circle cx="{x}" cy="{first}" r="3" fill="#222"/>')
+            lines.append(f'<circle cx="{x}" cy="{last}" r="5" fill="white"/>')
+            lines.append(f'<path d="M{x - 5} {last}h10M{x} {last - 5}v10"/>')
+    return "\n".join([*lines, "</g>", "</svg>", ""])
+
+
+def circuit_files() -> str:
+    """The table of wirings, within what people wrote."""
+    lines = ["| wiring | on five wires | pairs on four |", "|---|---|---|"]
+    for name, wiring in WIRINGS.items():
+        words = ", ".join(" ".join(map(str, wires)) for wires in wiring(4))
+        lines.append(f"| `{name}` | ![{name}](figures/wirings/{name}.svg) | {words} |")
+    return _within("circuit_files.md", WIRINGS=lines)
+
+
+def _tiny(**options: Any) -> PeftModel:
+    """A small model with an adapter of circuits."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 4))
+    return get_peft_model(model, QCircuitConfig(**{"r": 2, "target_modules": ["0"], **options}))
+
+
+def _slow() -> None:
+    model = _tiny()
+    model(torch.zeros(1, 8)).sum().backward()
+    torch.optim.AdamW(model.parameters(), lr=5e-5).step()
+
+
+def _loaded(adapter: PeftModel, load: Callable[[str], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save_pretrained(folder)
+        load(folder)
+
+
+def _lora(model: nn.Module) -> PeftModel:
+    return get_peft_model(model, LoraConfig(target_modules=["0"]))
+
+
+# What provokes a message, and what to do about it. The messages are written by the code itself.
+QUESTIONS: dict[str, tuple[Callable[[], object], str]] = {
+    "The loss does not move": (
+        _slow,
+        "`Trainer`'s default rate is for whole weights. [Rates](fine_tuning.md#with-a-trainer-of-your-own).",
+    ),
+    "`lora_alpha` is refused": (
+        lambda: QCircuitConfig(lora_alpha=16, target_modules=["0"]),
+        "It would otherwise be dropped without a word. [What is different from LoRA](start_fine_tuning.md).",
+    ),
+    "More layers than can matter": (
+        lambda: _tiny(ansatz="line_ry_cz", layers=12),
+        "A warning; the adapter is made. Take the depth that it names, or a circuit that moves in all directions: "
+        "[reach](reach.md).",
+    ),
+    "A width that a circuit does not have": (
+        lambda: get_peft_model(nn.Sequential(nn.Linear(97, 97)), QCircuitConfig(ansatz="sim01", target_modules=["0"])),
+        "A complex circuit serves twice its own width, so only even ones. Take a circuit of real gates, such as "
+        "`simplified_two_design`: [frames](frames.md).",
+    ),
+    "A module that cannot be adapted": (
+        lambda: _tiny(target_modules=["1"]),
+        "[What circuits adapt](fine_tuning.md#what-circuits-adapt).",
+    ),
+    "An unknown circuit": (lambda: load("two_design"), "`qcircuit-peft circuits list` has the names."),
+    "An unknown gate in a file": (
+        lambda: load({"name": "mine", "layer": [{"gate": "CNOT", "on": "ring"}]}),
+        "[Gates](circuits.md#gates) have one name here; what they are called elsewhere is in the second table.",
+    ),
+    "A wire that is not there": (
+        lambda: load({"name": "mine", "layer": [{"gate": "CZ", "on": [[0, 3]]}]}).circuit(qubits=3),
+        "Explicit wires fit registers that have them; a wiring fits all: [circuit files](circuit_files.md).",
+    ),
+    "A file of another shape": (
+        lambda: load({"name": "mine", "layers": []}),
+        "The parts of a file are `first`, `layer` and `last`: [circuit files](circuit_files.md).",
+    ),
+    "An adapter of another model": (
+        lambda: _loaded(_tiny(), partial(PeftModel.from_pretrained, nn.Sequential(nn.Linear(16, 8)))),
+        "An adapter fits the widths that it was made for.",
+    ),
+    "Two adapters of one name": (
+        lambda: _loaded(_tiny(layers=2), lambda folder: _tiny().load_adapter(folder, "default")),
+        '`load_adapter(folder, "other")` loads it beside the first.',
+    ),
+    "A dot in the name of an adapter": (
+        lambda: _tiny().add_adapter("v1.2", QCircuitConfig(r=2, target_modules=["0"])),
+        "Names of adapters are parts of names of parameters, in which dots part modules.",
+    ),
+    "Adapters cannot be averaged": (
+        lambda: _tiny().add_weighted_adapter(["default"], [0.5], "half"),
+        "`peft.save_as_lora(path, model, rank=r)` of each gives plain LoRAs, which can.",
+    ),
+    "No rate is known": (
+        lambda: parameter_groups(_lora(nn.Sequential(nn.Linear(8, 8)))),
+        'Rates are ours for circuits; for other methods, `optimizer_cls_and_kwargs(model, {"others": 1e-3})`.',
+    ),
+    "A circuit that a simulator cannot run": (
+        lambda: columns(load("ring_ry_cz").circuit(dim=12), torch.zeros(1, 10), 2, backend="pennylane"),
+        "Simulators know qubits only; `native` has wires of any dimension: [simulators](simulators.md).",
+    ),
+    "Angles of another shape": (
+        lambda: columns(load("ring_ry_cz").circuit(qubits=3), torch.zeros(5), 2),
+        "`circuit.n_angles` is their number; batch dimensions come first.",
+    ),
+}
+
+
+def _said(provoke: Callable[[], object]) -> str:
+    """The error, or the warning, that something gives."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            provoke()
+        except (ValueError, NotImplementedError) as error:
+            return f"{type(error).__name__}: {re.sub(r'/tmp/[^ :]+', 'adapter', str(error))}"
+    (only,) = {str(warning.message) for warning in caught}
+    return f"UserWarning: {only}"
+
+
+def faq() -> str:
+    """The messages that people meet, behind what people wrote."""
+    lines = ["<!-- MESSAGES, written by `make docs` -->"]
+    for question, (provoke, answer) in QUESTIONS.items():
+        lines += [f"### {question}", "", "```text", *textwrap.wrap(_said(provoke), 80), "```", "", answer, ""]
+    text = (HERE / "faq.md").read_text(encoding="utf-8")
+    return text.partition(lines[0])[0] + "\n".join(lines)
 
 
 def _within(page: str, **tables: list[str]) -> str:
@@ -253,17 +411,6 @@ def circuits() -> str:
         lines.append(f"| `{gate.name}` | {there} | {'; '.join(map(_part, gate.parts))} |")
     lines += [
         "",
-        "## Wirings",
-        "",
-        "On four wires; `on` of a circuit file names one.",
-        "",
-        "| wiring | wires |",
-        "|---|---|",
-    ]
-    for name, wiring in WIRINGS.items():
-        lines.append(f"| `{name}` | {', '.join(' '.join(map(str, wires)) for wires in wiring(4))} |")
-    lines += [
-        "",
         "## Circuits",
         "",
         "Drawn on four qubits with one layer. Directions: the dimension of the Lie algebra on 2, 3 and 4 qubits at",
@@ -336,6 +483,8 @@ def factorizations() -> str:
 PAGES = {
     "parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations,
     "simulators.md": simulators, "frames.md": frames, "methods.md": methods, "entanglement.md": measures,
+    "circuit_files.md": circuit_files, "faq.md": faq,
+    **{f"figures/wirings/{name}.svg": partial(_wiring_picture, name) for name in WIRINGS},
 }  # fmt: skip
 
 

@@ -127,7 +127,8 @@ def loaded_bits(spread: Float[Tensor, "*batch G"], reach: Float[Tensor, "*batch 
     ``spread`` is a group's range. They minimize the sum of (spread * 2**-w)**2, where the next bit of a group is always
     worth a quarter of the one before, so that the G * bits most valuable of all are taken. A group whose largest
     absolute value ``reach`` is above its range has a first bit worth that much, lest it be pruned for being constant.
-    Not minimized is the squared error of rounding, by which a first bit can be worth nothing: docs/quantization.md.
+    Not minimized is the squared error of rounding, by which a first bit can be worth nothing:
+    docs/results/quantization.md.
 
     >>> loaded_bits(torch.tensor([8.0, 1.0, 1.0, 0.01]), torch.tensor([4.0, 0.5, 0.5, 0.005]), 2)
     tensor([5, 2, 1, 0])

@@ -1,7 +1,8 @@
 """How fast what trains in an adapted model learns: parameters by kind, and a rate for each kind.
 
 A module that holds parameters of an adapter says of what kind they are by ``kinds_of_parameters``; this module knows
-neither the tuner nor the generator. The rates were searched on validation splits: docs/training.md, docs/qpa.md.
+neither the tuner nor the generator. The rates were searched on validation splits:
+docs/results/training.md, docs/results/qpa.md.
 """
 
 import warnings

@@ -113,14 +113,15 @@ def test_a_table_is_written_as_csv_and_drawn(table, tmp_path):
     assert len(read) == len(table) + 1 and tuple(read[0]) == FIELDS
     assert float(read[0]["both"]) == table[0]["both"] and read[-1]["both"] == ""
     [axes] = plot([*table, lost]).axes
-    assert axes.get_xscale() == axes.get_yscale() == "log"
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["native, L = 1", "native, L = 2", "torchquantum, L = 1", "torchquantum, L = 2"]
+    assert axes.get_xlabel() == "qubits" and axes.get_yscale() == "log"
+    assert [int(tick) for tick in axes.get_xticks()] == sorted({row["qubits"] for row in [*table, lost]})
+    assert {text.get_text() for text in axes.texts} == {"native", "torchquantum"}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["L = 1", "L = 2"]
     crosses = [line for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
-    assert [list(line.get_xdata()) for line in crosses] == [[32]]
-    assert len(plot(table, "forward").axes[0].get_legend().get_texts()) == 6
+    assert [list(line.get_xdata()) for line in crosses] == [[5]]
+    assert plot(table, "forward", "a title").axes[0].get_title("left") == "a title"
     alone = plot([lost | {"layers": layers} for layers in range(6)]).axes[0]  # nothing but sizes that were given up
-    assert len(alone.get_legend().get_texts()) == 6
+    assert len(alone.get_legend().get_texts()) == 7
     assert sum(line.get_marker() == "x" and len(line.get_xdata()) for line in alone.lines) == 6
 
 

@@ -132,4 +132,4 @@ print(tables.to_text(gains(runs)))
 # parameters. The controls say more: with angles as they were drawn, circuits with 7.7 bits of operator entropy do no
 # better than products with none; and further angles without entangling gates add nothing that three seeds show, since
 # rotations of one wire in a row only add up, to one larger step. So entanglement alone buys nothing that is visible
-# here; it goes with angles that count. docs/study.md has the numbers, and what they cannot tell.
+# here; it goes with angles that count. docs/results/study.md has the numbers, and what they cannot tell.

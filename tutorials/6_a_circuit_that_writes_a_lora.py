@@ -117,7 +117,7 @@ for control, (_, count, loss) in nets.items():
 
 # %% [markdown]
 # The loss began at about 4.2. Look at the rows before believing in the circuit: the network learns most of what there
-# is to learn without it. docs/qpa.md has the same comparison on a real language model.
+# is to learn without it. docs/results/qpa.md has the same comparison on a real language model.
 #
 # ## What is left is a LoRA
 #

@@ -33,7 +33,7 @@ from qcircuit_peft.cli.program import (
     table,
 )
 from qcircuit_peft.cli.progress import progress
-from qcircuit_peft.text import printable, shortened, shown
+from qcircuit_peft.text import label, printable, shortened, shown
 
 _SCALARS = ", ".join(name for name, metric in METRICS.items() if metric.of == "state" and metric.scalar)
 METRIC_HELP = f"{_SCALARS}; or module:function, states (samples, N) to one number for each"
@@ -106,7 +106,7 @@ def entanglement(
     if plot is not None:
         from qcircuit_peft.analysis.plots import capacity_figure
 
-        save(capacity_figure({family.name: rows}, measure), plot)
+        save(capacity_figure({family.name: rows}, measure, f"{qubits} qubits"), plot)
     if not form.tell(rows):
         print(tables.to_text(rows))
         depth = saturation(rows)
@@ -178,11 +178,11 @@ def compare(
             advance(done, total, f"{row['backend']}, {row['qubits']} qubits")
 
         found = comparison.compare(ansatz, *sizes, backends=names, progress=told, **settings)
+    title = f"{printable(shortened(ansatz.name))}, {'whole matrix' if full else f'first {columns} columns'}"
     if plot:
-        save(comparison.plot(found), plot)
+        save(comparison.plot(found, title=label(f"{title}, one thread")), plot)
     if not form.tell(found):
-        title = printable(shortened(ansatz.name))
-        show_comparison(found, f"{title}, {'whole matrix' if full else f'first {columns} columns'}")
+        show_comparison(found, title)
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from qcircuit_peft import checks, files
+from qcircuit_peft import checks, files, plotting
 from qcircuit_peft.ansatz import Ansatz
 from qcircuit_peft.backends import find_backend
 
@@ -181,32 +181,43 @@ def write_csv(table: Sequence[Row], path: str | Path) -> None:
     files.write(path, text.getvalue())
 
 
-def plot(table: Sequence[Row], what: str = "both") -> "matplotlib.figure.Figure":
-    """Time against the dimension N, log-log, with quartiles; a cross at the top marks a size that was given up.
+@plotting.styled
+def plot(table: Sequence[Row], what: str = "both", title: str = "") -> "matplotlib.figure.Figure":
+    """Time against the number of qubits, logarithmic, with quartiles; a cross at the top is a size that was given up.
 
     ``what`` is "both" (forward and backward) or "forward".
     """
-    from matplotlib.figure import Figure  # here, since most tables are not drawn
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, [axes] = plotting.panels(width=7, height=4.5)
     styles = dict(zip(sorted({row["layers"] for row in table}), cycle(("-", "--", ":", "-.")), strict=False))
-    colors = {backend: f"C{number}" for number, backend in enumerate(dict.fromkeys(row["backend"] for row in table))}
-    for backend, depth in product(colors, styles):
+    backends = dict.fromkeys(row["backend"] for row in table)
+    looks = {name: plotting.series(number) for number, name in enumerate(backends)}
+    ends: dict[str, tuple[float, float, str, str]] = {}
+    for backend, depth in product(looks, styles):
         rows = [row for row in table if (row["backend"], row["layers"]) == (backend, depth)]
-        lost = [2 ** row["qubits"] for row in rows if row["status"] != "ok"]
+        lost = [row["qubits"] for row in rows if row["status"] != "ok"]
         rows = [row for row in rows if row[what] is not None]
-        n, seconds = [2 ** row["qubits"] for row in rows], [row[what] for row in rows]
-        spread = [[row[what] - row[f"{what}_low"] for row in rows], [row[f"{what}_high"] - row[what] for row in rows]]
-        color, style = colors[backend], styles[depth]
+        qubits, seconds = [row["qubits"] for row in rows], [1000 * row[what] for row in rows]
+        spread = [
+            [1000 * (row[what] - row[f"{what}_low"]) for row in rows],
+            [1000 * (row[f"{what}_high"] - row[what]) for row in rows],
+        ]
+        look = looks[backend]
         if rows or lost:
-            label = f"{backend}, L = {depth}"
-            axes.errorbar(
-                n, seconds, spread if rows else None, label=label, color=color, ls=style, marker="o", ms=3, capsize=2
-            )
-        axes.plot(lost, [0.97] * len(lost), "x", color=color, transform=axes.get_xaxis_transform())
-    axes.set(xscale="log", xlabel="dimension N", ylabel=f"{_PASSES[what]}, process time (s)")
+            axes.errorbar(qubits, seconds, spread if rows else None, ls=styles[depth], capsize=2, ms=4, **look)
+        if rows:
+            ends[backend] = max(ends.get(backend, (0, 0, "", "")), (qubits[-1], seconds[-1], backend, look["color"]))
+        axes.plot(lost, [0.97] * len(lost), "x", color=look["color"], transform=axes.get_xaxis_transform())
+    axes.set(xlabel="qubits", ylabel=f"{_PASSES[what]}, process time (ms)", title=title)
+    plotting.ticks(axes.xaxis, {row["qubits"] for row in table})
     if any(row[what] for row in table):
         axes.set_yscale("log")
-    axes.legend(fontsize=8)
+    if len(styles) > 1:
+        for depth, style in styles.items():
+            axes.plot([], [], color=plotting.INK, linestyle=style, label=f"L = {depth}")
+    for backend in dict.fromkeys(row["backend"] for row in table if row["status"] != "ok"):
+        if backend not in ends:
+            axes.plot([], [], **looks[backend], label=backend)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left")
+    plotting.name_ends(axes, list(ends.values()))
     return figure

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from peft import PeftModel, save_as_lora
 from rich.table import Table
 
-from qcircuit_peft import files
+from qcircuit_peft import files, plotting
 from qcircuit_peft.tasks import Task
 from qcircuit_peft.training import Result, trained
 from qcircuit_peft.tuner import QCircuitConfig
@@ -28,19 +29,19 @@ def table(results: Mapping[str, Result]) -> Table:
 
 def plot(results: Mapping[str, Result], title: str, path: Path) -> None:
     """Test accuracy with its 95 % interval against the number of trainable adapter parameters, as a PNG."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for result in results.values():
-        if not result.parameters:
-            axes.axhline(100 * result.accuracy, color="grey", linestyle="--", label=result.method)
-            continue
-        axes.errorbar(
-            result.parameters, 100 * result.accuracy, 100 * result.interval, fmt="o", capsize=3, label=result.method
-        )
-    axes.set(xscale="log", xlabel="trainable adapter parameters", ylabel="test accuracy (%)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
-    files.write_figure(path, figure)
+    files.write_figure(path, _figure(results, title))
+
+
+@plotting.styled
+def _figure(results: Mapping[str, Result], title: str) -> Figure:
+    figure, [axes] = plotting.panels(height=1.2 + 0.4 * len(results))
+    rows = sorted(results.values(), key=lambda result: -result.accuracy)
+    for at, result in enumerate(rows):
+        look: dict[str, Any] = plotting.CONTROL | {"marker": "o"} if not result.parameters else plotting.series(0)
+        axes.errorbar(100 * result.accuracy, at, xerr=100 * result.interval, **look)
+    axes.set_yticks(range(len(rows)), [f"{result.method}\n{result.parameters:,} numbers" for result in rows])
+    axes.set(xlabel="test accuracy (%), 95 % interval", title=title, ylim=(len(rows) - 0.5, -0.5))
+    return figure
 
 
 def ship(task: Task, out: Path) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """The model card and the plot of a training."""
 
 import json
-from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from qcircuit_peft import plotting
 from qcircuit_peft.fine_tuning.settings import (
     ADAPTERS,
     Figures,
@@ -16,22 +17,25 @@ from qcircuit_peft.tasks.task import KINDS
 from qcircuit_peft.text import label, printable, shortened
 
 
+@plotting.styled
 def plot(figures: Figures) -> Figure:
     """The loss in training and the measure on the validation rows, epoch by epoch."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    left: Any = figure.subplots()
-    right = left.twinx()
+    figure, [left, right] = plotting.panels(2, 8.4, 3.4)
     epochs = range(1, len(figures.history) + 1)
-    left.plot(epochs, [row["loss"] for row in figures.history], "o-", color="C1", label="training loss")
-    right.plot(
-        epochs, [row["value"] for row in figures.history], "s-", color="C0", label=f"{figures.metric}, validation"
+    for axes, key, name in ((left, "loss", "training loss"), (right, "value", f"{figures.metric}, validation")):
+        axes.plot(epochs, [row[key] for row in figures.history], **plotting.series(axes is right))
+        axes.axvline(figures.epoch, color=plotting.GREY, linestyle="--")
+        axes.set(xlabel="epoch", ylabel=label(name))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.annotate(
+        "kept",
+        (figures.epoch, 1),
+        (3, -3),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        va="top",
+        color=plotting.GREY,
     )
-    right.axvline(figures.epoch, color="0.6", linestyle="--", label="kept")
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.set_ylabel(figures.metric)
-    left.xaxis.get_major_locator().set_params(integer=True)
-    lines = [*left.get_lines(), *right.get_lines()]
-    left.legend(lines, [label(str(line.get_label())) for line in lines], fontsize="small")
     return figure
 
 

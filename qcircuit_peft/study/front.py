@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from qcircuit_peft import files
+from qcircuit_peft import files, plotting
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.study.field import SEARCH, SEED, Field, Outcome
 from qcircuit_peft.study.report import interval
-from qcircuit_peft.text import printable
+from qcircuit_peft.text import label, printable
 
 
 @dataclass(frozen=True)
@@ -102,30 +103,37 @@ def front(rows: Sequence[Line]) -> list[str]:
     ]
 
 
+CONTROLS = ("probe", "frozen", "no_entanglers", "random_frames")
+
+
+@plotting.styled
 def figure(rows: Sequence[Line]) -> Figure:
-    """Test accuracy with its interval against numbers on a logarithmic axis; LoRA is marked, the front is a line."""
-    drawn = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = drawn.add_subplot()
-    for number, row in enumerate(row for row in rows if row.numbers):
-        margin = 0 if row.high is None else 100 * (row.high - row.test)
-        lora = row.entry.partition("-")[0] == "lora"
-        axes.errorbar(
-            row.numbers,
-            100 * row.test,
-            margin,
-            fmt="D" if lora else "o",
-            color="black" if lora else f"C{number % 10}",
-            capsize=3,
-            label=f"{row.method}, r = {row.size}" if lora else row.method,
-        )
-    for row in rows:
-        if not row.numbers:
-            axes.axhline(100 * row.test, color="grey", linestyle="--", label=row.method)
-    best = sorted((row.numbers, 100 * row.test) for row in rows if row.entry in front(rows) and row.numbers)
-    axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1) if best else None
-    axes.set(xscale="log", xlabel="trained numbers, without the head", ylabel="test accuracy (%)")
-    axes.grid(alpha=0.3)
-    drawn.legend(loc="outside lower center", ncols=2, fontsize="small")
+    """A row a method, the most accurate on top: test accuracy with its interval, and numbers on a logarithmic axis.
+
+    Black: no other method is as good with as few numbers. Controls are open and grey, LoRA is a diamond.
+    """
+    drawn, [left, right] = plotting.panels(2, 8.4, 1.2 + 0.27 * len(rows), sharey=True, width_ratios=(3, 2))
+    best = front(rows)
+    for at, row in enumerate(rows):
+        key = row.entry.partition("-")[0]
+        color = plotting.INK if row.entry in best else plotting.GREY if key in CONTROLS else plotting.COLORS[0]
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": "D" if key == "lora" else "o",
+            "markerfacecolor": "white" if key in CONTROLS else color,
+        }
+        margins = None if row.low is None or row.high is None else [[row.test - row.low], [row.high - row.test]]
+        left.errorbar(100 * row.test, at, xerr=margins and 100 * np.array(margins), elinewidth=1, **look)
+        if row.numbers:
+            right.plot(row.numbers, at, **look)
+            right.annotate(f"{row.numbers:,}", (row.numbers, at), (6, -3), textcoords="offset points", size=8)
+    names = [f"{label(row.method)}, r = {row.size}" if row.size else label(row.method) for row in rows]
+    left.set_yticks(range(len(rows)), names)
+    left.set(xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+    low, high = left.get_xlim()
+    left.set_xlim(max(0, low), min(100, high))
+    right.set(xscale="log", xlabel="trained numbers, without the head")
+    right.margins(x=0.25)
     return drawn
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
-from qcircuit_peft import files
+from qcircuit_peft import files, plotting
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.analysis.sampling import RESAMPLES
 from qcircuit_peft.study.plan import Study
 from qcircuit_peft.study.runs import Run
-from qcircuit_peft.text import printable
+from qcircuit_peft.text import label, printable
 
 QUANTITIES = {
     "layers": "layers L",
@@ -161,29 +163,59 @@ def gains(runs: Sequence[Run]) -> list[Gain]:
     return found
 
 
-def accuracy_figure(runs: Sequence[Run], quantity: str) -> Figure:
-    """Test accuracy against one of ``QUANTITIES``: a dot a run, and the means over seeds with their 95 % intervals."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    kinds: dict[str, list[Setting]] = {}
-    for row in settings(runs):
-        if getattr(row, quantity) is not None:
-            kinds.setdefault(f"{row.ansatz}, r = {row.r}, {row.control}", []).append(row)
-    for number, (label, rows) in enumerate(kinds.items()):
-        rows.sort(key=lambda row: getattr(row, quantity))
-        margins = [0 if row.high is None else 100 * (row.high - row.test) for row in rows]
-        where = [getattr(row, quantity) for row in rows], [100 * row.test for row in rows]
-        axes.errorbar(*where, margins, color=f"C{number}", marker="o", markersize=5, capsize=3, label=label)
-        own = [run for run in runs if f"{run.ansatz}, r = {run.r}, {run.control}" == label]
-        known = [(value, 100 * run.test) for run in own if (value := getattr(run, quantity)) is not None]
-        axes.plot(*zip(*known, strict=True), linestyle="none", color=f"C{number}", marker=".", alpha=0.5)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(0, low), min(100, high))  # the interval of two seeds may go beyond
-    axes.set_xlabel(QUANTITIES[quantity])
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+@plotting.styled
+def accuracy_figure(runs: Sequence[Run], *quantities: str, title: str = "") -> Figure:
+    """Test accuracy against one or more of ``QUANTITIES``: a dot a run, and means over seeds with 95 % intervals.
+
+    A colour is a circuit; trained ones are filled and joined, and say their L, controls are open and dashed.
+    """
+    figure, several = plotting.panels(len(quantities), 2.2 + 4.6 * len(quantities), 4.4, sharey=True)
+    ranks, circuits = {run.r for run in runs}, list(dict.fromkeys((run.ansatz, run.r) for run in runs))
+    for axes, quantity in zip(several, quantities, strict=True):
+        ends = []
+        for control, ansatz, r in dict.fromkeys((run.control, run.ansatz, run.r) for run in runs):
+            own = [
+                run
+                for run in runs
+                if (run.control, run.ansatz, run.r) == (control, ansatz, r) and getattr(run, quantity) is not None
+            ]
+            rows = sorted(settings(own), key=lambda row: getattr(row, quantity))
+            if not rows:
+                continue
+            look = plotting.series(circuits.index((ansatz, r)))
+            line = {"trained": "-", "frozen": ":"}.get(control, "--")
+            fill = look["color"] if control == "trained" else "white"
+            x, y = [getattr(row, quantity) for row in rows], [100 * row.test for row in rows]
+            margins = [[0 if m is None else 100 * m for m in side] for side in zip(*map(_margins, rows), strict=True)]
+            axes.errorbar(
+                x, y, margins, linestyle=line, markerfacecolor=fill, ecolor=(*to_rgb(look["color"]), 0.35), **look
+            )
+            dots = [(getattr(run, quantity), 100 * run.test) for run in own]
+            axes.plot(*zip(*dots, strict=True), linestyle="none", color=look["color"], marker=".", ms=3, alpha=0.6)
+            name = ", ".join([label(ansatz), *[f"r = {r}"][: len(ranks) > 1], *[control][: control != "trained"]])
+            ends.append((x[-1], y[-1], name, look["color"]))
+            if control == "trained" and quantity != "layers":
+                for row, at, height in zip(rows, x, y, strict=True):
+                    place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 9, "color": look["color"]}
+                    told = axes.annotate(
+                        f"L = {row.layers}" if row is rows[0] else f"{row.layers}", (at, height), **place
+                    )
+                    told.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        axes.set_xlabel(QUANTITIES[quantity])
+        if quantity == "layers":
+            plotting.ticks(axes.xaxis, {run.layers for run in runs})
+        else:
+            axes.xaxis.set_major_formatter("{x:,g}")
+        if axes is several[-1]:
+            plotting.name_ends(axes, ends)
+    low, high = several[0].get_ylim()
+    several[0].set(ylim=(max(0, low), min(100, high)), ylabel="test accuracy (%)")
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
     return figure
+
+
+def _margins(row: Setting) -> tuple[float | None, float | None]:
+    return (None, None) if row.low is None or row.high is None else (row.test - row.low, row.high - row.test)
 
 
 _STYLE = (
