@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, permutations
 from pathlib import Path
@@ -453,3 +453,28 @@ def load(source: "str | Path | Mapping[str, Any] | Ansatz | Circuit") -> Ansatz:
     raise ValueError(
         f"there is no circuit named {shown(source)}; {did_you_mean(source, names())}, or a path ending in .toml"
     )
+
+
+def without_entanglers(ansatz: Ansatz) -> Ansatz:
+    """The same family without its gates on two wires, so with the same angles; its circuits make product states only.
+
+    Raises ValueError if a gate on two wires has angles, since the control would train fewer.
+
+    >>> [step.gates for step in without_entanglers(load("simplified_two_design")).layer]
+    [('RY',), ('RY',)]
+    """
+    if ansatz.fixed is not None:
+        raise ValueError(f"the control no_entanglers is for a family of circuits, but {ansatz.name!r} is one circuit")
+    parts = {}
+    for part in ("first", "layer", "last"):
+        kept = []
+        for step in getattr(ansatz, part):
+            if turned := [gate for gate in step.gates if GATES[gate].wires > 1 and GATES[gate].angles]:
+                raise ValueError(
+                    f"the control no_entanglers keeps the number of angles, but {ansatz.name!r} has angles in its "
+                    f"gates on two wires, {', '.join(turned)}"
+                )
+            if gates := tuple(gate for gate in step.gates if GATES[gate].wires == 1):
+                kept.append(Step(gates, step.on))
+        parts[part] = tuple(kept)
+    return replace(ansatz, **parts)

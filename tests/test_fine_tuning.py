@@ -358,6 +358,34 @@ def test_classes_of_a_table_are_no_markup_in_its_card(bert, tmp_path):
     assert "Classes: `<img src=x>|[a](b)'*\\x1b[31m\\u202e`, `b`." in text
 
 
+def test_reach_says_what_circuits_see_of_a_task(bert, tmp_path):
+    path, out, plot = table(tmp_path / "q.csv", rows(40)), tmp_path / "reach.csv", tmp_path / "reach.png"
+    columns = ["reach", str(path), "--text", "question", "--label", "kind", "--model", bert]
+    options = [
+        "--rank",
+        "2",
+        "--layers",
+        "0,2",
+        "--steps",
+        "20",
+        "--batch",
+        "8",
+        "--out",
+        str(out),
+        "--plot",
+        str(plot),
+    ]
+    result = CliRunner().invoke(app, [*columns, *options])
+    assert result.exit_code == 0, result.output
+    with out.open() as file:
+        told = [(row["name"], row["start"]) for row in csv.DictReader(file)]
+    circuits = [(name, start) for name in ("L = 0", "L = 2", "L = 2, no entanglers") for start in ("random", "fitted")]
+    assert told == [*circuits, ("LoRA, r = 1", "random"), ("rank 2", "best")]
+    assert plot.read_bytes().startswith(b"\x89PNG") and "nuclear" in result.output
+    refused = CliRunner().invoke(app, [*columns, "--circuit", "nowhere"])
+    assert refused.exit_code == 2 and "there is no circuit named 'nowhere'" in refused.output
+
+
 def test_the_commands(bert, tmp_path, monkeypatch):
     run = CliRunner().invoke
     path = table(tmp_path / "q.csv", rows(30))

@@ -18,11 +18,10 @@ from torch import nn
 
 from qcircuit_peft import Affine, Circuit, Op, QCircuitConfig, load, matrix
 from qcircuit_peft.analysis import capacity, expressibility, frame_potentials
-from qcircuit_peft.ansatz import names
+from qcircuit_peft.ansatz import names, without_entanglers
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.interop import from_pennylane, from_qasm, from_qiskit, to_pennylane, to_qiskit
 from qcircuit_peft.qasm import to_qasm
-from qcircuit_peft.study.plan import without_entanglers
 
 FAMILY = "simplified_two_design"
 NONE = torch.zeros(0, dtype=torch.float64)

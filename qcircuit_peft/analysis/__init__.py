@@ -1,7 +1,7 @@
 """Entanglement and expressibility of circuits and of trained adapters. Reading never changes what is read."""
 
 from qcircuit_peft.analysis.capacity import Capacity, capacity, saturation
-from qcircuit_peft.analysis.capture import GradientCapture, gradient_capture
+from qcircuit_peft.analysis.capture import GradientCapture, best_capture, gradient_capture
 from qcircuit_peft.analysis.expressibility import Expressibility, expressibility, frame_potentials
 from qcircuit_peft.analysis.gradients import decay, gradient_variance
 from qcircuit_peft.analysis.haar import haar_states, haar_value
@@ -24,6 +24,7 @@ __all__ = [
     "Perturbed",
     "Resources",
     "adapter_resources",
+    "best_capture",
     "capacity",
     "decay",
     "entanglement_report",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcircuit_peft.checks import whole_number
 from qcircuit_peft.factorizations.parts import Vector
 from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.text import shown
@@ -31,6 +32,7 @@ class ModuleCapture:
     energy: float
     share: float
     full_share: float
+    nuclear: float
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class GradientCapture:
     share: what the plain numbers of a factorization hold, such as lambda, whose directions for "svd" are u_i v_i^T: the
     sum of (u_i^T G v_i)^2 over ||G||^2. full_share: what all trained parameters hold; parameters that modules share
     move all of them at once. At the start of an adapter that multiplies by lambda = 0 both are the same; for methods
-    without such a part they are.
+    without such a part they are. nuclear: what Adam feels, whose steps are equally long for every number, of the same
+    numbers as share: for "svd", the sum of |u_i^T G v_i| over the sum of nuclear norms ||G||_*, which is 1 for G's own
+    singular vectors; of other directions, each of length 1, it may be more.
     """
 
     share: float
     full_share: float
+    nuclear: float
     modules: Mapping[str, ModuleCapture]
 
 
@@ -67,6 +72,12 @@ class _Span:
         columns = columns / columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny)
         left, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
         return float((left[:, sizes > eps * sizes[0]].mT @ vector).square().sum()) if sizes[0] > 0 else 0.0
+
+    def felt(self) -> float:
+        """The sum of the vector's parts along each of the columns, without signs."""
+        columns, vector = self.triangle[:, :-1], self.triangle[:, -1]
+        lengths = columns.norm(dim=0)
+        return float((columns.mT @ vector)[lengths > 0].abs().div(lengths[lengths > 0]).sum())
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -256,7 +267,8 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
     if not total:
         raise ValueError("the gradient is zero in every module, so no share of it is defined")
     spans: dict[str, Tensor] = {}
-    found, plain_total, eps = {}, 0.0, 0.0
+    nuclears = {name: float(torch.linalg.svdvals(g).sum()) for name, g in gradients.items()}
+    found, plain_total, felt_total, eps = {}, 0.0, 0.0, 0.0
     with evaluating(model):
         for name, module in modules.items():
             every, plain = parameters[name]
@@ -271,10 +283,37 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
             spans[name] = span.triangle
             own.add(span.triangle[:, chosen])
             held, all_held = own.captured(eps), span.captured(eps)
-            plain_total += held
-            energy = energies[name] or 1.0
-            found[name] = ModuleCapture(energies[name], held / energy, all_held / energy)
-    return GradientCapture(plain_total / total, _together(parameters, spans, eps) / total, found)
+            felt = own.felt()
+            plain_total, felt_total = plain_total + held, felt_total + felt
+            energy, nuclear = energies[name] or 1.0, nuclears[name] or 1.0
+            found[name] = ModuleCapture(energies[name], held / energy, all_held / energy, felt / nuclear)
+    nuclear = felt_total / sum(nuclears.values())
+    return GradientCapture(plain_total / total, _together(parameters, spans, eps) / total, nuclear, found)
+
+
+def best_capture(
+    model: nn.Module, modules: Iterable[str], batches: Iterable[Any], r: int, loss: Loss | None = None
+) -> GradientCapture:
+    """What the best r directions u_i v_i^T in each of these linear modules hold: the gradient's own singular vectors.
+
+    ``modules`` are names within the model; the rest, and what is refused, is as in ``gradient_capture``.
+    """
+    whole_number("r", r, 1)
+    inside = dict(model.named_modules())
+    if absent := [name for name in modules if name not in inside]:
+        raise ValueError(f"the model has no module {shown(absent[0])}")
+    gradients = task_gradients(model, {name: inside[name] for name in modules}, batches, loss)
+    sizes = {name: torch.linalg.svdvals(g) for name, g in gradients.items()}
+    energy, nuclear = (sum(float(s.pow(p).sum()) for s in sizes.values()) for p in (2, 1))
+    if not energy:
+        raise ValueError("the gradient is zero in every module, so no share of it is defined")
+    found = {}
+    for name, s in sizes.items():
+        own = float(s.square().sum())
+        held, felt = float(s[:r].square().sum()) / (own or 1.0), float(s[:r].sum() / (s.sum() or 1.0))
+        found[name] = ModuleCapture(own, held, held, felt)
+    share = sum(float(s[:r].square().sum()) for s in sizes.values()) / energy
+    return GradientCapture(share, share, sum(float(s[:r].sum()) for s in sizes.values()) / nuclear, found)
 
 
 def _together(parameters: Mapping[str, Any], spans: Mapping[str, Tensor], eps: float) -> float:

@@ -37,5 +37,5 @@ for command in (
     studies.study,
 ):
     app.command()(command)
-for command in (own_data.train, own_data.predict):
+for command in (own_data.train, own_data.predict, own_data.reach):
     app.command()(command)

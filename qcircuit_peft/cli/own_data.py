@@ -1,4 +1,4 @@
-"""``qcircuit-peft train`` and ``predict``: fine-tune a model on a table of one's own, and label another with it."""
+"""``qcircuit-peft train``, ``predict`` and ``reach``: on a table of one's own, fine-tune, label, or look first."""
 
 import shlex
 import sys
@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from qcircuit_peft.cli.program import Quiet, console, errors, table
+from qcircuit_peft.cli.program import (
+    AsCsv,
+    AsJson,
+    Depths,
+    OutFile,
+    Plot,
+    Quiet,
+    Rows,
+    console,
+    errors,
+    numbers,
+    save,
+    table,
+)
 from qcircuit_peft.cli.progress import progress
 from qcircuit_peft.text import printable, shortened
 
@@ -120,3 +133,64 @@ def predict(
     with progress("rows", quiet) as advance:
         rows = run(adapter, data, out, encoding=encoding, delimiter=delimiter, progress=advance)
     print(printable(f"{rows:,} rows in {out}"))
+
+
+def reach(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="as for train")],
+    model: Annotated[str, typer.Option(help="the pretrained model: a folder, or a name on the Hugging Face hub")],
+    text: Annotated[str | None, typer.Option(help="the column of the texts")] = None,
+    text2: Annotated[str | None, typer.Option(help="the column of the second texts, where there are pairs")] = None,
+    image: Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")] = None,
+    label: Annotated[str, typer.Option(help="the column of the classes, or numbers")] = "label",
+    regression: Annotated[bool, typer.Option("--regression", help="the labels are numbers")] = False,
+    rank: Annotated[int, typer.Option(help="the rank r of all circuits")] = 16,
+    layers: Depths = "0,1,2,4",
+    circuit: Annotated[str, typer.Option(help="a shipped circuit, or the path of a .toml file")] = "simplified_two_design",  # noqa: E501
+    share: Annotated[str, typer.Option(help="which modules have one pair of circuits: none, kind or shape")] = "kind",
+    core: Annotated[bool, typer.Option("--core", help="r x r numbers between the circuits instead of r")] = False,
+    targets: Annotated[str | None, typer.Option(help="the linear layers to adapt; by the model's family")] = None,
+    epochs: Annotated[int, typer.Option(help="passes over the data that train the new head first")] = 1,
+    batches: Annotated[int, typer.Option(help="batches of which the gradient is taken")] = 20,
+    batch: Annotated[int, typer.Option(help="inputs a batch")] = 32,
+    steps: Annotated[int, typer.Option(help="steps that fit the angles")] = 300,
+    seed: Annotated[int, typer.Option(help="draws what is random")] = 0,
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    out: OutFile = None,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How much of a task circuits can see before they are trained, at each number of layers, random and fitted.
+
+    The head is trained first. share: of the gradient's energy, in the directions of lambda; nuclear: as Adam feels it.
+
+    qcircuit-peft reach questions.csv --text question --label kind --model MODEL --rank 16 --layers 0:4
+    """
+    from qcircuit_peft.analysis.tables import to_text
+    from qcircuit_peft.fine_tuning import Columns, Settings, headed
+    from qcircuit_peft.reach import compare_captures, depths, reach_figure
+    from qcircuit_peft.tasks import quiet as silence
+
+    silence()
+    form = Rows(as_csv, as_json, out)
+    more = {"share": None if share == "none" else share, "seed": seed}
+    more |= {"factorization": "shared_core"} if core else {}
+    if Path(data).is_dir() and text is None and image is None:
+        image = "image"
+    columns = Columns(text=text, text2=text2, image=image, label=label)
+    named = tuple(filter(None, (targets or "").split(",")))
+    settings = Settings(model, columns, regression, targets=named, epochs=epochs, batch=batch, seed=seed)
+    configs = depths(list(named), rank, numbers(layers), circuit, **more)  # what is wrong is said before the training
+    options = {"encoding": encoding, "delimiter": delimiter, "batches": batches}
+    with progress("head", quiet) as advance:
+        given = headed(data, settings, progress=lambda step, of, loss: advance(step, of, f"loss {loss:.2f}"), **options)
+    for config in configs.values():
+        config.target_modules = set(given.targets)
+    with progress("adapters", quiet) as advance:
+        rows = compare_captures(given.model, configs, given.batches, steps=steps, seed=seed, progress=advance)
+    if plot is not None:
+        save(reach_figure(rows, configs), plot)
+    if not form.tell(rows):
+        print(to_text(rows))

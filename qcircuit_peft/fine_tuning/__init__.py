@@ -7,7 +7,7 @@ classes, ``task.json`` (which columns are read, how numbers were scaled), a mode
 from qcircuit_peft.fine_tuning.card import card, plot, written
 from qcircuit_peft.fine_tuning.predict import Predictor, predict
 from qcircuit_peft.fine_tuning.settings import ADAPTERS, PLOT, Figures, Settings
-from qcircuit_peft.fine_tuning.train import fine_tune
+from qcircuit_peft.fine_tuning.train import Headed, fine_tune, headed
 from qcircuit_peft.tasks.examples import Columns
 
 __all__ = [
@@ -15,10 +15,12 @@ __all__ = [
     "PLOT",
     "Columns",
     "Figures",
+    "Headed",
     "Predictor",
     "Settings",
     "card",
     "fine_tune",
+    "headed",
     "plot",
     "predict",
     "written",

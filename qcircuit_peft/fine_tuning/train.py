@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel, save_as_lora
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft import checks, files
@@ -30,6 +31,7 @@ from qcircuit_peft.fine_tuning.settings import (
     place_of,
 )
 from qcircuit_peft.methods import CIRCUITS, shapes
+from qcircuit_peft.rates import RATES
 from qcircuit_peft.tasks.data import Split, Splits
 from qcircuit_peft.tasks.examples import Examples, examples, held_out
 from qcircuit_peft.tasks.metrics import METRICS
@@ -104,6 +106,58 @@ def adapted(settings: Settings, task: Task) -> PeftModel:
     return found
 
 
+@dataclass(frozen=True)
+class Headed:
+    """A pretrained model whose new head alone has been trained, the layers to adapt, and batches of the table."""
+
+    model: nn.Module
+    targets: list[str]
+    batches: list[dict[str, Tensor]]
+
+
+def headed(
+    data: Source,
+    settings: Settings,
+    *,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
+    batches: int = 20,
+    progress: Progress | None = None,
+) -> Headed:
+    """What to measure before an adapter is trained: the gradient through a head that knows nothing tells nothing.
+
+    The head trains for ``settings.epochs``; ``batches`` of the training rows, at most, are given back. Raises
+    ValueError for what ``read`` refuses, and KeyboardInterrupt where Ctrl-C ends the training.
+    """
+    checks.whole_number("batches", batches, 1)
+    task, _ = _task(settings, read(data, settings, encoding, delimiter)[1])
+    torch.manual_seed(settings.seed)
+    model, heads = load(task)
+    targets, encode = list(settings.targets) or targets_of(model), Encoder(task)
+    trained = [p for name in heads for p in model.get_submodule(name).requires_grad_(True).parameters()]
+    rows = encode.rows(task.splits().train)
+    with TemporaryDirectory() as folder:
+        done = fit(
+            model,
+            [{"params": trained, "lr": RATES["heads"]}],
+            rows,
+            Path(folder),
+            epochs=settings.epochs,
+            collate=encode.collate,
+            seed=settings.seed,
+            batch=settings.batch,
+            progress=progress,
+        )
+    if not done.finished:
+        raise KeyboardInterrupt
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    chosen = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)][:batches]
+    device = next(model.parameters()).device
+    some = [encode.collate([rows[at] for at in places]) for places in chosen]
+    model.requires_grad_(False)
+    return Headed(model, targets, [{name: x.to(device) for name, x in batch.items()} for batch in some])
+
+
 def fine_tune(
     data: Source,
     out: Path,
@@ -132,8 +186,7 @@ def fine_tune(
             f"{settings.method!r}; ask for the merged model"
         )
     found, splits = read(data, settings, encoding, delimiter)
-    numbers = _scaled(splits.train) if settings.regression else (0.0, 1.0)
-    task = _task(settings, Splits(*(_rescaled(split, numbers) for split in splits)))
+    task, numbers = _task(settings, splits)
     signature = json.dumps({**asdict(settings), "inputs": len(found.inputs), "names": found.names}, indent=1)
     _claim(out, signature, resume)
     torch.manual_seed(settings.seed)
@@ -209,11 +262,14 @@ def _claim(out: Path, signature: str, resume: bool) -> None:
         raise ValueError(f"{name} is not empty; name another folder{again}")
 
 
-def _task(settings: Settings, splits: Splits) -> Task:
-    return Task(
+def _task(settings: Settings, splits: Splits) -> tuple[Task, tuple[float, float]]:
+    """The task that is trained on, and the mean and the deviation by which its numbers are scaled."""
+    numbers = _scaled(splits.train) if settings.regression else (0.0, 1.0)
+    scaled = Splits(*(_rescaled(split, numbers) for split in splits))
+    task = Task(
         settings.kind,
         lambda: settings.model,
-        lambda: splits,
+        lambda: scaled,
         settings.targets,
         settings.targets,
         settings.epochs,
@@ -222,6 +278,7 @@ def _task(settings: Settings, splits: Splits) -> Task:
         kind=settings.kind,
         max_length=settings.max_length,
     )
+    return task, numbers
 
 
 def _scaled(split: Split) -> tuple[float, float]:

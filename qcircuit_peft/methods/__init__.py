@@ -2,7 +2,7 @@
 
 from qcircuit_peft.methods.base import BASE, Lisa
 from qcircuit_peft.methods.chosen import DEMO, HEAD_RATE, Chosen
-from qcircuit_peft.methods.circuit import CIRCUITS, UPDATED, circuits, without_entanglers
+from qcircuit_peft.methods.circuit import CIRCUITS, UPDATED, circuits
 from qcircuit_peft.methods.method import (
     TRAINED,
     Adapter,
@@ -42,5 +42,4 @@ __all__ = [
     "shapes",
     "stored",
     "trained_numbers",
-    "without_entanglers",
 ]

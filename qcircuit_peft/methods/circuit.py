@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from itertools import combinations, count
 from typing import Any
@@ -11,10 +10,9 @@ from peft import PeftConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qcircuit_peft.ansatz import Ansatz, Step, load
+from qcircuit_peft.ansatz import load, without_entanglers
 from qcircuit_peft.factorizations.quanta import quanta
 from qcircuit_peft.frames import CircuitFrame
-from qcircuit_peft.gates import GATES
 from qcircuit_peft.methods.method import Adapter, Attach, Count, Method, Shape, shapes
 from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
 from qcircuit_peft.methods.updates import UpdateConfig
@@ -25,31 +23,6 @@ ANSATZ, SCALE = "simplified_two_design", 8
 _RATES = (5e-3, 2e-2, 5e-2)  # of lambda
 _ANGLES = {"lambdas": 1.0, "angles": 2.5}
 _SOURCE = "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431"
-
-
-def without_entanglers(ansatz: Ansatz) -> Ansatz:
-    """The same family without its gates on two wires, so with the same angles; its circuits make product states only.
-
-    Raises ValueError if a gate on two wires has angles, since the control would train fewer.
-
-    >>> [step.gates for step in without_entanglers(load("simplified_two_design")).layer]
-    [('RY',), ('RY',)]
-    """
-    if ansatz.fixed is not None:
-        raise ValueError(f"the control no_entanglers is for a family of circuits, but {ansatz.name!r} is one circuit")
-    parts = {}
-    for part in ("first", "layer", "last"):
-        kept = []
-        for step in getattr(ansatz, part):
-            if turned := [gate for gate in step.gates if GATES[gate].wires > 1 and GATES[gate].angles]:
-                raise ValueError(
-                    f"the control no_entanglers keeps the number of angles, but {ansatz.name!r} has angles in its "
-                    f"gates on two wires, {', '.join(turned)}"
-                )
-            if gates := tuple(gate for gate in step.gates if GATES[gate].wires == 1):
-                kept.append(Step(gates, step.on))
-        parts[part] = tuple(kept)
-    return replace(ansatz, **parts)
 
 
 def linear_layers(model: nn.Module) -> list[str]:

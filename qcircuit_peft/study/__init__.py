@@ -3,7 +3,7 @@
 ``Study`` relates circuits to accuracy; ``Field`` compares methods, each at its best rate.
 """
 
-from qcircuit_peft.methods import without_entanglers
+from qcircuit_peft.ansatz import without_entanglers
 from qcircuit_peft.study.export import export_peft
 from qcircuit_peft.study.field import Entry, Field, Outcome
 from qcircuit_peft.study.plan import Grid, Point, Study

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qcircuit_peft import checks
-from qcircuit_peft.ansatz import Ansatz, load
+from qcircuit_peft.ansatz import Ansatz, load, without_entanglers
 from qcircuit_peft.checks import whole_number, whole_numbers
 from qcircuit_peft.frames.circuit import MAX_LAYERS
-from qcircuit_peft.methods import without_entanglers
 from qcircuit_peft.study.folder import check_keys, read_plan
 from qcircuit_peft.text import shown
 
