@@ -23,7 +23,9 @@ def main(task: str = "trec", seed: int = 0, batches: int = 20) -> None:
     quiet()
     train, chosen = TASKS[task].splits().train, TASKS[task]
     rows = [{"text": x, "label": train.names[y]} for x, y in zip(train.inputs, train.labels.tolist(), strict=True)]
-    settings = Settings(str(chosen.folder()), Columns(text="text"), targets=tuple(chosen.lora_targets), epochs=1, seed=seed)
+    settings = Settings(
+        str(chosen.folder()), Columns(text="text"), targets=tuple(chosen.lora_targets), epochs=1, seed=seed
+    )
     given = headed(rows, settings, batches=batches)
     found: list[Reach] = []
     for r, more in ((16, {}), (8, {"factorization": "shared_core"})):

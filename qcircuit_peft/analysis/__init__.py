@@ -3,6 +3,8 @@
 from qcircuit_peft.analysis.capacity import Capacity, capacity, saturation
 from qcircuit_peft.analysis.capture import GradientCapture, best_capture, gradient_capture
 from qcircuit_peft.analysis.expressibility import Expressibility, expressibility, frame_potentials
+from qcircuit_peft.analysis.fisher import FisherSpectrum, fisher_spectrum
+from qcircuit_peft.analysis.fourier import FourierSeries, fourier_series, frequencies
 from qcircuit_peft.analysis.gradients import decay, gradient_variance
 from qcircuit_peft.analysis.haar import haar_states, haar_value
 from qcircuit_peft.analysis.hardware import Perturbed, evaluate_under_noise
@@ -19,6 +21,8 @@ __all__ = [
     "Candidate",
     "Capacity",
     "Expressibility",
+    "FisherSpectrum",
+    "FourierSeries",
     "GradientCapture",
     "Metric",
     "Perturbed",
@@ -30,7 +34,10 @@ __all__ = [
     "entanglement_report",
     "evaluate_under_noise",
     "expressibility",
+    "fisher_spectrum",
+    "fourier_series",
     "frame_potentials",
+    "frequencies",
     "gradient_capture",
     "gradient_variance",
     "haar_states",

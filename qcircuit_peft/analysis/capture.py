@@ -80,7 +80,8 @@ class _Span:
         return float((columns.mT @ vector)[lengths > 0].abs().div(lengths[lengths > 0]).sum())
 
 
-def _own_loss(model: nn.Module, batch: Any) -> Tensor:
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The model's own loss of a batch with labels; raises ValueError for a batch that is no table, or has none."""
     loss = getattr(model(**batch), "loss", None) if isinstance(batch, Mapping) else None
     if loss is None:
         found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
@@ -156,7 +157,7 @@ def task_gradients(
 
     with _measuring(model, modules, probe), torch.enable_grad():
         for batch in batches:
-            value = (loss or _own_loss)(model, batch)
+            value = (loss or own_loss)(model, batch)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ValueError(f"a loss is one number for a batch, got {shown(value)}")
             if value.requires_grad:
