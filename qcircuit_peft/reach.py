@@ -64,7 +64,7 @@ def _attached(model: nn.Module, config: PeftConfig) -> Iterator[nn.Module]:
 
 
 def depths(
-    targets: Sequence[str] | str,
+    targets: list[str] | str,
     r: int = 16,
     layers: Iterable[int] = (0, 1, 2, 4),
     ansatz: str | Ansatz = "simplified_two_design",
