@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
+from qcircuit_peft import plotting
 from qcircuit_peft.analysis.capture import GradientCapture, Loss, best_capture, gradient_capture
 from qcircuit_peft.ansatz import Ansatz, load, without_entanglers
 from qcircuit_peft.calibration import calibrate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 RANDOM, FITTED, BEST = "random", "fitted", "best"
-_LORA = "LoRA, r = 1"
+_LORA, _PLAIN = "LoRA, r = 1", ", no entanglers"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def depths(
     family = load(ansatz)
     found = {}
     for depth in layers:
-        for title, chosen in ((f"L = {depth}", family), (f"L = {depth}, no entanglers", without_entanglers(family))):
+        for title, chosen in ((f"L = {depth}", family), (f"L = {depth}{_PLAIN}", without_entanglers(family))):
             if depth or chosen is family:
                 found[title] = QCircuitConfig(r=r, layers=depth, ansatz=chosen, target_modules=targets, **settings)
     return found
@@ -140,28 +141,33 @@ def compare_captures(
     return rows
 
 
+@plotting.styled
 def reach_figure(rows: Sequence[Reach], configs: Mapping[str, QCircuitConfig]) -> "matplotlib.figure.Figure":
     """The share against L, of circuits with entangling gates and without, random and fitted, below their limits."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for plain, style in ((False, "-"), (True, ":")):
-        for start, color in ((FITTED, "C0"), (RANDOM, "C7")):
-            points = [
-                (configs[row.name].layers, row.share)
-                for row in rows
-                if row.start == start and row.name in configs and row.name.endswith("no entanglers") == plain
-            ]
-            if points:
-                what = f"{start}, {'no entangling gates' if plain else 'entangling'}"
-                axes.plot(*zip(*sorted(points), strict=True), style, color=color, marker="o", ms=4, label=what)
+    figure, [axes] = plotting.panels()
+    kinds = (
+        (FITTED, False, plotting.series(0)),
+        (FITTED, True, plotting.series(1)),
+        (RANDOM, False, plotting.CONTROL | {"marker": "o"}),
+        (RANDOM, True, plotting.CONTROL | {"marker": "s"}),
+    )
+    depths = sorted({config.layers for config in configs.values()})
+    ends = []
+    for start, plain, style in kinds:
+        points = sorted(
+            (configs[row.name].layers, row.share)
+            for row in rows
+            if row.start == start and row.name in configs and row.name.endswith(_PLAIN) == plain
+        )
+        if points:
+            axes.plot(*zip(*points, strict=True), **style)
+            ends.append((*points[-1], f"{start}{_PLAIN if plain else ''}", style["color"]))
     for row in rows:
         if row.name not in configs:
-            axes.axhline(row.share, color="0.6", lw=0.8)
-            axes.annotate(f"{row.name}, {row.start}", (1, row.share), xycoords=("axes fraction", "data"),
-                          ha="right", va="bottom", size=8)  # fmt: skip
-    depth = sorted({config.layers for config in configs.values()})
-    axes.set(xlabel="layers L", ylabel="share of the gradient's energy", yscale="log", xticks=depth)
-    axes.legend(fontsize=8)
+            axes.axhline(row.share, color=plotting.GREY, linestyle=":")
+            name = f"best of {row.name}" if row.start == BEST else row.name
+            ends.append((depths[-1], row.share, name, plotting.GREY))
+    axes.set(xlabel="layers L", ylabel="share of the gradient's energy", yscale="log")
+    plotting.ticks(axes.xaxis, depths)
+    plotting.name_ends(axes, ends)
     return figure
