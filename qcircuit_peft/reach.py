@@ -145,7 +145,7 @@ def compare_captures(
 def reach_figure(rows: Sequence[Reach], configs: Mapping[str, QCircuitConfig]) -> "matplotlib.figure.Figure":
     """The share against L, of circuits with entangling gates and without, random and fitted, below their limits."""
     figure, [axes] = plotting.panels()
-    kinds = (
+    kinds: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         (FITTED, False, plotting.series(0)),
         (FITTED, True, plotting.series(1)),
         (RANDOM, False, plotting.CONTROL | {"marker": "o"}),
