@@ -34,6 +34,7 @@ FILES = (
     "test_encoder_decoder_models.py",
     "test_feature_extraction_models.py",
     "test_seq_classifier.py",
+    "test_target_parameters.py",
 )
 
 # Tests that fail: a pattern of their names, what they say, and why. One of them that passes is told, too.
@@ -140,6 +141,13 @@ def whole_models(task: str) -> list[tuple[type, dict[str, Any]]]:
     return found
 
 
+def on_parameters(rows: list[Any], folder: Path) -> list[tuple[Any, ...]]:
+    """PEFT's rows for target_parameters, for circuits."""
+    targets = ("task_type", "target_modules", "target_parameters")
+    kept = ({name: fields[name] for name in targets} for _, _, fields in rows)
+    return [(stand_in(row[0], folder), QCircuitConfig, R | fields) for row, fields in zip(rows, kept, strict=True)]
+
+
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -157,7 +165,10 @@ BART = {"d_model": 32, "vocab_size": 1024, "max_position_embeddings": 64} | {
 }
 OPT = {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 128}
 # Architectures by the end of their names on the Hub: the class of the model, and its size.
+EXPERTS = {**HALF, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
 STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny-GptOssForCausalLM": ("GptOss", EXPERTS),
+    "tiny-Llama4ForCausalLM": ("Llama4Text", {**EXPERTS, "intermediate_size_mlp": 64, "num_experts_per_tok": 1}),
     "OPTForCausalLM": ("OPT", OPT),
     "GPT2LMHeadModel": ("GPT2", GPT),
     "gpt2": ("GPT2", GPT),
@@ -176,7 +187,12 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "RobertaForSequenceClassification": ("Roberta", SMALL),
     "LlamaForSequenceClassification-3.2": ("Llama", {**HALF, "num_labels": 1, "pad_token_id": 0}),
 }
-CLASSES = {"Gemma3Text": "Gemma3ForCausalLM", "OPT": "OPTForCausalLM", "GPT2": "GPT2LMHeadModel"}
+CLASSES = {
+    "Gemma3Text": "Gemma3ForCausalLM",
+    "Llama4Text": "Llama4ForCausalLM",
+    "OPT": "OPTForCausalLM",
+    "GPT2": "GPT2LMHeadModel",
+}
 
 
 def stand_in(name: str, folder: Path) -> str:
@@ -208,6 +224,7 @@ def stand_in(name: str, folder: Path) -> str:
 # What PEFT's tests import, but need only for what is on the Hub: what takes its place.
 NEEDLESS = {
     "from datasets import load_dataset\n": "load_dataset = lambda *given, **more: pytest.skip('needs the Hub')\n",
+    '"lora.ParamWrapper does not support': '"does not support',
     "from diffusers import StableDiffusionPipeline\n": "class StableDiffusionPipeline: ...\n",
 }
 
@@ -237,6 +254,9 @@ class Suite:
             "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": pairs,
             "ALL_CONFIGS": lambda: whole_models(task),
         }
+        if module.__name__.endswith("test_target_parameters"):
+            rows = on_parameters(module.ALL_CONFIGS, self.folder / "models")
+            tables["ALL_CONFIGS"] = lambda: rows
         for name, table in vars(module).items():
             if isinstance(table, list) and name in tables:
                 table[:] = tables[name]()

@@ -375,10 +375,7 @@ def test_merging_a_module_of_two_names_is_refused_and_an_alias_of_a_container_is
         assert torch.allclose(net(x), before, atol=1e-5)
 
 
-def test_weighted_sums_and_two_adapters_with_biases_are_refused() -> None:
-    net = adapted("bert")
-    with pytest.raises(ValueError, match="angles do not add up"):
-        net.add_weighted_adapter(["default"], [1.0], "sum")
+def test_two_adapters_with_biases_are_refused() -> None:
     with pytest.raises(ValueError, match="supports only 1 adapter with bias"):
         made = get_peft_model(bert(), config("bert", bias="all"))
         made.add_adapter("second", config("bert", bias="all"))

@@ -192,7 +192,8 @@ def task_outputs(
 def check_dense(name: str, module: Any) -> None:
     """Raise ValueError for an adapted module that is no linear layer, whose inputs are not multiplied by its weight."""
     base = module.get_base_layer()
-    if not is_linear(base, quantized=True):  # what is of no kind may be a quantized layer
+    dense = module.map.dense if isinstance(module, QCircuitLinear) else is_linear(base, quantized=True)
+    if not dense:
         raise ValueError(f"gradients are measured of linear layers, but {name!r} is a {type(base).__name__}")
 
 

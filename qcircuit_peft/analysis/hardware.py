@@ -12,13 +12,17 @@ from qcircuit_peft.backends import Backend, estimated_columns, find_backend, mea
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.factorizations.parts import Built, make
+from qcircuit_peft.frames.stacked import Stacked
 from qcircuit_peft.interop import lower, places
 from qcircuit_peft.tuner.layer import QCircuitLinear
 
 
 @dataclass(frozen=True)
 class Perturbed:
-    """A weight update as it was measured, (out, in), and its Frobenius distance to the exact one, of norm ``norm``."""
+    """A weight update as it was measured, (out, in), and its Frobenius distance to the exact one, of norm ``norm``.
+
+    Of fused experts it is the stack of all updates.
+    """
 
     delta: Tensor
     distance: float
@@ -82,7 +86,8 @@ def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[s
             f"such as 'svd'"
         )
     measured = {}
-    for part, frame in built.items():
+    for part, whole in built.items():
+        frame = whole.frame if isinstance(whole, Stacked) else whole
         parts = list(frame.circuits())
         if len(parts) != 1:
             raise ValueError(
@@ -96,7 +101,9 @@ def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[s
             )
         on = settings["backend"]
         estimate = _on_device if isinstance(on, Backend) else estimated_columns
-        measured[part] = estimate(parts[0][1], values[part], frame.k, **settings)[0]
+        each = values[part].unflatten(0, (whole.count, -1)) if isinstance(whole, Stacked) else values[part][None]
+        found = [estimate(parts[0][1], angles, frame.k, **settings)[0] for angles in each]
+        measured[part] = torch.stack(found) if isinstance(whole, Stacked) else found[0]
     delta, true = factors.delta({**values, **measured}), factors.delta(make(factors, values))
     return Perturbed(delta, float((delta - true).norm()), float(true.norm()))
 

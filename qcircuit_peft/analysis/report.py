@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from math import prod
 from typing import Any
 
@@ -12,7 +13,8 @@ from qcircuit_peft.analysis.adapters import measured_adapters
 from qcircuit_peft.analysis.entanglement import entropy_of, entropy_profile
 from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
 from qcircuit_peft.ansatz import wire_dims
-from qcircuit_peft.factorizations.parts import Acting, frames, initial, make, sizes
+from qcircuit_peft.factorizations.fused import Fused
+from qcircuit_peft.factorizations.parts import Acting, Factorization, frames, initial, make, sizes
 from qcircuit_peft.frames.kind import Spec
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers, generators
 
@@ -68,30 +70,37 @@ def entanglement_report(
     True
     """
     wanted = measured_adapters(model, adapter)
-    names = {module: name.removeprefix(_PREFIX) for name, module in adapted_layers(model)}
+    paths = {module: name.removeprefix(_PREFIX) for name, module in adapted_layers(model)}
     rows = []
     with torch.no_grad():
         for _, module, chosen in wanted:
-            start = _initial(model, module, names, chosen, before)
-            rows += _layer_rows(module, names[module], chosen, start, operators)
+            start, name = _initial(model, module, paths, chosen, before), module.named(paths[module])
+            factors = module.factors[chosen]
+            values = {part: p.detach().double() for part, p in module.values(chosen).items()}
+            if isinstance(factors, Fused):
+                starts = factors.each(start) if start is not None else repeat(None)
+                for index, (now, then) in enumerate(zip(factors.each(values), starts, strict=False)):
+                    rows += _layer_rows(module, factors.factors, now, f"{name}.{index}", chosen, then, operators)
+            else:
+                rows += _layer_rows(module, factors, values, name, chosen, start, operators)
     return rows
 
 
 def _initial(
-    model: Any, module: QCircuitLinear, names: Mapping[Any, str], adapter: str, before: Mapping[str, Tensor] | None
+    model: Any, module: QCircuitLinear, paths: Mapping[Any, str], adapter: str, before: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor] | None:
     """The parameters of the frames at the start, by part; None if nobody knows them."""
     config, found = model.peft_config[adapter], {}
     for part, frame in frames(module.factors[adapter]).items():
         holder = module.lenders[adapter].get(part, module)  # of a part that layers share
-        name, factors = names[holder], holder.factors[adapter]
+        path, factors = paths[holder], holder.factors[adapter]
         if before is None:
-            drawn = generators(config.seed, name, sizes(factors))
+            drawn = generators(config.seed, holder.named(path), sizes(factors))
             if drawn is None:
                 return None
             found[part] = initial(factors, config.init, drawn)[part]
             continue
-        key = f"{_PREFIX}{name}.qcircuit_{part}"
+        key = f"{_PREFIX}{path}.qcircuit_{part}"
         if key not in before or before[key].shape != (frame.n_parameters,):
             got = tuple(before[key].shape) if key in before else "none"
             raise ValueError(
@@ -102,10 +111,14 @@ def _initial(
 
 
 def _layer_rows(
-    module: Any, layer: str, adapter: str, before: dict[str, Tensor] | None, operators: bool
+    module: Any,
+    factors: Factorization,
+    values: dict[str, Tensor],
+    layer: str,
+    adapter: str,
+    before: dict[str, Tensor] | None,
+    operators: bool,
 ) -> Iterator[LayerEntanglement]:
-    factors = module.factors[adapter]
-    values = {part: p.detach().double() for part, p in module.values(adapter).items()}
     for part, frame in frames(factors).items():
         now = values[part]
         own = [circuit for _, circuit, _ in frame.circuits()]

@@ -88,6 +88,7 @@ class QPAConfig(PeftConfig):
     noise: Noise | dict[str, float] | None = None
     generator: dict[str, Any] | None = None
     init_weights: bool = True
+    library: str | None = None  # what a file says of who wrote it; it changes nothing
     target_modules: _OfBase = _OfBase()
     exclude_modules: _OfBase = _OfBase()
 

@@ -1,7 +1,10 @@
 """Circuit adapters for any PyTorch model, through Hugging Face PEFT. Importing this registers them with PEFT."""
 
+from peft import PeftModel
+
 from qcircuit_peft.tuner.adaptive import AdaptiveRank, Allocator
 from qcircuit_peft.tuner.callback import AdaptiveRankCallback
+from qcircuit_peft.tuner.card import hook_cards
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
@@ -18,6 +21,7 @@ from qcircuit_peft.tuner.register import (
 )
 
 register("qcircuit", QCircuitConfig, QCircuitModel)
+hook_cards(PeftModel)
 hook_checkpoints()
 hook_conversion()
 hook_deletion()

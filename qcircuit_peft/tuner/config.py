@@ -19,7 +19,7 @@ from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS
 from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
-from qcircuit_peft.tuner.saving import MAX_CONFIG, settle
+from qcircuit_peft.tuner.saving import LIBRARY, MAX_CONFIG, VERSION, settle
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
 DEFAULT_R = 16
@@ -31,7 +31,8 @@ _CIRCUIT_KEYS = (
     *("factorization", "factorization_options", "share", "init", "seed", "train_angles", "quantization"),
 )
 CIRCUIT_FIELDS = ("ansatz", "layers", "width", "backend")  # options of the frame "circuit"
-_SHARE = ("kind", "shape")
+TERM = ("r", "alpha", "rank_pattern", "alpha_pattern", "target_modules", "circuit")  # what a term says
+_SHARE = ("experts", "kind", "shape")
 _BIAS = ("none", "all", "qcircuit_only")
 
 
@@ -63,8 +64,8 @@ class QCircuitConfig(PeftConfig):
     intrinsic_rank_pattern: the frame's option ``intrinsic_rank`` by module name, for frames that have it.
     share: None, each module has circuits of its own; "kind", modules whose names differ only in the numbers of blocks,
         such as all query projections, share theirs, and each keeps its own lambda; "shape", all modules of equal width
-        do. Shared parameters are stored, generated and saved once. The factorization has to have frames. "shared_core"
-        is for sharing: left out, it has "kind".
+        do; "experts", those experts do that are in one parameter. Shared parameters are stored, generated and saved
+        once. The factorization has to have frames. "shared_core" is for sharing: left out, it has "kind".
     backend: as in ``columns``.
     width: "qudit", "shannon" or "auto": how widths that are not a power of two are reached (``CircuitFrame``).
     init: how the angles start: "uniform" in [0, 2 pi), "normal" or "zeros". lambda starts at 0.
@@ -73,8 +74,14 @@ class QCircuitConfig(PeftConfig):
     train_angles: False freezes the angles, so that only lambda is trained (the control experiment).
     quantization: a ``Quantization`` or its fields: parameters are used with few bits, in training too, and saved
         packed. Loaded again they are those that were used; the full-precision ones are kept only with packed=False.
+    target_parameters: parameters by the ends of their names, as in LoRA: fused experts, such as
+        ["experts.gate_up_proj", "experts.down_proj"], each expert with circuits of its own unless they ``share``, and
+        other matrices. exclude_modules and layers_to_transform hold for them, too; target_modules may be [].
     target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save, bias, task_type: as in LoRA;
         bias is "none", "all" or "qcircuit_only".
+    terms: the adapters whose weighted sum this one is, as ``add_weighted_adapter`` makes it: what of a configuration
+        says what an update is, and on which modules. All else that is said of updates here does not hold then.
+    library: what a file says of who wrote it; it changes nothing.
     fan_in_fan_out: accepted for LoRA's sake; the layer's type decides.
     circuit: the stored form of the update, as found in adapter_config.json; it replaces the fields that it holds.
 
@@ -105,6 +112,7 @@ class QCircuitConfig(PeftConfig):
     quantization: Quantization | dict[str, Any] | None = None
     target_modules: str | list[str] | set[str] | None = None
     exclude_modules: str | list[str] | set[str] | None = None
+    target_parameters: list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -112,11 +120,13 @@ class QCircuitConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     bias: str = "none"
     fan_in_fan_out: bool = False
+    terms: list[dict[str, Any]] | None = None
+    library: str | None = None
     circuit: dict[str, Any] | None = None
 
     # How an adapter starts, is trained and computed: numbers that are loaded mean the same whatever these are.
     incidental: ClassVar[set[str]] = {
-        *("backend", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles"),
+        *("backend", "fan_in_fan_out", "init", "init_weights", "seed", "target_parameters", "train_angles"),
         *INCIDENTAL,
     }
 
@@ -166,6 +176,11 @@ class QCircuitConfig(PeftConfig):
             whole_number("seed", self.seed, 0)
         for name in ("train_angles", "init_weights"):
             boolean(name, getattr(self, name))
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                "dropout is for inputs, of which target_parameters see none, so that it is 0 with them, "
+                f"got {self.dropout}"
+            )
         if self.quantization is not None:
             self.quantization = Quantization.from_dict(self.quantization)
         for name in ("rank_pattern", "intrinsic_rank_pattern", "alpha_pattern"):
@@ -192,7 +207,7 @@ class QCircuitConfig(PeftConfig):
             )
             for index in several:
                 whole_number("an entry of layers_to_transform", index, 0)
-        for name in ("layers_pattern", "modules_to_save"):
+        for name in ("layers_pattern", "modules_to_save", "target_parameters"):
             texts(name, getattr(self, name), single=name == "layers_pattern")
         for value in [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or ():
             checks.pattern("layers_pattern", value)
@@ -203,6 +218,19 @@ class QCircuitConfig(PeftConfig):
         for name in ("layers_to_transform", "layers_pattern"):
             if getattr(self, name) is not None and isinstance(self.target_modules, str):
                 raise ValueError(f"{name} works with a list of target_modules, got the pattern {self.target_modules!r}")
+
+        if self.terms is not None:
+            if not isinstance(self.terms, list) or not self.terms:
+                raise ValueError(f"terms is a list of tables, got {shown(self.terms)}")
+            self.term_configs()
+
+    def term_configs(self) -> "list[QCircuitConfig]":
+        """A configuration for each of ``terms``; raises ValueError for what is none."""
+        for term in self.terms or ():
+            checks.keys("a term of an adapter", term, TERM, needed=TERM)
+            if term["circuit"] is None:
+                raise ValueError("the circuit of a term of an adapter is a table, got None")
+        return [QCircuitConfig(**term) for term in self.terms or ()]
 
     def _take_circuit_options(self) -> None:
         """Move ansatz, layers, width and backend from ``frame_options``, where they may be too, to their fields."""
@@ -244,6 +272,8 @@ class QCircuitConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, all about the circuit under the one key ``circuit``."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_CIRCUIT_KEYS, "circuit")}
+        if self.terms is not None:
+            plain["terms"] = [_plain_term(term) for term in self.terms]
         circuit = {key: getattr(self, key) for key in _CIRCUIT_KEYS}
         circuit["ansatz"] = load(self.ansatz).to_dict()
         circuit["quantization"] = self.quantization and asdict(Quantization.from_dict(self.quantization))
@@ -269,8 +299,13 @@ class QCircuitConfig(PeftConfig):
         return kwargs
 
 
+def _plain_term(term: dict[str, Any]) -> dict[str, Any]:
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in term.items()}
+
+
 def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
     """Write adapter_config.json whole or not at all; raises ValueError for what ``read_config`` would not read."""
+    data = {**data, LIBRARY: f"qcircuit_peft {VERSION}; import it before PEFT loads this adapter"}
     text = json.dumps(dict(sorted(data.items())), indent=2)  # of patterns the first that matches counts
     if len(text.encode()) > MAX_CONFIG:
         raise ValueError(f"an adapter configuration has at most {MAX_CONFIG} bytes, this has {len(text.encode())}")

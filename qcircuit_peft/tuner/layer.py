@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from qcircuit_peft.checks import number
+from qcircuit_peft.factorizations.combined import part_itself
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
 from qcircuit_peft.precision import is_autocast, no_autocast
 from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
 from qcircuit_peft.tuner.encoding import Encoding, check_finite
 from qcircuit_peft.tuner.heads import in_use
-from qcircuit_peft.tuner.maps import LINEAR, is_linear, map_of
+from qcircuit_peft.tuner.maps import LINEAR, LinearMap, is_linear, map_of
 from qcircuit_peft.tuner.mixed import rows_of
 from qcircuit_peft.tuner.names import PREFIX, tuner_layers
 
@@ -54,6 +55,7 @@ class QCircuitLayer(BaseTunerLayer):
     scaling. A part that layers share is held by the first of them; the others find it through ``lenders``.
     """
 
+    parameter_name = "weight"  # of what is adapted, in the base layer
     adapter_layer_names: tuple[str, ...] = ()  # of an instance: those of its adapters' parts
     cast_input_dtype_enabled = True  # for PEFT's ``disable_input_dtype_casting``: inputs are taken as they are
     other_param_names = ("factors", "rates", "scales", "lenders", "encodings")
@@ -69,7 +71,9 @@ class QCircuitLayer(BaseTunerLayer):
         self.lenders: dict[str, dict[str, QCircuitLayer]] = {}
         self.encodings: dict[str, dict[str, Encoding]] = {}  # of the parts that this layer holds
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
-        self.map = map_of(self.get_base_layer(), self.quantization_backend is not None) or LINEAR
+        self.map: LinearMap = kwargs.get("linear_map") or (
+            map_of(self.get_base_layer(), self.quantization_backend is not None) or LINEAR
+        )
         self.in_features, self.out_features = self.map.widths(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -107,6 +111,10 @@ class QCircuitLayer(BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self.bank.clear()
 
+    def named(self, path: str) -> str:
+        """The name of what this layer adapts, where the layer is at ``path``."""
+        return path
+
     def intrinsic_parameters(self, adapter: str) -> dict[str, Tensor]:
         """The parameters of an adapter by part, shared ones too."""
         lenders = self.lenders[adapter]
@@ -137,7 +145,7 @@ class QCircuitLayer(BaseTunerLayer):
             for name, parameter in self.own_parameters(adapter).items():
                 part = factors.parts[name]
                 if isinstance(part, Vector):
-                    yield parameter, "lambdas" if name == "lambda" else "cores"
+                    yield parameter, "lambdas" if part_itself(name) == "lambda" else "cores"
                 else:
                     yield parameter, "angles" if any(True for _ in part.frame.circuits()) else "frames"
 
@@ -411,11 +419,11 @@ def adapters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str
     for name, module in adapted_layers(model):
         for chosen in module.active_adapters if adapter is None else [adapter]:
             if chosen in module.factors:
-                yield name, module, chosen
+                yield module.named(name), module, chosen
 
 
 def targets(tuner: BaseTuner, config: PeftConfig, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of all that a configuration targets, for a tuner to look at before it replaces the first one."""
+    """Name and module of all modules that a configuration targets, for a tuner to look at before it replaces one."""
     inside = tuple(f"{name}." for name in tuner_layers(model))
     for name, module in model.named_modules():
         if name and not name.startswith(inside) and tuner._check_target_module_exists(config, name):

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from peft.tuners.lora import conversion
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
-from qcircuit_peft.tuner.names import base_name, tuner_layers
+from qcircuit_peft.tuner.names import base_name, exactly
+from qcircuit_peft.tuner.parameter import QCircuitParameter
 from qcircuit_peft.tuner.register import replace_in_place
 from qcircuit_peft.tuner.saving import replaced_at_once
 
@@ -24,14 +26,14 @@ _PREFIX = "base_model.model."
 
 
 def _of_energy(singular: Tensor, share: float) -> int:
-    """How many of the largest singular values have this share of the sum of their squares."""
-    energy = singular.square().cumsum(0)
-    return int(torch.searchsorted(energy, share * energy[-1])) + 1
+    """How many of the largest singular values, (*experts, r), have this share of the sum of their squares, in each."""
+    energy = singular.square().cumsum(-1)
+    return int((energy < share * energy[..., -1:]).sum(-1).max()) + 1
 
 
 @torch.no_grad()
 def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> tuple[Tensor, Tensor]:
-    """LoRA's factors of an update: of ``rank`` rows, or as many as have that share of its energy.
+    """LoRA's factors of an update, or of a stack: of ``rank`` rows, or as many as have that share of its energy.
 
     Raises ValueError if a rank is above a width, or leaves out a part of the update that is more than a rounding.
     """
@@ -41,29 +43,27 @@ def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> 
     rows, kind = min(layer.in_features, layer.out_features), a.dtype
     (left, p), (right, q) = (torch.linalg.qr(factor.double()) for factor in (b, a.mT))
     u, singular, v = torch.linalg.svd(p @ q.mT)
+    found = singular.shape[-1]
     if isinstance(rank, float):
-        rank = min(_of_energy(singular, rank), len(singular))
+        rank = min(_of_energy(singular, rank), found)
     elif rank > rows:
         raise ValueError(f"rank is at most the smaller width of a module, {rows} for {name!r}, got {rank}")
-    elif rank < len(singular) and singular[rank] > torch.finfo(kind).eps * len(singular) * singular[0]:
+    elif rank < found and (singular[..., rank] > torch.finfo(kind).eps * found * singular[..., 0]).any():
         raise ValueError(
-            f"the update of {name!r} has rank {len(singular)}, of which rank={rank} would leave out a part; take "
-            f"{len(singular)}, or a number such as 0.99, the share of an update's energy that an approximation keeps"
+            f"the update of {name!r} has rank {found}, of which rank={rank} would leave out a part; take "
+            f"{found}, or a number such as 0.99, the share of an update's energy that an approximation keeps"
         )
-    kept = min(rank, len(singular))
-    lora_a, lora_b = a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
-    lora_a[:kept] = (right @ v[:kept].mT).mT
-    lora_b[:, :kept] = left @ (u[:, :kept] * singular[:kept])
+    kept = min(rank, found)
+    lora_a, lora_b = a.new_zeros(*a.shape[:-2], rank, a.shape[-1]), b.new_zeros(*b.shape[:-1], rank)
+    lora_a[..., :kept, :] = (right @ v[..., :kept, :].mT).mT
+    lora_b[..., :kept] = left @ (u[..., :kept] * singular[..., None, :kept])
     return lora_a, lora_b
 
 
-def _targets(names: Iterable[str], model: nn.Module) -> list[str] | str:
-    """These modules of a model and no others: PEFT takes a name in a list for the end of longer ones too."""
-    wanted, inside = set(names), tuple(f"{name}." for name in tuner_layers(model))
-    others = [base_name(name) for name, _ in model.named_modules() if not name.startswith(inside)]
-    if any(name not in wanted and name.endswith(tuple(f".{end}" for end in wanted)) for name in others):
-        return "|".join(re.escape(name) for name in sorted(wanted))
-    return sorted(wanted)
+def _widened(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """LoRA's factors of the same update with more rows."""
+    more = rank - a.shape[-2]
+    return pad(a, (0, 0, 0, more)), pad(b, (0, more))
 
 
 def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "default") -> tuple[LoraConfig, Any]:
@@ -80,14 +80,18 @@ def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "de
         whole_number("rank", rank, 1)
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = {base_name(name): layer for name, layer in adapted_layers(model, adapter_name)}
+    parameters = {name: layer for name, layer in layers.items() if isinstance(layer, QCircuitParameter)}
     if not all(layer.supports_lora_conversion(adapter_name) for layer in layers.values()):
         raise TypeError(
             f"updates of full rank, as {config.factorization!r} has them, do not support LoRA conversion; "
             "merge them instead"
         )
     thin = {name: _thin(layer, name, adapter_name, rank) for name, layer in layers.items()}
-    ranks = {name: len(a) for name, (a, _) in thin.items()}
-    r = max(ranks.values())
+    if parameters:  # PEFT knows no patterns for parameters, and warns of those that it finds
+        widest = max(thin[name][0].shape[-2] for name in parameters)
+        thin |= {name: _widened(*thin[name], widest) for name in parameters}
+    ranks = {layers[name].named(name): a.shape[-2] for name, (a, _) in thin.items()}
+    r = widest if parameters else max(ranks.values())
     pattern = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != r}
     adapted: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     of, mapping = type(adapted), None
@@ -98,7 +102,8 @@ def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "de
         lora_alpha=r,
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
-        target_modules=_targets(thin, model),
+        target_modules=exactly(thin.keys() - parameters.keys(), model),
+        target_parameters=sorted(layer.named(name) for name, layer in parameters.items()) or None,
         modules_to_save=config.modules_to_save,
         bias=config.bias.replace("qcircuit", "lora"),
         task_type=config.task_type,

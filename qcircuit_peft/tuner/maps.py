@@ -5,6 +5,7 @@ An entry of ``LINEAR_MAPS`` is all that has to be known of a kind of module.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import Base, Factorization
+from qcircuit_peft.tuner.pruning import DTYPES
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,42 @@ LINEAR_MAPS: dict[type[nn.Module], LinearMap] = {
     nn.Embedding: _EMBEDDING,
     **dict.fromkeys(_CONVOLUTIONS, _CONVOLUTION),
 }
+
+
+def _fused_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Those of all experts, (experts, r, in) and (experts, out, r), in the two matrices in which PEFT keeps them."""
+    return {"lora_A.weight": a.flatten(0, 1), "lora_B.weight": b.permute(1, 2, 0).flatten(1)}
+
+
+def is_turned(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is a stack of matrices (in, out): transformers says so of a module, as PEFT reads it."""
+    return getattr(module, name).ndim == 3 and bool(getattr(module, "is_transposed", False))
+
+
+def _parameter_widths(module: Any, name: str) -> tuple[int, int]:
+    first, second = getattr(module, name).shape[-2:]
+    return (first, second) if is_turned(module, name) else (second, first)
+
+
+def parameter_map(module: nn.Module, name: str) -> LinearMap:
+    """What is known of a parameter of a module: a matrix (out, in), or a stack of those of fused experts.
+
+    Raises ValueError for a parameter of other axes, or of numbers that are no plain floats.
+    """
+    parameter = getattr(module, name)
+    if parameter.ndim not in (2, 3) or parameter.dtype not in DTYPES:
+        raise ValueError(
+            f"a parameter that circuits adapt is a matrix or a stack of matrices of {', '.join(map(str, DTYPES))}, but "
+            f"{name!r} of a {type(module).__name__} has shape {tuple(parameter.shape)} and {parameter.dtype}"
+        )
+    fused, turned = parameter.ndim == 3, is_turned(module, name)
+    return LinearMap(
+        partial(_parameter_widths, name=name),
+        _turned if turned else _as_it_is,
+        _from_turned if turned else _from_matrix,
+        _multiplied,
+        _fused_lora if fused else _plain_lora,
+    )
 
 
 def map_of(module: nn.Module, quantized: bool = False) -> LinearMap | None:

@@ -15,7 +15,7 @@ _CONFIGURATION = "_qcircuit_peft_configuration"  # an attribute of a state dict,
 
 # PEFT's notes, and which modules are adapted, which the names of the parameters tell.
 INCIDENTAL = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "library", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
 

@@ -3,11 +3,13 @@
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
+from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 
@@ -22,25 +24,22 @@ from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, targets
-from qcircuit_peft.tuner.maps import LINEAR_MAPS, map_of
+from qcircuit_peft.tuner.maps import LINEAR_MAPS, map_of, parameter_map
 from qcircuit_peft.tuner.mixed import handed_out
 from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, is_ours, own_names, unfiltered
+from qcircuit_peft.tuner.parameter import QCircuitParameter, excludes_parameters, fused_experts, parameter_targets
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
+from qcircuit_peft.tuner.weighted import weighted
 
 
-def _warn_of_fused_experts(model: nn.Module) -> None:
+def _warn_of_fused_experts(model: nn.Module, targeted: set[str]) -> None:
     """Say which experts "all-linear" leaves as they are: transformers keeps them in one parameter, not in layers."""
-    fused = [
-        f"{name}.{key}"
-        for name, module in model.named_modules()
-        if "Expert" in type(module).__name__
-        for key, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3
-    ]
-    if fused:
+    left = {name: end for name, end in fused_experts(model).items() if name not in targeted}
+    if left:
         warnings.warn(
-            f'target_modules="all-linear" leaves {len(fused)} fused parameters of experts as they are, the first of '
-            f"them {fused[0]!r}: they are no linear layers",
+            f'target_modules="all-linear" leaves {len(left)} fused parameters of experts as they are, the first of '
+            f"them {next(iter(left))!r}: they are no linear layers; adapt them too with "
+            f"target_parameters={sorted(set(left.values()))}",
             stacklevel=2,
         )
 
@@ -55,8 +54,10 @@ def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((name, paths[name]))
     for name, module in paths.items():
-        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, adapted) else None
-        others = [other for other, owner in owners.get(id(weight), []) if owner is not module]
+        adapts = getattr(module, "parameter_name", "weight")
+        weight = getattr(module.get_base_layer(), adapts, None) if isinstance(module, adapted) else None
+        outermost = paths[re.sub(r"(\.base_layer)+$", "", name)]
+        others = [other for other, owner in owners.get(id(weight), []) if owner is not outermost]
         if weight is not None and others:
             raise ValueError(
                 f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
@@ -68,8 +69,9 @@ def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
 class QCircuitModel(BaseTuner):
     """A model with circuit adapters; made by ``get_peft_model(model, QCircuitConfig(...))``.
 
-    Raises ValueError, before anything in the model has changed, for a target that is not one of ``LINEAR_MAPS``, an r
-    above a width, a width that does not suit the ansatz, or a checkpoint whose parameters do not fit.
+    Raises ValueError, before anything in the model has changed, for a target that is not one of ``LINEAR_MAPS``, a
+    parameter that ``parameter_targets`` or ``parameter_map`` refuses, an r above a width, a width that does not suit
+    the ansatz, or a checkpoint whose parameters do not fit.
     """
 
     prefix: str = PREFIX
@@ -80,30 +82,65 @@ class QCircuitModel(BaseTuner):
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
         check_adapter_name(adapter_name)
         try:
-            with injecting(self, adapter_name):
+            with injecting(self, adapter_name), self._knowing_parameters(model, adapter_name):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
                 watch_heads(model)
         finally:
-            for name in ("_plans", "_planned", "_sharing"):
+            for name in ("_plans", "_planned", "_sharing", "_wrapped"):
                 vars(self).pop(name, None)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        """PEFT's, which wants target_modules; parameters alone are enough."""
+        known = self.target_module_mapping.get(str(model_config.get("model_type")))
+        if peft_config.target_modules is None and peft_config.target_parameters and known is None:
+            return peft_config
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    @contextmanager
+    def _knowing_parameters(self, model: nn.Module, adapter_name: str) -> Iterator[None]:
+        """Within it, PEFT does not warn of patterns and exclusions that match no module but parameters."""
+        config: Any = self.peft_config[adapter_name]
+        if not config.target_parameters:
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match any")
+            if excludes_parameters(config, model):
+                warnings.filterwarnings("ignore", "You have passed exclude_modules")
+            yield
+        for kind in ("rank_pattern", "alpha_pattern"):
+            keys = getattr(config, kind)
+            matched = {key for key in keys for name in self._planned if re.match(rf"(.*\.)?({key})$", name)}
+            if unmatched := sorted(set(keys) - matched):
+                told = f"The following {kind} keys match no targeted module or parameter and are ignored: {unmatched}."
+                warnings.warn(told, RuntimeWarning, stacklevel=2)
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
         self.bank = next((layer.bank for _, layer in adapted_layers(model)), None) or FrameBank()
+        parameters = parameter_targets(peft_config, model)
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
-            _warn_of_fused_experts(model)
+            _warn_of_fused_experts(model, {target.key for target in parameters})
             attention = {name for name, module in model.named_modules() if inside_attention(module)}
             peft_config.target_modules = set(peft_config.target_modules or ()) - attention
         self._plans, self._planned = Plans(peft_config), dict[str, Planned]()
-        sharing, self._sharing = Sharing(peft_config.share), Sharing(peft_config.share)
+        sharing, self._sharing = Sharing(peft_config), Sharing(peft_config)
         held: dict[str, Encoding] = {}
         devices: dict[str, Any] = {}
-        for name, module in targets(self, peft_config, model):
-            planned = self._planned[name] = self._plan(name, module)
+        whole = {name: module for name, module in targets(self, peft_config, model)}
+        for target in parameters:
+            if target.module in whole.values():
+                raise ValueError(
+                    f"{target.key!r} is among target_parameters and its module among target_modules; name one of both"
+                )
+        places = [(name, name, module, None) for name, module in whole.items()]
+        places += [(target.key, target.path, target.module, target.name) for target in parameters]
+        for name, path, module, parameter in places:
+            planned = self._planned[name] = self._plan(name, module, parameter)
             lenders = sharing.lenders(name, planned.factors, name)
             own = ((part, encoding) for part, encoding in planned.encodings.items() if part not in lenders)
-            held |= {f"{name}.{PREFIX}{part}": encoding for part, encoding in own}
+            held |= {f"{path}.{PREFIX}{part}": encoding for part, encoding in own}
             devices[name] = next((p.device for p in module.parameters()), None)
             for part, holder in lenders.items():
                 if devices[name] != devices[holder]:
@@ -116,8 +153,31 @@ class QCircuitModel(BaseTuner):
                 incoming.decode(held)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {error}") from None
-        elif told := surplus_of(peft_config.ansatz, (planned.factors for planned in self._planned.values())):  # type: ignore[arg-type]
-            warnings.warn(told, stacklevel=2)
+        elif peft_config.terms is None:
+            ansatz: Any = peft_config.ansatz
+            if told := surplus_of(ansatz, (planned.factors for planned in self._planned.values())):
+                warnings.warn(told, stacklevel=2)
+
+    def _inject_parameters(
+        self, peft_config: QCircuitConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """PEFT's, for target_parameters: by the ends of their names, and by what holds for modules."""
+        found = parameter_targets(peft_config, model)
+        self._wrapped = {target.key: target.layer for target in found}
+        for target in found:
+            parent, occupant, last = _get_submodules(model, target.outer)
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                self._create_and_replace(
+                    peft_config, adapter_name, occupant, last, parent, target.key, parameter_name=target.name
+                )
+        return [target.key for target in found]
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's, which reads a weight; a module of which a parameter is adapted may have none."""
+        if isinstance(child, QCircuitParameter) or isinstance(new_module, QCircuitParameter):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _post_injection_hook(self, model: nn.Module, config: QCircuitConfig, adapter_name: str) -> None:
         self.bank.passes.watch(model)
@@ -138,7 +198,22 @@ class QCircuitModel(BaseTuner):
                 module.cast(adapter_name, wide=False)
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
-    def _plan(self, name: str, module: nn.Module) -> Planned:
+    def _plan(self, name: str, module: nn.Module, parameter: str | None = None) -> Planned:
+        if parameter is not None:
+            shape = getattr(module, parameter).shape
+            widths = parameter_map(module, parameter).widths(module)
+            planned = self._plans.plan(name, *widths, experts=shape[0] if len(shape) == 3 else None)
+            if planned.factors.rank is None:
+                raise ValueError(
+                    f"the update of the parameter {name!r} has a rank, but those of "
+                    f"{self._plans.config.factorization!r} have the full one; choose another factorization"
+                )
+            return planned
+        if isinstance(module, QCircuitParameter):
+            raise ValueError(
+                f"target module {name!r} has its parameter {module.parameter_name!r} adapted; adapt it by "
+                "target_parameters, or in a model of its own"
+            )
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
         quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
         row = map_of(base, quantized)
@@ -169,7 +244,11 @@ class QCircuitModel(BaseTuner):
     ) -> None:
         planned = self._planned.get(current_key) or self._plan(current_key, target)
         adapted: Any = target
-        if not isinstance(target, QCircuitLayer):
+        if parameter_name is not None:
+            wrapped = self._wrapped.get(current_key)
+            adapted = wrapped or QCircuitParameter(target, adapter_name, self.bank, current_key)
+            target = wrapped or target
+        elif not isinstance(target, QCircuitLayer):
             adapted = QCircuitLinear(target, adapter_name, self.bank, **get_quantization_kwargs(self))
         lenders = self._sharing.lenders(current_key, planned.factors, adapted)
         adapted.update_layer(adapter_name, current_key, planned.factors, planned.encodings, peft_config, lenders)
@@ -230,12 +309,46 @@ class QCircuitModel(BaseTuner):
         self.bank.passes.unwatch(self.model)
         return model
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a weighted sum of circuit parameters is not the weighted sum of the updates."""
-        raise ValueError(
-            "circuit adapters cannot be combined by add_weighted_adapter, since angles do not add up; "
-            "activate several at once, or convert each with peft's save_as_lora and combine those"
-        )
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        **others: Any,
+    ) -> None:
+        """Add an adapter whose update is the weighted sum of those of others, exactly; it is not trained at first.
+
+        combination_type: "cat" puts U, lambda and V of the adapters behind each other, so that ranks add up, and any
+        adapters with a rank will do; "linear" adds their numbers up, for adapters of the same circuits with the
+        same angles, and the rank stays. Others of PEFT's, such as "svd", end in factors that no circuit has. Raises
+        ValueError for these, and for adapters that are not there, merged, used at another strength, adapt parameters
+        or train the same head.
+
+        >>> from peft import get_peft_model
+        >>> from qcircuit_peft import QCircuitConfig
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(16, 8)), QCircuitConfig(r=2, target_modules=["0"]))
+        >>> model.add_adapter("other", QCircuitConfig(r=3, target_modules=["0"]))
+        >>> model.add_weighted_adapter(["default", "other"], [0.5, 2.0], "both")
+        >>> model.peft_config["both"].r
+        5
+        """
+        if others:
+            raise ValueError(
+                f"add_weighted_adapter of circuits has no {next(iter(others))}, which is for an SVD or TIES"
+            )
+        known: Any = self.peft_config
+        config, copied = weighted(self.model, known, adapters, weights, adapter_name, combination_type)
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        with torch.no_grad():
+            for layer, values, encodings in copied:
+                for part, parameter in layer.own_parameters(adapter_name).items():
+                    parameter.copy_(values[part])
+                    parameter.requires_grad_(False)
+                    known, mine = encodings[part], layer.encodings[adapter_name][part]
+                    mine.loaded, mine.pruned = known.loaded, known.pruned
+        self.bank.clear()
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -1,6 +1,7 @@
 """How checkpoints name the parameters of an adapter, and how these are told from the parameters of a model itself."""
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
@@ -33,6 +34,15 @@ def is_ours(key: str) -> bool:
 def tuner_layers(model: nn.Module) -> dict[str, Any]:
     """The layers that tuners, PEFT's and ours, have put into a model, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def exactly(names: Iterable[str], model: nn.Module) -> list[str] | str:
+    """Targets that are these modules and no others: PEFT takes a name in a list for the end of longer ones too."""
+    wanted, inside = set(names), tuple(f"{name}." for name in tuner_layers(model))
+    others = [base_name(name) for name, _ in model.named_modules() if not name.startswith(inside)]
+    if any(name not in wanted and name.endswith(tuple(f".{end}" for end in wanted)) for name in others):
+        return "|".join(re.escape(name) for name in sorted(wanted))
+    return sorted(wanted)
 
 
 def own_names(model: nn.Module) -> set[str]:

@@ -14,6 +14,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,11 @@ from qcircuit_peft import files
 from qcircuit_peft.text import printable, shortened
 from qcircuit_peft.tuner.meaning import is_kind, meaning
 
+try:
+    VERSION = version("qcircuit-peft")
+except PackageNotFoundError:  # a source tree that was never installed
+    VERSION = "of an unknown version"
+LIBRARY = "library"  # the key in a configuration that says who wrote it, and what a reader without that has to do
 COMMITTED = ".saved"
 MAX_CONFIG = 1 << 20  # bytes of an adapter_config.json
 DIGEST = "qcircuit_peft.configuration"  # the key in the metadata of weights, or an attribute of their table

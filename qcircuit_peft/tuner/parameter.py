@@ -1,0 +1,235 @@
+"""Circuit adapters on a parameter of a module of any kind, such as the fused experts of a mixture."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import align_module_device, has_offloaded_params
+from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule, check_target_module_exists
+from torch import Tensor, nn
+
+from qcircuit_peft.precision import no_autocast
+from qcircuit_peft.recomputation import check_unchanged, may_run_again
+from qcircuit_peft.tuner.bank import FrameBank
+from qcircuit_peft.tuner.config import QCircuitConfig
+from qcircuit_peft.tuner.heads import in_use
+from qcircuit_peft.tuner.layer import QCircuitLinear
+from qcircuit_peft.tuner.maps import is_turned, parameter_map
+from qcircuit_peft.tuner.names import tuner_layers
+
+_MISSING = object()
+
+
+class _Turn:
+    """Lets one thread at a time run a module while a parameter of it is another; a copy has a lock of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Turn, ()
+
+
+class QCircuitParameter(QCircuitLinear):
+    """A module that sees a parameter of its own, a matrix or a stack of them, with the updates of circuits added.
+
+    Several parameters of a module are adapted by several of these around each other, as PEFT has it.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, bank: FrameBank, key: str) -> None:
+        self.place, _, self.parameter_name = key.rpartition(".")
+        inner = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
+        self.is_turned = is_turned(inner, self.parameter_name)
+        super().__init__(base_layer, adapter_name, bank, linear_map=parameter_map(inner, self.parameter_name))
+        self.turn = _Turn()
+
+    def named(self, path: str) -> str:
+        """The name of the parameter, for a layer at ``path``."""
+        while not path.endswith(self.place):
+            path = path.removesuffix(".base_layer")
+        return f"{path}.{self.parameter_name}"
+
+    def get_base_weight(self) -> Tensor:
+        """The parameter as it is."""
+        return getattr(self.get_base_layer(), self.parameter_name).data
+
+    def set_base_weight(self, weight_data: Tensor) -> None:
+        """Give the parameter these values."""
+        getattr(self.get_base_layer(), self.parameter_name).data = weight_data
+
+    def _get_base_layer_device_and_dtype(self, base_layer: Any) -> tuple[torch.device, torch.dtype]:
+        parameter = getattr(base_layer, self.parameter_name)
+        return parameter.device, parameter.dtype
+
+    def _updated_parameter(self) -> Tensor:
+        """The parameter with the updates of the active adapters, differentiable; in its own dtype."""
+        inner = self.get_base_layer()
+        with align_module_device(inner) if has_offloaded_params(inner) else nullcontext():
+            result: Tensor = getattr(inner, self.parameter_name)
+            with no_autocast(result):
+                for adapter, made in self._made(result, tuple(self.active_adapters)).items():
+                    a, b = self.factors[adapter].lora(made)
+                    b = self.scaled(adapter, b)
+                    left, right = (a.mT, b.mT) if self.is_turned else (b, a)
+                    result = (torch.baddbmm if result.ndim == 3 else torch.addmm)(result, left, right)
+        return result
+
+    @contextmanager
+    def _in_place(self, value: Tensor) -> Iterator[None]:
+        """Within it, the module finds this value by the parameter's name, but does not list it."""
+        inner, name = self.get_base_layer(), self.parameter_name
+        before = vars(inner).get(name, _MISSING)
+        object.__setattr__(inner, name, value)
+        try:
+            yield
+        finally:
+            if before is _MISSING:
+                object.__delattr__(inner, name)
+            else:
+                object.__setattr__(inner, name, before)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module makes of its inputs with the parameter as it is adapted."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if found := [name for name in adapter_names or () if name in self.factors]:
+            raise ValueError(
+                f"an adapter of the parameter {self.parameter_name!r}, as {found[0]!r} is, does not support mixed "
+                "adapter batches yet; run adapters one by one"
+            )
+        if may_run_again():
+            check_unchanged(self, in_use(self, self.factors, adapter_names, self.scales))
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        works = any(name in self.factors for name in self.active_adapters)
+        if not works or self.disable_adapters or self.merged or adapter_names is not None:
+            return self.base_layer(*args, **kwargs)
+        if torch.compiler.is_compiling():  # it follows neither locks nor attributes that go
+            updated = {"base_layer." * len(_chain(self.base_layer)) + self.parameter_name: self._updated_parameter()}
+            return torch.func.functional_call(self.base_layer, updated, args, kwargs, tie_weights=False)
+        with self.turn.lock, self._in_place(self._updated_parameter()):
+            return self.base_layer(*args, **kwargs)
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The module without any of these around it, as PEFT asks for it."""
+        layer: Any = self
+        while isinstance(layer, QCircuitParameter):
+            if merge:
+                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            layer = layer.base_layer
+        return layer
+
+    def extra_repr(self) -> str:
+        """The parameter's name, and the adapters' shapes."""
+        return ", ".join(filter(None, (self.parameter_name, super().extra_repr())))
+
+
+class ParameterTarget(NamedTuple):
+    """A parameter that is targeted.
+
+    key: its name in the base model. path: where the layer is, or will be, that adapts it. outer: where the outermost
+    layer on its module is, or the module itself. module, name: what holds it, and its name there. layer: what
+    adapts it already, for another adapter.
+    """
+
+    key: str
+    path: str
+    outer: str
+    module: nn.Module
+    name: str
+    layer: QCircuitParameter | None
+
+
+def _chain(layer: nn.Module) -> list[QCircuitParameter]:
+    """The layers around a module, the outermost first."""
+    found = []
+    while isinstance(layer, QCircuitParameter):
+        found.append(layer)
+        layer = layer.base_layer
+    return found
+
+
+def _chosen(config: QCircuitConfig) -> Any:
+    """What PEFT's choice of modules reads, for parameters."""
+    names = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+    same = {name: getattr(config, name) for name in names}
+    return SimpleNamespace(target_modules=set(config.target_parameters or ()), **same)
+
+
+def excludes_parameters(config: QCircuitConfig, model: nn.Module) -> bool:
+    """Whether exclude_modules leaves out one of target_parameters."""
+    ends, chosen = tuple(config.target_parameters or ()), _chosen(config)
+    named = (name for name, _ in model.named_parameters() if name.endswith(ends))
+    return bool(ends) and any(isinstance(check_target_module_exists(chosen, name), _ExcludedModule) for name in named)
+
+
+def parameter_targets(config: QCircuitConfig, model: nn.Module) -> list[ParameterTarget]:
+    """All parameters that a configuration targets, those of one module in the order in which they are wrapped.
+
+    Raises ValueError for one that is parametrized, of the outermost module, of a module that is adapted as a whole, or
+    of one of which other adapters adapt others: in a checkpoint, as in PEFT's, the order of the layers says which is
+    which.
+    """
+    if not config.target_parameters:
+        return []
+    chosen = _chosen(config)
+    layers = tuner_layers(model)
+    outermost: dict[nn.Module, str] = {}
+    for path, layer in layers.items():
+        outermost.setdefault(layer.get_base_layer(), path)
+    found = []
+    for path, module in model.named_modules():
+        if path in layers or (path.rpartition(".")[0] in layers and module not in outermost):
+            continue
+        steps = path.split(".")
+        kept = [at for at, step in enumerate(steps) if step != "base_layer" or ".".join(steps[:at]) not in layers]
+        place = ".".join(steps[at] for at in kept)
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        for name in getattr(module, "parametrizations", ()):
+            if check_target_module_exists(chosen, f"{place}.{name}"):
+                raise ValueError(
+                    f"the parameter {place}.{name} is parametrized, so that circuits do not adapt it; call "
+                    "torch.nn.utils.parametrize.remove_parametrizations first"
+                )
+        wanted = [name for name in names if check_target_module_exists(chosen, f"{place}.{name}")]
+        if not wanted:
+            continue
+        if not place:
+            raise ValueError(
+                "Targeting an nn.Parameter on the top-level module is not supported (parameter "
+                f"{wanted[0]!r}); adapt a module that has it inside"
+            )
+        around = _chain(layers[outermost[module]]) if module in outermost else []
+        if module in outermost and (not around or around[-1].base_layer is not module):
+            raise ValueError(
+                f"the parameter {place}.{wanted[0]} is that of a module that is adapted as a whole; leave it out of "
+                "target_modules or of target_parameters"
+            )
+        known = [layer.parameter_name for layer in reversed(around)]
+        if known and set(known) != set(wanted):
+            raise ValueError(
+                f"all adapters must target the same set of parameters of {place!r}, but one has {', '.join(known)} and "
+                f"another {', '.join(wanted)}; load the other one into a model of its own"
+            )
+        order = known or wanted
+        for at, name in enumerate(order):
+            where = outermost.get(module, path)
+            layer = around[len(order) - 1 - at] if around else None
+            inside = where + ".base_layer" * (len(order) - 1 - at)
+            found.append(ParameterTarget(f"{place}.{name}", inside, where, module, name, layer))
+    return found
+
+
+def fused_experts(model: nn.Module) -> dict[str, str]:
+    """Parameters of fused experts, by name, with the end of the name by which they are targeted everywhere."""
+    return {
+        f"{path}.{name}": f"{path.rpartition('.')[2]}.{name}"
+        for path, module in model.named_modules()
+        if "Expert" in type(module).__name__
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
