@@ -7,17 +7,22 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftConfig
+from scripts import ROOT
 from tiny import brightness_task
 from typer.testing import CliRunner
 
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.cli import app
 from qcircuit_peft.study import field as fields
-from qcircuit_peft.study import front
+from qcircuit_peft.study import front, read_csv, report
 from qcircuit_peft.study.export import export_peft
 from qcircuit_peft.study.field import SEARCH, SEED, Entry, Field, Outcome
+from qcircuit_peft.study.plan import Study
 from qcircuit_peft.tasks import TASKS, Task
 
 FIELD = Field(
@@ -157,7 +162,9 @@ def test_intervals_differences_and_the_front(outcomes):
     rows = {row.entry: row for row in front.lines(FIELD, invented(outcomes, TESTS))}
     assert list(rows) == ["lora-size1", "circuit-size4", "bitfit", "probe"]
     lora, circuit = rows["lora-size1"], rows["circuit-size4"]
-    assert lora.test == pytest.approx(0.75) and lora.high == pytest.approx(0.75 + 12.706 * 0.15, abs=1e-3)
+    assert lora.test == pytest.approx(0.75)
+    odds = [np.log(p / (1 - p)) for p in (lora.low, lora.test, lora.high)]
+    assert np.diff(odds) == pytest.approx([12.706 * 0.15 / (0.75 * 0.25)] * 2, rel=1e-3)
     assert lora.over == pytest.approx(0.15) and lora.over_high == pytest.approx(0.15 + 12.706 * 0.05, abs=1e-3)
     assert circuit.over is None
     assert lora.numbers == 192 > circuit.numbers and rows["bitfit"].numbers > lora.numbers
@@ -174,13 +181,18 @@ def test_the_page_needs_nothing_else(outcomes):
     page = front.html(replace(FIELD, about="<script>alert(1)</script>"), invented(outcomes, TESTS))
     assert "&lt;script&gt;" in page and "<script" not in page
     assert not re.search(r"(src|href)\s*=\s*.(?!data:)|@import|<link", page)
-    assert "75.0 ± 190.6" in page and "+15.0 ± 63.5" in page and "14 of 14 runs" in page
+    assert "75.0 (0.0 to 100.0)" in page and "+15.0 ± 63.5" in page and "14 of 14 runs" in page
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium, which is not installed")
 @pytest.mark.parametrize("width", [400, 1200])
-def test_a_browser_shows_the_page_without_scrolling_sideways(outcomes, tmp_path, width):
-    page = front.html(FIELD, invented(outcomes, TESTS))
+@pytest.mark.parametrize("kind", ["methods", "circuits"])
+def test_a_browser_shows_the_page_without_scrolling_sideways(outcomes, tmp_path, width, kind):
+    if kind == "methods":
+        page = front.html(FIELD, invented(outcomes, TESTS))
+    else:
+        runs = read_csv((ROOT / "studies" / "digits.csv").read_text(encoding="utf-8"))
+        page = report.html(Study.from_file(ROOT / "studies" / "digits.toml"), runs)
     told = "<script>document.title=[document.documentElement.scrollWidth,innerWidth,document.images[0].width]</script>"
     inner = (page + told).replace("&", "&amp;").replace('"', "&quot;")
     (tmp_path / "page.html").write_text(
@@ -243,3 +255,10 @@ def test_every_committed_comparison_can_run_and_its_table_has_its_runs_only(path
         found = {run.key: run for run in tables.from_csv(table.read_text(), Outcome)}
         known = {trial.key for trial in [*field.search(), *field.final(found)]}
         assert found and set(found) <= known
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_intervals_of_shares_stay_within_0_and_1(shares):
+    low, high = report.share_interval(shares)
+    if len(shares) > 1:
+        assert -1e-12 <= low <= np.mean(shares) + 1e-12 and np.mean(shares) - 1e-12 <= high <= 1 + 1e-12

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from qcircuit_peft import files, plotting
 from qcircuit_peft.analysis import tables
 from qcircuit_peft.study.field import SEARCH, SEED, Field, Outcome
-from qcircuit_peft.study.report import interval
+from qcircuit_peft.study.report import interval, share_interval
 from qcircuit_peft.text import label, printable
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method over its seeds: mean test accuracy, its 95 % interval (Student's t; None for one seed), what it costs.
+    """A method over its seeds: mean test accuracy, its 95 % interval within 0 and 1 (None for one seed), what it costs.
 
     over: the mean difference to the first method of the comparison over the seeds that both have, with its interval.
     """
@@ -58,7 +58,7 @@ def lines(field: Field, outcomes: Sequence[Outcome]) -> list[Line]:
         pairs = [run.test - first[run.seed] for run in own if run.seed in first]  # type: ignore[operator]
         paired = key != field.method[0].key and bool(pairs)
         one = own[0]
-        low, high = interval(tests)
+        low, high = share_interval(tests)
         over_low, over_high = interval(pairs) if paired else (None, None)
         found.append(
             Line(
@@ -153,14 +153,15 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%;height:auto}pre
 {% for row in rows %}<tr><td>{% if row.entry in best %}<b>{{ row.method }}</b>{% else %}{{ row.method }}{% endif %}
 <td>{{ "{:,}".format(row.numbers) }}<td>{{ "{:,}".format(row.kept) }}<td>{{ row.size or "-" }}
 <td>{{ "%g" | format(row.rate) if row.rate else "-" }}<td>{{ row.seeds }}
-<td>{{ "%.1f" | format(100 * row.test) }}{{ margin(row.test, row.high) }}
+<td>{{ "%.1f" | format(100 * row.test) }}{{ between(row.low, row.high) }}
 <td>{% if row.over is none %}-{% else -%}
 {{ "%+.1f" | format(100 * row.over) }}{{ margin(row.over, row.over_high) }}{% endif %}
 <td>{{ "%.3f" | format(row.seconds_per_step) }}
 <td>{% if row.peak_bytes is none %}-{% else %}{{ "{:,.0f}".format(row.peak_bytes / 1e6) }}{% endif %}
 <td>{{ "{:,}".format(row.checkpoint_bytes) }}</tr>
 {% endfor %}</table></div>
-<p>± is half a 95 % interval over seeds, Student's t. Differences are paired by seed. Numbers are those that train,
+<p>In brackets 95 % intervals over seeds, Student's t on the scale of log(p / (1 - p)); ± is half of one, of a
+difference. Differences are paired by seed. Numbers are those that train,
 without the head; stored are those in the checkpoint that neither a seed nor the base model gives back. Bold: no other
 method is as good with as few numbers. Seconds are process time; memory is the accelerator's, not measured on a CPU.</p>
 <p><img alt="test accuracy against trained numbers" src="data:image/svg+xml;base64,{{ image }}"></p>
@@ -178,6 +179,10 @@ validation; the best rate is used.</p>
 
 def _margin(middle: float, high: float | None) -> str:
     return "" if high is None else f" ± {100 * (high - middle):.1f}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def html(field: Field, outcomes: Sequence[Outcome]) -> str:
@@ -198,6 +203,7 @@ def html(field: Field, outcomes: Sequence[Outcome]) -> str:
         image=b64encode(file.getvalue()).decode(),
         settings=field.to_json(),
         margin=_margin,
+        between=_between,
     )
 
 

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import rankdata, t
 
 from qcircuit_peft import files, plotting
@@ -41,7 +42,7 @@ def read_csv(text: str) -> list[Run]:
 class Setting:
     """The runs that differ only in the seed: how many, and the mean test accuracy with a 95 % interval over seeds.
 
-    The interval is Student's t, None for one seed. ``capacity`` and the entropies are means over the seeds.
+    The interval is ``share_interval``, None for one seed. ``capacity`` and the entropies are means over the seeds.
     """
 
     ansatz: str
@@ -74,7 +75,7 @@ def by_setting(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _setting(own: Sequence[Run]) -> Setting:
     one = own[0]
-    low, high = interval([run.test for run in own])
+    low, high = share_interval([run.test for run in own])
     means = {
         key: _mean(own, key) for key in ("test", "capacity", "expressibility", "operator_entropy", "delta_entropy")
     }
@@ -96,6 +97,22 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
         return None, None
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def share_interval(shares: Sequence[float]) -> tuple[float | None, float | None]:
+    """A 95 % interval of the mean of shares, within 0 and 1: Student's, on the scale of log(p / (1 - p)).
+
+    The standard error is that of the mean, by the delta method. (None, None) for one value.
+
+    >>> share_interval([0.8, 0.9])
+    (0.037..., 0.998...)
+    """
+    low, high = interval(shares)
+    mean = float(np.mean(shares))
+    if low is None or high is None or not 0 < mean < 1 or low == high:
+        return low, high
+    odds, half = np.log(mean / (1 - mean)), (high - mean) / (mean * (1 - mean))
+    return float(expit(odds - half)), float(expit(odds + half))
 
 
 @dataclass(frozen=True)
@@ -219,18 +236,19 @@ def _margins(row: Setting) -> tuple[float | None, float | None]:
 
 
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}table{border-collapse:"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}table{border-collapse:"
     "collapse;font-size:14px}td,th{padding:.15rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
-    "img{max-width:100%}"
+    ".wide,pre{overflow-x:auto}img{max-width:100%;height:auto}"
 )
 _NOTES = (
-    "Accuracies are fractions of the test split. The intervals are Student's, at 95 %, over seeds; a dash is a single "
+    "Accuracies are in % of the test split. Their 95 % intervals, over seeds, are Student's on the scale of "
+    "log(p / (1 - p)), so that they stay within 0 and 100; a dash is a single "
     "seed. The capacity is the mean Meyer-Wallach Q of the circuit with random angles, the operator entropies those "
     "of the trained layers at the half cut, in bits.",
     "Rank correlations are Spearman's, over all runs; their intervals resample whole settings, 1,000 times. L, the "
     "number of parameters and every measure of entanglement grow together: a correlation is not a cause. The "
     "controls are: no_entanglers has as many angles and no gates on two wires, frozen has angles as drawn.",
-    "The gain is the test accuracy of the trained circuit minus that of its control, with the same seed.",
+    "The gain, in points, is the test accuracy of the trained circuit minus that of its control, with the same seed.",
 )
 
 
@@ -244,13 +262,23 @@ def html(study: Study, runs: Sequence[Run]) -> str:
     count, about = f"{len(runs)} of {len(study.points)} runs", escape(printable(study.about))
     parts = [
         f"<h1>{escape(study.name)}</h1><p>{about}</p><p>Task {escape(study.task)}, {count}.</p>",
-        f"<h2>Accuracy</h2>{_table(rows)}<p>{_NOTES[0]}</p>{figures}",
+        f"<h2>Accuracy</h2>{_table(_percent(rows, 'test', 'low', 'high'))}<p>{_NOTES[0]}</p>{figures}",
         f"<h2>Rank correlation with the test accuracy</h2>{_table(found)}<p>{_NOTES[1]}</p>",
-        f"<h2>Gain over the controls</h2>{_table(gains(runs))}<p>{_NOTES[2]}</p>",
+        f"<h2>Gain over the controls</h2>{_table(_percent(gains(runs), 'gain', 'low', 'high'))}<p>{_NOTES[2]}</p>",
         f"<h2>The study</h2><details><summary>settings</summary><pre>{escape(study.to_json())}</pre></details>",
     ]
-    head = f'<meta charset="utf-8"><title>{escape(study.name)}</title><style>{_STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(study.name)}</title><style>{_STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _percent(rows: Sequence[Any], *keys: str) -> list[Any]:
+    """The rows with shares as per cent, to one digit."""
+
+    def shown(value: float | None) -> str | None:
+        return None if value is None else f"{100 * value:.1f}"
+
+    return [replace(row, **{key: shown(getattr(row, key)) for key in keys}) for row in rows]
 
 
 def _table(rows: Sequence[Any]) -> str:
@@ -258,7 +286,7 @@ def _table(rows: Sequence[Any]) -> str:
         return "<p>none</p>"
     lines = ["".join(f"<th>{escape(field.name)}</th>" for field in fields(rows[0]))]
     lines += ["".join(f"<td>{escape(_cell(value))}</td>" for value in vars(row).values()) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
 def _cell(value: Any) -> str:
