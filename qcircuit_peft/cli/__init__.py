@@ -29,6 +29,7 @@ def _program(
 
 app.add_typer(circuits.app, name="circuits")
 for command in (
+    circuits.explore,
     measures.entanglement,
     measures.expressibility,
     ranking.search,

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
+from qcircuit_peft import files
 from qcircuit_peft.ansatz import load, names
 from qcircuit_peft.cli.program import (
     AsCsv,
@@ -24,6 +25,7 @@ from qcircuit_peft.cli.program import (
 )
 from qcircuit_peft.drawing import draw as draw_text
 from qcircuit_peft.drawing import draw_mpl
+from qcircuit_peft.explorer import page
 from qcircuit_peft.lie import directions, told_surplus
 from qcircuit_peft.qasm import to_qasm
 from qcircuit_peft.text import printable
@@ -64,6 +66,22 @@ def show(source: Source) -> None:
     print(family.to_toml(), end="")
     if found := directions(family):
         print(f"\n# at L = 12 it moves in {_written(found.values())} directions on {_written(found)} qubits")
+
+
+def explore(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[CIRCUIT]", help="a circuit to begin with, by name or path of a .toml file")
+    ] = None,
+    out: Annotated[str, typer.Option(help="where the page is written")] = "explore.html",
+) -> None:
+    """Write a page on which circuits of up to 8 qubits are chosen, edited and looked at; it needs no network.
+
+    qcircuit-peft explore
+
+    qcircuit-peft explore mine.toml --out mine.html
+    """
+    files.write(out, page(None if source is None else load(source)))
+    console.print(f"written to {printable(out)}; open it in a browser", soft_wrap=True)
 
 
 @app.command()
