@@ -113,6 +113,7 @@ def test_qasm_starts_with_its_version(version):
         (["circuits", "draw", "tree", "--plot", "nowhere/x.png"], "'nowhere/x.png' cannot be written: No such file"),
         (["circuits", "draw", "tree", "--plot", "x.xyz"], "a picture's name ends in .png, .pdf, .svg, got 'x.xyz'"),
         (["circuits", "qasm", "sim01", "--version", "7"], "7"),
+        (["entanglement", "tree", "--layers", "4:1:-1"], "a range such as 4:12, got '4:1:-1'"),
         (["circuits", "list", "--csv", "--json"], "one of --json and --csv, got both"),
         (["circuits", "list", "--out", "t.txt"], "a table's name ends in .csv or .json, got 't.txt'"),
     ],

@@ -18,6 +18,7 @@ from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, columns, estimated
 from qcircuit_peft.analysis import evaluate_under_noise
 from qcircuit_peft.backends import apply, find_backend, probabilities, qiskit
 from qcircuit_peft.backends.hadamard import estimates, hadamard_test
+from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
 
 REAL = tuple(name for name, gate in GATES.items() if gate.real)
@@ -309,6 +310,31 @@ def test_noise_aware_shots_are_drawn_anew_and_right_on_average():
         assert (spread > 0).all() and (
             (torch.stack(drawn).mean(0) - exact).abs() < 6 * spread + 0.05 * exact.norm()
         ).all()
+
+
+@pytest.mark.parametrize("frame", sorted(FRAMES))
+def test_noise_aware_is_never_silently_exact(frame):
+    torch.manual_seed(0)
+    config = QCircuitConfig(r=2, frame=frame, target_modules=["0"], init_weights=False)
+    model, x = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config), torch.randn(3, 8)
+    exact = model(x)
+    try:
+        with noise_aware(model, Noise(depolarizing=0.2)):
+            assert not torch.allclose(model(x), exact, atol=1e-3)
+    except ValueError as error:
+        assert str(error).startswith("hardware estimates ")
+    assert torch.equal(model(x), exact)
+
+
+def test_nothing_is_merged_or_unmerged_of_what_is_estimated():
+    model = get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(8, 8)), QCircuitConfig(r=2, target_modules=["0"], init_weights=False)
+    )
+    with noise_aware(model, Noise(depolarizing=0.2)), pytest.raises(ValueError, match="nothing is merged"):
+        model.merge_adapter()
+    model.merge_adapter()
+    with noise_aware(model, Noise(depolarizing=0.2)), pytest.raises(ValueError, match="nothing is merged"):
+        model.unmerge_adapter()
 
 
 def test_noise_aware_training_runs_on_a_device():

@@ -3,6 +3,7 @@
 import json
 from math import ceil, log2, pi
 
+import numpy as np
 import pennylane as qml
 import pytest
 import torch
@@ -15,12 +16,14 @@ from typer.testing import CliRunner
 
 from qcircuit_peft import Affine, Circuit, Op, QCircuitConfig, columns, estimated_columns, load
 from qcircuit_peft.analysis import adapter_resources, evaluate_under_noise, resources
+from qcircuit_peft.analysis.resources import _spread
 from qcircuit_peft.ansatz import names
 from qcircuit_peft.backends import find_backend
 from qcircuit_peft.backends.hadamard import hadamard_test
 from qcircuit_peft.cli import app
+from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
-from qcircuit_peft.interop import to_pennylane, to_qiskit
+from qcircuit_peft.interop import lower, places, to_pennylane, to_qiskit
 
 FAMILY = load("simplified_two_design")
 BASIS = ["cz", "rz", "sx", "x"]
@@ -97,6 +100,20 @@ def test_a_rotation_takes_about_as_many_t_gates_as_qiskits_synthesis():
         counts.append(made.get("t", 0) + made.get("tdg", 0))
     found = resources(Circuit((2,), [Op("RZ", (0,))]), precision=1e-4).t_count
     assert sum(counts) / 4 == pytest.approx(found, abs=8)  # the rest is O(log log 1/e)
+
+
+def test_the_shots_of_a_width_that_is_no_power_of_two_give_their_error():
+    wide = load("tree").circuit(dim=12, layers=1)
+    angles = torch.rand(wide.n_angles, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 6
+    rows = torch.from_numpy(places(wide.dims))
+    flat, exact = lower(wide, angles), columns(wide, angles, 1)
+    squares, shots = [], 200
+    for seed in range(400):
+        random = torch.Generator().manual_seed(seed)
+        found = estimated_columns(flat, torch.zeros(0, dtype=torch.float64), 1, shots=shots, generator=random)[0]
+        squares.append(float((found[rows] - exact).square().sum()))
+    mean, spread = np.mean(squares) * shots, np.std(squares) * shots / 20
+    assert abs(mean - _spread(FRAMES["circuit"].spec(12, 1, ansatz="tree"))) < 4 * spread < 2
 
 
 def test_the_shots_give_the_error_that_was_asked_for():

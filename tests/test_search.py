@@ -102,6 +102,8 @@ def test_the_command_ranks_own_files_among_the_others(tmp_path, monkeypatch):
     path = tmp_path / "\x1b[31mmine.toml"
     path.write_text(replace(load("tree"), name="m\x1bine").to_toml())
     (tmp_path / "own_metric.py").write_text("def weight(states):\n    return states[:, 0].abs() ** 2\nnumber = 3\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "failing.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     options = ["--qubits", "2", "--samples", "20", "--metric", "own_metric:weight"]
     result = run(app, ["search", "sim01", "tree", str(path), *options])
@@ -117,6 +119,8 @@ def test_the_command_ranks_own_files_among_the_others(tmp_path, monkeypatch):
         ("own_metric:other", "cannot be had: module 'own_metric' has no attribute 'other'"),
         ("nowhere:f", "the metric 'nowhere:f' cannot be had: No module named 'nowhere'"),
         (":f", "the metric ':f' cannot be had: "),
+        ("leaving:f", "the metric 'leaving:f' cannot be had: 3"),
+        ("failing:f", "the metric 'failing:f' cannot be had: division by zero"),
         ("own_metric:number", "the metric 'own_metric:number' is a function, got 3"),
     ):
         failed = run(app, ["search", "tree", "--metric", metric], env=WIDE)

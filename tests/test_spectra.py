@@ -158,6 +158,17 @@ def test_scaled_angles_have_scaled_frequencies():
     assert torch.allclose(series(t), (1 + torch.cos(3 * t + 0.2) * torch.cos(t / 2)) / 2, atol=1e-10)
 
 
+def test_scales_that_are_no_decimals_keep_their_digits():
+    scales = (1 / 3, 2 / 3, 1 / 7, 5 / 3)
+    circuit = Circuit((2,), [Op("RY", (0,)) for _ in scales], [Affine(((0, scale),)) for scale in scales])
+    series = fourier_series(circuit, torch.zeros(1), 0)
+    t = torch.tensor([1.0, 1e3, 1e6], dtype=torch.float64)
+    assert torch.allclose(series(t), (1 + torch.cos(sum(scales) * t)) / 2, atol=1e-9)
+    near = Circuit((2,), [Op("RY", (0,)), Op("RX", (0,))], [Affine(((0, 1.0),)), Affine(((0, 1 + 2e-9),))])
+    with pytest.raises(ValueError, match="told apart from a difference of 1e-06 on"):
+        fourier_series(near, torch.zeros(1), 0)
+
+
 def test_a_series_is_refused_in_one_sentence():
     circuit = load("tree").circuit(qubits=2, layers=1)
     for said, *arguments in (

@@ -10,7 +10,7 @@ import torch
 from bounds import close
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import hotswap
+from peft.utils import get_peft_model_state_dict, hotswap, set_peft_model_state_dict
 from tiny import (
     CONTRACT,
     MODELS,
@@ -240,6 +240,10 @@ def test_what_does_not_fit_is_not_swapped(tmp_path: Path) -> None:
             hotswap.hotswap_adapter(model, tmp_path / entry, "default")
     adapted("llama").save_pretrained(tmp_path)
     model.merge_adapter()
+    with pytest.raises(ValueError, match="'default' is merged, so it is not loaded over; call unmerge_adapter first"):
+        model.load_adapter(tmp_path, "default")
+    with pytest.raises(ValueError, match="'default' is merged, so it is not loaded over"):
+        set_peft_model_state_dict(model, get_peft_model_state_dict(model))
     with pytest.raises(ValueError, match="'default' is merged, so it is not swapped; call unmerge_adapter first"):
         hotswap.hotswap_adapter(model, tmp_path, "default")
     model.unmerge_adapter()

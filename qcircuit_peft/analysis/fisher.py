@@ -48,7 +48,7 @@ class FisherSpectrum:
         return int((self.eigenvalues >= _FELT * self.eigenvalues[0]).sum()) if self.trace else 0
 
     def effective_dimension(self, samples: int, gamma: float = 1.0) -> float:
-        """The local effective dimension for a number of training samples, 0 to ``parameters``.
+        """The local effective dimension for a number of training samples; the rank of F, for ever more of them.
 
         sum_i log(1 + k f_i) / log k with k = gamma n / (2 pi log n) and f the eigenvalues, scaled so that their sum is
         the number of parameters. Source: Abbas et al., arXiv 2112.04807, Eq. (4), at one point. Raises ValueError where

@@ -4,7 +4,7 @@ A gate is C0 + C1 cos(f t) + C2 sin(f t), so amplitudes have the sums of the fre
 angle, each times the angle's factor there; expectation values have the differences of those.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import pi
 
@@ -20,8 +20,8 @@ from qcircuit_peft.text import shown
 
 Observable = Callable[[Tensor], Tensor]
 _MOST = 2048  # frequencies
-_SAME = 9  # digits by which two frequencies are told apart
-_NOISE = 1e-12  # of the entries of a gate
+_NEAR = 1e-6  # frequencies that differ by less are not told apart by values
+_NOISE = 1e-12  # of the entries of a gate, and of sums of frequencies
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def frequencies(circuit: Circuit, angle: int) -> list[float]:
     map has no series that ends, and for more than 2,048 frequencies.
     """
     whole_number("angle", angle, 0, circuit.n_angles - 1)
-    found = {0.0}
+    found = [0.0]
     for op in circuit.ops:
         if len(op.angles or ()) > 1:
             if any(angle in dict(circuit.made[position].terms) for position in op.angles or ()):
@@ -61,10 +61,19 @@ def frequencies(circuit: Circuit, angle: int) -> list[float]:
         if not scale:
             continue
         own = _amplitudes(op.gate)
-        found = {round(a + scale * b, _SAME) for a in found for b in own}
+        found = _distinct(a + scale * b for a in found for b in own)
         if len(found) > _MOST:
             raise ValueError(f"a Fourier series has at most {_MOST} frequencies, but {shown(op)} makes more")
-    return sorted({round(abs(a - b), _SAME) for a in found for b in found})
+    return _distinct(abs(a - b) for a in found for b in found)
+
+
+def _distinct(values: Iterable[float]) -> list[float]:
+    """Ascending, without those that differ from the last by rounding only."""
+    kept: list[float] = []
+    for value in sorted(values):
+        if not kept or value - kept[-1] > _NOISE * max(1.0, abs(value)):
+            kept.append(value)
+    return kept
 
 
 def _amplitudes(name: str) -> list[float]:
@@ -81,7 +90,8 @@ def fourier_series(circuit: Circuit, angles: Tensor, angle: int, observable: Obs
 
     The observable is quadratic in the state, such as an expectation value; left out, the probability of |0...0>. Exact
     up to rounding: four values for each unknown, solved for the coefficients. Raises
-    ValueError as ``frequencies``, for angles of another shape, and for values that no such series has.
+    ValueError as ``frequencies``, for frequencies nearer than 1e-6 to each other, for angles of another shape, and for
+    values that no such series has.
 
     >>> from qcircuit_peft import Op
     >>> found = fourier_series(Circuit((2,), [Op("RY", (0,))]), torch.zeros(1), 0)
@@ -94,6 +104,8 @@ def fourier_series(circuit: Circuit, angles: Tensor, angle: int, observable: Obs
     observable = observable or (lambda states: states[..., 0].abs().square())
     both = torch.tensor([-w for w in reversed(known) if w] + known, dtype=torch.float64)
     gap = float(both.diff().min()) if len(both) > 1 else 1.0
+    if gap < _NEAR:
+        raise ValueError(f"frequencies are told apart from a difference of {_NEAR:g} on, got {gap:.3g}")
     # anywhere in a period of the smallest difference of frequencies, so that no two of them look alike
     points = torch.rand(4 * len(both), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * (2 * pi / gap)
     given = angles.detach().double().expand(len(points), -1).clone()

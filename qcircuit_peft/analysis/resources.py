@@ -299,7 +299,7 @@ def adapter_resources(
         built = {part: kind.frame for part, kind in factors.parts.items() if isinstance(kind, Built)}
         if not built:
             raise ValueError(f"{name}: what is measured are columns of circuits, but its factorization builds none")
-        shots = _shots([frame.n for frame in built.values()], error, set(built) == {"u", "v"})
+        shots = _shots([_spread(frame) for frame in built.values()], error, set(built) == {"u", "v"})
         for (part, frame), most in zip(built.items(), shots, strict=True):
             mine = f"{name}.{part}"
             counted = named.setdefault((id(module.lenders[key].get(part, module)), part), mine)
@@ -323,9 +323,18 @@ def adapter_resources(
     )
 
 
-def _shots(widths: Sequence[int], error: float, svd: bool) -> list[int]:
+def _spread(frame: Any) -> float:
+    """The squared error of one estimated column times its shots: N - 1 on qubits.
+
+    On wires of other dimensions the n rows are among the N states of the qubits of ``lower``, over all of which the
+    reference of the test is spread: (n + N) / 2 - 1.
+    """
+    dims = next((circuit.dims for _, circuit, _ in frame.circuits()), (frame.n,))
+    return (frame.n + 2 ** sum((d - 1).bit_length() for d in dims)) / 2 - 1
+
+
+def _shots(free: Sequence[float], error: float, svd: bool) -> list[int]:
     """Shots a column of each frame for this relative error: of delta W, or of the frame alone."""
-    free = [width - 1 for width in widths]
     if not svd:
         return [max(1, ceil(one / error**2)) for one in free]
     total, both = sum(free), free[0] * free[1]

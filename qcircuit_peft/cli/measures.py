@@ -51,7 +51,7 @@ def metric_named(text: str) -> str | Callable[..., Any]:
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+    except (Exception, SystemExit) as error:  # whatever a user's module does
         raise ValueError(f"the metric {shown(text)} cannot be had: {shortened(printable(str(error)))}") from None
     finally:
         sys.path[:] = before

@@ -129,7 +129,7 @@ def numbers(text: str) -> Sequence[int]:
             found = [int(part) for part in text.split(",", _MOST_NUMBERS)]
         else:
             first, last, step = map(int, text.split(":", 3) if text.count(":") > 1 else [*text.split(":"), 1])
-            found = range(first, last + 1, step)
+            found = range(first, last + 1, step) if step > 0 else ()
     except ValueError:
         pass
     if not found or found[_MOST_NUMBERS:]:

@@ -14,6 +14,7 @@ from peft.utils.quantization_utils import quantization_extra_repr, resolve_quant
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from qcircuit_peft.backends.estimation import SWITCH
 from qcircuit_peft.checks import number
 from qcircuit_peft.factorizations.combined import part_itself
 from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
@@ -33,6 +34,12 @@ def generators(seed: int | None, name: str, parts: Iterable[str]) -> dict[str, t
         return None
     digests = {part: hashlib.blake2b(f"{seed}/{name}/{part}".encode(), digest_size=7).digest() for part in parts}
     return {part: torch.Generator().manual_seed(int.from_bytes(digest)) for part, digest in digests.items()}
+
+
+def _check_exact() -> None:
+    """Raise ValueError where columns are estimated: what is merged could not be taken out again."""
+    if SWITCH.estimator is not None:
+        raise ValueError("within noise_aware columns are estimated, so nothing is merged or unmerged; leave it first")
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -289,8 +296,10 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add delta W of the given, or active, adapters to the base weight.
 
-        Raises ValueError if a parameter or, with ``safe_merge``, a merged weight is not finite; nothing is merged then.
+        Raises ValueError if a parameter or, with ``safe_merge``, a merged weight is not finite, and within
+        ``noise_aware``; nothing is merged then.
         """
+        _check_exact()
         if names := [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.factors]:
             merged = self.merged_weight(names, safe_merge)
             if any(self.factors[name].uses_base for name in names):  # such an update cannot be taken away again
@@ -301,6 +310,7 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
     @torch.no_grad()
     def unmerge(self) -> None:
         """Take all merged updates out of the base weight again."""
+        _check_exact()
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return

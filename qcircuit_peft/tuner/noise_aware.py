@@ -14,7 +14,8 @@ from qcircuit_peft.backends.noise import interference as noisy_interference
 from qcircuit_peft.backends.shots import check_shots
 from qcircuit_peft.checks import one_of
 from qcircuit_peft.circuit import Circuit
-from qcircuit_peft.tuner.layer import adapted_layers
+from qcircuit_peft.factorizations.parts import frames
+from qcircuit_peft.tuner.layer import adapted_layers, adapters
 
 GRADIENTS = ("exact", "parameter-shift")
 
@@ -34,9 +35,11 @@ def noise_aware(
     The columns of every frame that is one real circuit are those of ``estimated_columns``, with ``noise``, and with
     ``shots`` drawn anew whenever the frames are generated. ``gradients="exact"`` are those of the expected columns:
     through density matrices, N^2 numbers for each column, where there is noise. "parameter-shift" are what a device
-    can find: two more estimates for every angle, with as many shots; a ``backend`` that is a device wants these. Frames
-    that are not estimated are refused where they are made; compiled models are not for this.
-    Raises ValueError for a model without a circuit adapter or bad input.
+    can find: two more estimates for every angle, with as many shots; a ``backend`` that is a device wants these.
+    Nothing is merged within it, no other model is run, and compiled models are not for this.
+
+    Raises ValueError for a model without a circuit adapter, frames that are made of no circuits, or bad input; frames
+    of several circuits are refused where they are made.
 
     >>> from peft import get_peft_model
     >>> from qcircuit_peft import QCircuitConfig
@@ -49,6 +52,10 @@ def noise_aware(
     layers = [module for _, module in adapted_layers(model)]
     if not layers:
         raise ValueError("noise_aware is for a model with a circuit adapter, got one with none")
+    for name, module, key in adapters(model):
+        for part, frame in frames(module.factors[key]).items():
+            if not any(True for _ in frame.circuits()):
+                raise ValueError(f"hardware estimates columns of circuits, but {part} of {name!r} is made of none")
     if shots is not None:
         check_shots(shots, generator)
     row = backends.find_backend(backend)

@@ -130,6 +130,13 @@ def hook_scales(layer_cls: type) -> None:
     replace_in_place(helpers.rescale_adapter_scale, make)
 
 
+def _check_unmerged(model: Any, adapter: str, what: str) -> None:
+    """Raise ValueError if an adapter is merged: other numbers would be taken out of the weights than were put in."""
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    if any(adapter in module.merged_adapters for module in layers):
+        raise ValueError(f"the adapter {shown(adapter)} is merged, so it is not {what}; call unmerge_adapter first")
+
+
 def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def hotswap_adapter(
@@ -139,10 +146,7 @@ def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
         if of_ours(whole, adapter_name) is None:
             return stock(model, model_name_or_path, adapter_name, torch_device, **kwargs)
         layers = [module for module in whole.modules() if isinstance(module, BaseTunerLayer)]
-        if any(adapter_name in module.merged_adapters for module in layers):
-            raise ValueError(
-                f"the adapter {adapter_name!r} is merged, so it is not swapped; call unmerge_adapter first"
-            )
+        _check_unmerged(whole, adapter_name, "swapped")
         modes = {module: module.training for module in whole.modules()}
         try:
             whole.load_adapter(model_name_or_path, adapter_name, torch_device=torch_device, **kwargs)
@@ -197,6 +201,7 @@ def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
                 stored.bias = "none"
             check_means(mine, stored, f"the adapter {shown(adapter_name)}")
         if of_ours(model, adapter_name) is not None:
+            _check_unmerged(model, adapter_name, "loaded over")
             for name, module in model.named_modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
                     whole = name.removeprefix("_fsdp_wrapped_module.")  # as PEFT does
