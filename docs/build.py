@@ -239,9 +239,9 @@ QUESTIONS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: _tiny().add_adapter("v1.2", QCircuitConfig(r=2, target_modules=["0"])),
         "Names of adapters are parts of names of parameters, in which dots part modules.",
     ),
-    "Adapters cannot be averaged": (
-        lambda: _tiny().add_weighted_adapter(["default"], [0.5], "half"),
-        "`peft.save_as_lora(path, model, rank=r)` of each gives plain LoRAs, which can.",
+    "Adapters are put together in a way that circuits do not have": (
+        lambda: _tiny().add_weighted_adapter(["default"], [0.5], "half", "svd"),
+        '`"cat"`, the default, adds adapters up exactly, and so does `"linear"` for adapters of the same circuits.',
     ),
     "No rate is known": (
         lambda: parameter_groups(_lora(nn.Sequential(nn.Linear(8, 8)))),
