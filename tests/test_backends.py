@@ -236,7 +236,7 @@ def test_a_wire_that_is_not_a_qubit_is_refused(backend):
     "backend, said",
     [
         ("penylane", "unknown backend 'penylane'; did you mean one of pennylane"),
-        (None, "unknown backend None; allowed are native, pennylane, torchquantum, qiskit"),
+        (None, "a backend is a name, a device of PennyLane or a BackendV2 of Qiskit, got None"),
         ("native:gpu", "backend 'native' has no devices to choose from, got 'native:gpu'"),
         ("pennylane:", "PennyLane has no device '' here; did you mean one of"),
         ("pennylane:lightening.qubit", "no device 'lightening.qubit' here; did you mean one of lightning.qubit"),
