@@ -1,5 +1,7 @@
 """Devices: Hadamard tests as circuits against the numpy reference, counts of Qiskit's and PennyLane's, mitigation."""
 
+import copy
+
 import numpy as np
 import pennylane as qml
 import pytest
@@ -324,6 +326,18 @@ def test_noise_aware_is_never_silently_exact(frame):
     except ValueError as error:
         assert str(error).startswith("hardware estimates ")
     assert torch.equal(model(x), exact)
+
+
+def test_another_model_is_exact_again_when_noise_has_ended():
+    torch.manual_seed(0)
+    config = QCircuitConfig(r=2, target_modules=["0"], init_weights=False)
+    mine, other = (get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config).eval() for _ in range(2))
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        exact = copy.deepcopy(other)(x)  # whose frames are its own
+        with noise_aware(mine, Noise(depolarizing=0.2)):
+            other(x)
+        assert torch.equal(other(x), exact)
 
 
 def test_nothing_is_merged_or_unmerged_of_what_is_estimated():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import transformers
 from accelerate import cpu_offload
 from bounds import close
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
 from reference import matrix
 from tiny import CHAIN, close_gradient, told_by_a_fresh_process
 from torch import Tensor, nn
@@ -328,6 +330,79 @@ def test_what_is_refused_changes_nothing() -> None:
     lora = get_peft_model(tiny("Mixtral"), LoraConfig(r=2, target_modules=[], target_parameters=BOTH))
     with pytest.raises(ValueError, match="adapted as a whole"):
         peft.inject_adapter_in_model(config(), lora.base_model.model)
+
+
+class Mixer(nn.Module):
+    """A matrix of its own, beside layers inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Parameter(torch.randn(3, 16, 16)) for _ in range(2))
+        self.inside = nn.Linear(16, 16)
+        self.deep = nn.Module()
+        self.deep.w = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x) @ self.gate[0] @ self.up[0] @ self.deep.w
+
+
+def mixed() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"mixer": Mixer(), "out": nn.Linear(16, 16)})
+
+
+PLACES = {  # what a first adapter has, and a second one, or one alone
+    "a layer, by one adapter": (None, (["inside"], ["mixer.gate"])),
+    "a parameter, by one adapter": (None, ([], ["mixer.gate", "deep.w"])),
+    "a layer, then the parameter": ((["inside"], []), ([], ["mixer.gate"])),
+    "a parameter, then one around it": (([], ["deep.w"]), ([], ["mixer.up"])),
+    "the parameter, then a layer": (([], ["mixer.gate"]), (["inside", "out"], [])),
+    "the parameter, then one inside": (([], ["mixer.gate"]), ([], ["deep.w"])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.parametrize("first, second", PLACES.values(), ids=PLACES)
+def test_a_module_inside_one_of_an_adapted_parameter_is_refused(first: Any, second: Any) -> None:
+    def settings(targets: tuple[list[str], list[str]]) -> QCircuitConfig:
+        return QCircuitConfig(r=2, target_modules=targets[0], target_parameters=targets[1])
+
+    net: Any = mixed() if first is None else get_peft_model(mixed(), settings(first))
+    before = {name: type(module) for name, module in net.named_modules()}
+    with pytest.raises(ValueError, match=r"is inside the module of the parameter .*, and only one of both is adapted"):
+        if first is None:
+            get_peft_model(net, settings(second))
+        else:
+            net.add_adapter("other", settings(second))
+    assert {name: type(module) for name, module in net.named_modules()} == before
+
+
+def test_numbers_of_one_parameter_are_not_those_of_another(tmp_path: Path) -> None:
+    def one(which: str) -> PeftModel:
+        return get_peft_model(
+            mixed(), QCircuitConfig(r=2, target_modules=[], target_parameters=[which], init_weights=False)
+        )
+
+    saved, other = one("mixer.gate"), one("mixer.up")
+    saved.save_pretrained(tmp_path)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    for way in (
+        lambda: other.load_adapter(tmp_path, "default"),
+        lambda: peft.set_peft_model_state_dict(other, peft.get_peft_model_state_dict(saved)),
+        lambda: PeftModel.from_pretrained(mixed(), tmp_path, config=other.peft_config["default"]),
+        lambda: hotswap_adapter(other, str(tmp_path), "default"),
+    ):
+        with pytest.raises(ValueError, match="with target_parameters = "):
+            way()
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    one("mixer.gate").load_adapter(tmp_path, "default")
+
+
+def test_parameters_are_named_wherever_one_looks_from() -> None:
+    config = QCircuitConfig(r=2, target_modules=[], target_parameters=["mixer.gate", "mixer.up"])
+    whole = get_peft_model(mixed(), config).base_model.model
+    for at, expected in ((whole, "mixer.gate"), (whole["mixer"], "gate"), (whole["mixer"].base_layer, "gate")):
+        assert f"{expected}.u" in [re.sub(r"\.\d+$", "", name) for name, _, _ in circuits(at)], at
 
 
 def test_patterns_that_match_nothing_are_told() -> None:

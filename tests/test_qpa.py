@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,7 @@ def test_measured_with_shots_and_noise(tmp_path: Path) -> None:
 
 FRESH = """
 import sys
+from dataclasses import replace
 import torch
 torch.set_num_threads(1)
 folder = sys.argv[1]
@@ -467,7 +469,13 @@ def test_targets_may_be_given_beside_the_base(method: str) -> None:
         with pytest.raises(ValueError, match=r"^target_modules needs a base with such an option, but .* has none$"):
             QPAConfig(base=base_config, target_modules=["q_proj"])
         return
-    given = QPAConfig(base=base_config, target_modules=["o_proj", "up_proj"])
+    with pytest.raises(ValueError, match=r"^target_modules is \['o_proj', 'up_proj'\], but base has"):
+        QPAConfig(base=base_config, target_modules=["o_proj", "up_proj"])
+    given = QPAConfig(base=replace(base_config, target_modules=None), target_modules=["o_proj", "up_proj"])
+    other = replace(base_config, target_modules=["k_proj"])
+    with pytest.raises(ValueError, match="but base has"):  # not the targets of the old base around the new one
+        replace(given, base=other)
+    assert set(replace(given, base=other, target_modules=None).target_modules) == {"k_proj"}
     assert set(given.target_modules) == {"o_proj", "up_proj"}
     if hasattr(base_config, "exclude_modules"):
         also = QPAConfig(base=base_config, exclude_modules=["a"])

@@ -1,13 +1,14 @@
 """A checkpoint is one thing: at every instant of a save a folder loads as the old or the new adapter."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kills import failing, forked, killed
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from test_qpa import adapted as generated
@@ -206,6 +207,40 @@ def test_weights_of_one_save_are_refused_with_the_configuration_of_another(tmp_p
         else:
             save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
         by_peft(folder)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_without_their_configuration_are_compared_with_the_one_at_hand(safe: bool, tmp_path: Path) -> None:
+    net, other = circuit(48.0, 1), circuit(7.0, 2)
+    net.save_pretrained(tmp_path, safe_serialization=safe)
+    (tmp_path / CONFIG).unlink()
+    mine, theirs = (model.peft_config["default"] for model in (net, other))
+    model = base("llama")
+    with pytest.raises(ValueError, match="another configuration than that of the configuration that is given"):
+        PeftModel.from_pretrained(model, tmp_path, config=theirs)
+    assert not hasattr(model, "peft_config")
+    states = [load_peft_weights(str(tmp_path))] + ([] if safe else [torch.load(tmp_path / BIN, weights_only=True)])
+    for state in states:
+        before = {name: value.clone() for name, value in other.state_dict().items()}
+        with pytest.raises(ValueError, match="another configuration than that of the adapter 'default'"):
+            set_peft_model_state_dict(other, state)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+        set_peft_model_state_dict(circuit(48.0, 3), state)
+    PeftModel.from_pretrained(base("llama"), tmp_path, config=mine)
+
+
+@pytest.mark.parametrize("net", [circuit, generator], ids=["circuit", "generator"])
+def test_a_state_dict_that_lacks_entries_is_not_saved(net: Callable[..., Any], tmp_path: Path) -> None:
+    model = net(1, 1)
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    whole = model.state_dict()
+    last = [key for key in whole if "qcircuit_lambda" in key or "qpa_" in key][-1]
+    for state in ({}, {key: value for key, value in whole.items() if key != last}):
+        with pytest.raises(ValueError, match=r"the state dict lacks .*nothing was changed"):
+            model.save_pretrained(tmp_path, state_dict=state)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    model.save_pretrained(tmp_path, state_dict=whole)
 
 
 def test_what_changes_no_number_may_be_edited_by_hand(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcircuit_peft import QCircuitConfig, circuits
 from qcircuit_peft.analysis import entanglement_report
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.tuner.layer import adapted_layers
+from qcircuit_peft.tuner.layer import QCircuitLayer, adapted_layers
 
 WEIGHTS = [0.5, -2.0]
 
@@ -111,6 +111,26 @@ def test_linear_adds_numbers_up_where_the_circuits_are_the_same() -> None:
         with pytest.raises(ValueError, match=said):
             net.add_weighted_adapter(names, WEIGHTS, "x", combination_type="linear")
     assert "x" not in net.peft_config
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_a_sum_that_is_interrupted_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = two()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    stock, calls = QCircuitLayer.own_parameters, iter(range(100))
+
+    def interrupted(self: QCircuitLayer, adapter: str) -> dict[str, Tensor]:
+        if adapter == "both" and next(calls) == 1:
+            raise KeyboardInterrupt
+        return stock(self, adapter)
+
+    monkeypatch.setattr(QCircuitLayer, "own_parameters", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.add_weighted_adapter(["default", "other"], WEIGHTS, "both")
+    assert list(net.peft_config) == ["default", "other"]
+    assert before.keys() == dict(net.named_parameters()).keys()
+    net.add_weighted_adapter(["default", "other"], WEIGHTS, "both")
+    check_sum(net, "both", dict(zip(("default", "other"), WEIGHTS, strict=True)))
 
 
 def test_what_has_no_exact_sum_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,10 @@ _OF_BASE = ("target_modules", "exclude_modules")
 _INITS = (True, False, "gaussian", "orthogonal", "mica")  # of LoRA; all others change the model or read data
 
 
+def _unordered(names: Any) -> Any:
+    return names if isinstance(names, str) else set(names)
+
+
 class _OfBase:
     """A field that is the base method's: read there, and written to a copy of it."""
 
@@ -39,12 +43,19 @@ class _OfBase:
         return None if config is None else getattr(config.base, self.name, None)
 
     def __set__(self, config: Any, value: Any) -> None:
-        if value is None:
-            return
+        is_made = "layout" in vars(config)
+        if value is None and not is_made:
+            return  # it is not given
         config.base = _as_base(config.base)
         if not hasattr(config.base, self.name):
             raise ValueError(
                 f"{self.name} needs a base with such an option, but {config.base.peft_type.value} has none"
+            )
+        known = getattr(config.base, self.name)
+        if not is_made and known is not None and _unordered(known) != _unordered(value):
+            raise ValueError(
+                f"{self.name} is {shown(value)}, but base has {shown(known)}; give it once, and None here with "
+                "dataclasses.replace and another base"
             )
         config.base = replace(config.base, **{self.name: value})
 
@@ -88,7 +99,7 @@ class QPAConfig(PeftConfig):
     noise: Noise | dict[str, float] | None = None
     generator: dict[str, Any] | None = None
     init_weights: bool = True
-    library: str | None = None  # what a file says of who wrote it; it changes nothing
+    library: str | None = field(default=None, compare=False)  # what a file says of who wrote it; it changes nothing
     target_modules: _OfBase = _OfBase()
     exclude_modules: _OfBase = _OfBase()
 

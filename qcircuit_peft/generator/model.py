@@ -26,7 +26,7 @@ from qcircuit_peft.tuner.heads import head_in_use, in_use, passed_by, unload_hea
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
-from qcircuit_peft.tuner.names import GENERATORS, check_adapter_name, tuner_layers, unfiltered
+from qcircuit_peft.tuner.names import GENERATORS, check_adapter_name, entry, tuner_layers, unfiltered
 
 HOLDER = GENERATORS.split(".")[1]
 
@@ -359,6 +359,8 @@ class QPAModel(BaseTuner):
     ) -> dict[str, Tensor]:
         state_dict = unfiltered(model, state_dict, unwanted_adapter_names)
         own = f"{GENERATORS}{adapter_name}."
+        for name in getattr(model.base_model, HOLDER)[adapter_name].state_dict():
+            entry(state_dict, own + name)
         return {GENERATORS + key.removeprefix(own): v for key, v in state_dict.items() if key.startswith(own)}
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qcircuit_peft.backends.estimation import SWITCH
 from qcircuit_peft.frames.kind import Spec
 from qcircuit_peft.generation import Batch, Generation, Pass, Passes
 from qcircuit_peft.tuner.encoding import Encoding, rounding_of
@@ -150,7 +151,7 @@ class FrameBank:
             kinds.setdefault(parameter.requires_grad, []).append(parameter)
         serving: dict[bool, Generation] = {}
         for trained, mine in kinds.items():
-            found = self._serving(layer, mine, (adapters, trained, mine[0].device, dtype), now)
+            found = self._serving(layer, mine, (adapters, trained, mine[0].device, dtype, SWITCH.estimator), now)
             if found is None:
                 return None
             serving[trained] = found
@@ -164,7 +165,11 @@ class FrameBank:
         return give
 
     def _serving(
-        self, layer: Any, mine: list[Tensor], key: tuple[tuple[str, ...], bool, torch.device, torch.dtype], now: Any
+        self,
+        layer: Any,
+        mine: list[Tensor],
+        key: tuple[tuple[str, ...], bool, torch.device, torch.dtype, Any],
+        now: Any,
     ) -> Generation | None:
         trains = key[1] and torch.is_grad_enabled()
         found = self.passes.kept(key, now)

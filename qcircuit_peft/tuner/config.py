@@ -121,12 +121,12 @@ class QCircuitConfig(PeftConfig):
     bias: str = "none"
     fan_in_fan_out: bool = False
     terms: list[dict[str, Any]] | None = None
-    library: str | None = None
+    library: str | None = field(default=None, compare=False)  # what a file says of who wrote it
     circuit: dict[str, Any] | None = None
 
     # How an adapter starts, is trained and computed: numbers that are loaded mean the same whatever these are.
     incidental: ClassVar[set[str]] = {
-        *("backend", "fan_in_fan_out", "init", "init_weights", "seed", "target_parameters", "train_angles"),
+        *("backend", "fan_in_fan_out", "init", "init_weights", "seed", "train_angles"),
         *INCIDENTAL,
     }
 

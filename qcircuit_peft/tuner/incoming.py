@@ -25,6 +25,7 @@ from qcircuit_peft.tuner.guard import whole_or_nothing
 from qcircuit_peft.tuner.meaning import configuration_of, is_kind
 from qcircuit_peft.tuner.names import GENERATORS, base_name, is_ours, own_names
 from qcircuit_peft.tuner.pruning import DTYPES
+from qcircuit_peft.tuner.saving import check_known, located
 
 _GIVEN = "the configuration that is given"
 _loading: ContextVar["Incoming | None"] = ContextVar("loading", default=None)
@@ -149,7 +150,9 @@ def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[st
     except (ValueError, KeyError, TypeError, OSError):
         if config is None:
             raise
-        return  # there is none that could be compared
+        if (weights := located(source, hub)[1]) is not None:  # there is none that could be compared but their digest
+            check_known(weights, config, _GIVEN)
+        return
     if config is not None and hasattr(config, "modules_to_save"):  # PEFT adds the heads of a task as it loads
         config = copy.copy(config)
         config.modules_to_save = getattr(stored, "modules_to_save", None)

@@ -26,8 +26,14 @@ from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, adapters, targets
 from qcircuit_peft.tuner.maps import LINEAR_MAPS, map_of, parameter_map
 from qcircuit_peft.tuner.mixed import handed_out
-from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, is_ours, own_names, unfiltered
-from qcircuit_peft.tuner.parameter import QCircuitParameter, excludes_parameters, fused_experts, parameter_targets
+from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, entry, is_ours, own_names, unfiltered
+from qcircuit_peft.tuner.parameter import (
+    QCircuitParameter,
+    check_apart,
+    excludes_parameters,
+    fused_experts,
+    parameter_targets,
+)
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
 from qcircuit_peft.tuner.weighted import weighted
 
@@ -134,6 +140,9 @@ class QCircuitModel(BaseTuner):
                 raise ValueError(
                     f"{target.key!r} is among target_parameters and its module among target_modules; name one of both"
                 )
+        check_apart(
+            peft_config, model, whole, parameters, lambda name: self._check_target_module_exists(peft_config, name)
+        )
         places = [(name, name, module, None) for name, module in whole.items()]
         places += [(target.key, target.path, target.module, target.name) for target in parameters]
         for name, path, module, parameter in places:
@@ -341,13 +350,17 @@ class QCircuitModel(BaseTuner):
         config, copied = weighted(self.model, known, adapters, weights, adapter_name, combination_type)
         self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
-        with torch.no_grad():
-            for layer, values, encodings in copied:
-                for part, parameter in layer.own_parameters(adapter_name).items():
-                    parameter.copy_(values[part])
-                    parameter.requires_grad_(False)
-                    known, mine = encodings[part], layer.encodings[adapter_name][part]
-                    mine.loaded, mine.pruned = known.loaded, known.pruned
+        try:
+            with torch.no_grad():
+                for layer, values, encodings in copied:
+                    for part, parameter in layer.own_parameters(adapter_name).items():
+                        parameter.copy_(values[part])
+                        parameter.requires_grad_(False)
+                        known, mine = encodings[part], layer.encodings[adapter_name][part]
+                        mine.loaded, mine.pruned = known.loaded, known.pruned
+        except BaseException:  # Ctrl-C too: half a sum is none
+            self.delete_adapter(adapter_name)
+            raise
         self.bank.clear()
 
     @classmethod
@@ -384,7 +397,7 @@ class QCircuitModel(BaseTuner):
             module.warn_of_norms(adapter_name)
             for part, encoding in module.encodings[adapter_name].items():
                 key = f"{name}.{PREFIX}{part}"
-                if (value := state_dict.get(f"{key}.{adapter_name}")) is not None:
+                if (value := entry(state_dict, f"{key}.{adapter_name}")) is not None:
                     found[key] = encoding.stored(key, value)
         return found
 

@@ -15,6 +15,7 @@ from qcircuit_peft.text import shown
 
 PREFIX = "qcircuit_"
 GENERATORS = "base_model.qpa_generators."
+_complete: ContextVar[bool] = ContextVar("complete", default=False)
 _given: ContextVar[Mapping[str, Tensor] | None] = ContextVar("given", default=None)
 
 
@@ -53,6 +54,23 @@ def own_names(model: nn.Module) -> set[str]:
         if isinstance(module, ModulesToSaveWrapper):
             names |= {f"{base_name(path)}.{name}" for name in module.original_module.state_dict()}
     return names
+
+
+@contextmanager
+def complete() -> Iterator[None]:
+    """Within it, ``entry`` refuses a state dict that lacks an entry of an adapter: a file is written of it."""
+    token = _complete.set(True)
+    try:
+        yield
+    finally:
+        _complete.reset(token)
+
+
+def entry(state: Mapping[str, Tensor], key: str) -> Tensor | None:
+    """An adapter's entry of a state dict; None where there is none, as in processes that save nothing."""
+    if key not in state and _complete.get():
+        raise ValueError(f"the state dict lacks {key}, so that nobody could load what is saved; nothing was changed")
+    return state.get(key)
 
 
 @contextmanager

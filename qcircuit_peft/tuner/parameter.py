@@ -1,7 +1,7 @@
 """Circuit adapters on a parameter of a module of any kind, such as the fused experts of a mixture."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -48,9 +48,9 @@ class QCircuitParameter(QCircuitLinear):
 
     def named(self, path: str) -> str:
         """The name of the parameter, for a layer at ``path``."""
-        while not path.endswith(self.place):
-            path = path.removesuffix(".base_layer")
-        return f"{path}.{self.parameter_name}"
+        while path != self.place and not path.endswith(f".{self.place}") and path.rpartition(".")[2] == "base_layer":
+            path = path.rpartition(".")[0]
+        return f"{path}.{self.parameter_name}".removeprefix(".")
 
     def get_base_weight(self) -> Tensor:
         """The parameter as it is."""
@@ -222,6 +222,40 @@ def parameter_targets(config: QCircuitConfig, model: nn.Module) -> list[Paramete
             inside = where + ".base_layer" * (len(order) - 1 - at)
             found.append(ParameterTarget(f"{place}.{name}", inside, where, module, name, layer))
     return found
+
+
+def check_apart(
+    config: QCircuitConfig,
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    targets: Sequence[ParameterTarget],
+    chosen: Callable[[str], Any],
+) -> None:
+    """Raise ValueError if a module is adapted inside one of which parameters are, by this or another adapter.
+
+    The layers around a module would be steps in the names of what is inside, which checkpoints know without them.
+    ``modules`` are the targets of this adapter, ``chosen`` says of a name whether it is one.
+    """
+
+    def refuse(inner: str, parameter: str) -> None:
+        raise ValueError(
+            f"{inner!r} is inside the module of the parameter {parameter!r}, and only one of both is adapted in a "
+            "model; name it in exclude_modules, or leave the parameter out"
+        )
+
+    named = {**{id(module): name for name, module in modules.items()}, **{id(t.module): t.key for t in targets}}
+    for target in targets:
+        for path, module in target.module.named_modules():
+            if path and (id(module) in named or isinstance(module, BaseTunerLayer)):
+                refuse(named.get(id(module), f"{target.key.rpartition('.')[0]}.{path}"), target.key)
+    for path, layer in tuner_layers(model).items():
+        if isinstance(layer, QCircuitParameter) and not isinstance(layer.base_layer, QCircuitParameter):
+            key = layer.named(path)
+            place = key.rpartition(".")[0]
+            for inside, module in layer.base_layer.named_modules():
+                name = f"{place}.{inside}"
+                if inside and (id(module) in named or chosen(name)):
+                    refuse(named.get(id(module), name), key)
 
 
 def fused_experts(model: nn.Module) -> dict[str, str]:

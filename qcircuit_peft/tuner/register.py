@@ -22,7 +22,15 @@ from qcircuit_peft.tuner.guard import whole_or_nothing
 from qcircuit_peft.tuner.incoming import Incoming, check_means, look_first
 from qcircuit_peft.tuner.meaning import configuration_of, is_kind, of_ours, with_configuration
 from qcircuit_peft.tuner.names import following
-from qcircuit_peft.tuner.saving import check_signed, located, ours_in, where_it_is, whole_or_not
+from qcircuit_peft.tuner.saving import (
+    check_known,
+    check_signed,
+    located,
+    ours_in,
+    where_it_is,
+    whole_or_not,
+    with_digest,
+)
 
 
 def extend_peft_type(name: str) -> None:
@@ -200,6 +208,8 @@ def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
             if getattr(mine, "bias", None) == "none":  # trained biases are taken as they come
                 stored.bias = "none"
             check_means(mine, stored, f"the adapter {shown(adapter_name)}")
+        elif of_ours(model, adapter_name) is not None:
+            check_known(peft_model_state_dict, mine, f"the adapter {shown(adapter_name)}")
         if of_ours(model, adapter_name) is not None:
             _check_unmerged(model, adapter_name, "loaded over")
             for name, module in model.named_modules():
@@ -223,6 +233,8 @@ def _signed(stock: Callable[..., Any]) -> Callable[..., Any]:
         state = stock(model_id, *args, **hf_hub_download_kwargs)
         config, weights = located(str(model_id), hf_hub_download_kwargs)
         data = None if config is None else ours_in(config)
+        if config is None and weights is not None and isinstance(state, Mapping):
+            return with_digest(state, weights)
         if config is None or weights is None or data is None or not isinstance(state, Mapping):
             return state
         check_signed(config, weights)

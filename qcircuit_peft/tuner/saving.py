@@ -27,6 +27,7 @@ from safetensors import safe_open
 from qcircuit_peft import files
 from qcircuit_peft.text import printable, shortened
 from qcircuit_peft.tuner.meaning import is_kind, meaning
+from qcircuit_peft.tuner.names import complete
 
 try:
     VERSION = version("qcircuit-peft")
@@ -134,7 +135,7 @@ def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> C
             settle(target)
         if not applies(self) or not is_main or to_hub or target.is_file():
             return save(self, save_directory, *args, **kwargs)
-        with replaced_at_once(target) as draft:
+        with replaced_at_once(target) as draft, complete():
             if (target / "README.md").is_file():  # PEFT updates the model card that it finds
                 shutil.copy2(target / "README.md", draft)
             save(self, str(draft), *args, **kwargs)
@@ -210,6 +211,25 @@ def located(source: str, hub: Mapping[str, Any]) -> tuple[Path | None, Path | No
         return Path(cached) if isinstance(cached, str) else None
 
     return find(CONFIG_NAME), next(filter(None, map(find, _WEIGHTS)), None)
+
+
+def with_digest(state: Mapping[str, Any], weights: Path) -> Mapping[str, Any]:
+    """What was read from a file of weights, and the digest that the file has, if any."""
+    if (digest := _digest_in(weights)) is None:
+        return state
+    table = OrderedDict(state)
+    setattr(table, DIGEST, digest)
+    return table
+
+
+def check_known(weights: Any, config: Any, whose: str) -> None:
+    """Raise ValueError if weights, a file or a table read from one, know another configuration than this one."""
+    known = _digest_in(weights) if isinstance(weights, Path) else getattr(weights, DIGEST, None)
+    if known is not None and known != _digest(config.to_dict()):
+        raise ValueError(
+            f"the weights were saved with another configuration than that of {whose}; load them with their own "
+            f"{CONFIG_NAME}, or under another name"
+        )
 
 
 def check_signed(config: Path, weights: Path) -> None:
