@@ -113,6 +113,11 @@ def test_qasm_starts_with_its_version(version):
         (["circuits", "draw", "tree", "--plot", "nowhere/x.png"], "'nowhere/x.png' cannot be written: No such file"),
         (["circuits", "draw", "tree", "--plot", "x.xyz"], "a picture's name ends in .png, .pdf, .svg, got 'x.xyz'"),
         (["circuits", "qasm", "sim01", "--version", "7"], "7"),
+        (
+            ["search", "tree", "--qubits", "1"],
+            "'meyer_wallach' cannot be had with qubits=1: Q is for a register of two",
+        ),
+        (["entanglement", "tree", "--qubits", "2", "--metric", "scott_2"], "'scott_2' cannot be had with qubits=2: m"),
         (["entanglement", "tree", "--layers", "4:1:-1"], "a range such as 4:12, got '4:1:-1'"),
         (["circuits", "list", "--csv", "--json"], "one of --json and --csv, got both"),
         (["circuits", "list", "--out", "t.txt"], "a table's name ends in .csv or .json, got 't.txt'"),

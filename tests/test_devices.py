@@ -16,9 +16,21 @@ from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 from test_circuit import circuits
 from torch import nn
 
-from qcircuit_peft import Circuit, Noise, Op, QCircuitConfig, columns, estimated_columns, load, noise_aware, state
+from qcircuit_peft import (
+    Affine,
+    Circuit,
+    Noise,
+    Op,
+    QCircuitConfig,
+    columns,
+    estimated_columns,
+    load,
+    noise_aware,
+    state,
+)
 from qcircuit_peft.analysis import evaluate_under_noise
-from qcircuit_peft.backends import apply, find_backend, probabilities, qiskit
+from qcircuit_peft.backends import apply, find_backend, pennylane, probabilities, qiskit
+from qcircuit_peft.backends.estimation import by_shifts
 from qcircuit_peft.backends.hadamard import estimates, hadamard_test
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
@@ -70,9 +82,15 @@ def test_only_what_turns_is_controlled():
     assert count == {"CRY": 4 + circuit.n_angles, "CZ": sum(op.gate == "CZ" for op in circuit.ops)}
 
 
-@pytest.mark.parametrize("circuit", [Circuit((3,), [Op("RY", (0,))]), Circuit((2,), [Op("RX", (0,))])])
-def test_what_has_no_hadamard_test_is_refused(circuit):
-    with pytest.raises(ValueError, match="finds the columns of real circuits on qubits, got wires"):
+@pytest.mark.parametrize("circuit, said", [
+    (Circuit((2, 3), [Op("RY", (1,))]), "is of qubits, but wire 1 has dimension 3; interop.lower puts it on qubits$"),
+    (
+        Circuit((2, 2, 2), [Op("RXX", (0, 1)), Op("RZ", (2,)), Op("RY", (0,))]),
+        "finds the columns of real circuits, got one with the complex gates RXX, RZ$",
+    ),
+])  # fmt: skip
+def test_what_has_no_hadamard_test_is_refused(circuit, said):
+    with pytest.raises(ValueError, match=f"^a Hadamard test {said}"):
         hadamard_test(circuit, 0)
 
 
@@ -99,6 +117,43 @@ def test_a_device_finds_columns_and_probabilities_within_five_standard_errors(de
     shares = probabilities(circuit, angles, shots=shots, generator=seeded(), backend=device)
     p = exact[..., 0].square()
     assert ((shares - p).abs() <= 5 * (p * (1 - p) / shots).sqrt() + 1 / shots).all()
+
+
+class Elsewhere(torch.Generator):
+    device = torch.device("meta")
+
+
+@pytest.mark.parametrize("backend", ["native", "qiskit", "pennylane", AER])
+def test_a_seed_is_drawn_where_the_generator_is(backend, monkeypatch):
+    asked, generator = [], Elsewhere()
+    monkeypatch.setattr(torch, "randint", lambda *_, **named: asked.append((named["generator"], named["device"])) or 1)
+    estimated_columns(CIRCUIT, ANGLES, 1, shots=2, generator=generator, backend=backend)
+    probabilities(CIRCUIT, ANGLES, shots=2, generator=generator, backend=backend)
+    assert asked == [(generator, Elsewhere.device)] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a generator of a GPU")
+@pytest.mark.parametrize("backend", ["native", "qiskit", "pennylane", AER])
+def test_a_generator_of_a_gpu_seeds_every_backend(backend):
+    first, again = (
+        estimated_columns(
+            CIRCUIT, ANGLES, 1, shots=50, generator=torch.Generator("cuda").manual_seed(3), backend=backend
+        )[0]
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
+
+
+def test_fixed_angles_reach_a_device_in_all_their_digits(monkeypatch):
+    fixed = Circuit((2,), [Op("RY", (0,)), Op("RY", (0,))], [Affine(shift=0.1), Affine(((0, 2.0),), 0.3)])
+    execute, seen = pennylane._execute, []
+    monkeypatch.setattr(pennylane, "_execute", lambda tapes, on: seen.extend(tapes) or execute(tapes, on))
+    for angle in (0.7, 0.9):
+        angles = torch.tensor([[angle]], dtype=torch.float64)
+        pennylane.measured([fixed], angles[None], 10, 0, qml.device("default.qubit", wires=1), ("zne",))
+        (tape, folded) = seen[-2:]
+        values = [float(value) for value in tape.get_parameters(trainable_only=False)]
+        assert values == [0.1, 2 * angle + 0.3] and len(folded.operations) == 6
 
 
 def test_the_seed_of_the_generator_is_that_of_the_device():
@@ -146,6 +201,59 @@ def test_mitigation_takes_its_noise_away(mitigation, device, most):
 
     raw = distance()
     assert raw > 0.15 and distance(mitigation) < most * raw
+
+
+RATES = [(0.03, 0.91), (0.08, 0.83), (0.01, 0.95)]  # of bits, the least significant first: of 0 and of 1 to read 1
+
+
+def unmixed(rates, *folds):
+    """p(0, i) - p(1, i) as multilinear functions of frequencies and rates, by the whole matrix of the readout."""
+    matrix = np.eye(1 if rates else 8)
+    for low, high in rates:
+        matrix = np.kron([[1 - low, 1 - high], [low, high]], matrix)
+    weights = (1.5, -0.5) if len(folds) == 2 else (1.0,)
+    shares = np.linalg.solve(matrix, sum(w * fold for w, fold in zip(weights, folds, strict=True)))
+    return np.concatenate([shares, shares[:4] - shares[4:]])
+
+
+@pytest.mark.parametrize("folds", [1, 2], ids=["", "zne"])
+@pytest.mark.parametrize("rates", [[], RATES], ids=["", "readout"])
+def test_standard_errors_follow_from_the_covariance_of_all_that_is_counted(rates, folds):
+    random, shots = np.random.default_rng(0), 500
+    found = [random.dirichlet(np.ones(8), 1) for _ in range(folds)]
+    weights = qiskit.TO_NONE if folds == 2 else (1.0,)
+    shares, errors = qiskit._mitigated(found, weights, rates, shots)
+    whole = unmixed(rates, *(one[0] for one in found))
+    variance, step = np.zeros(4), 1e-6
+    for place, one in enumerate(found):  # of a multinomial
+        slopes = np.stack(
+            [
+                unmixed(rates, *(np.eye(8)[k] if at == place else np.zeros(8) for at in range(folds)))[8:]
+                for k in range(8)
+            ]
+        )
+        variance += slopes.T**2 @ one[0] / shots - (slopes.T @ one[0]) ** 2 / shots
+    for bit, pair in enumerate(rates):
+        for value, rate in enumerate(pair):
+            up, down = (
+                [(*p[:value], p[value] + side, *p[value + 1 :]) if b == bit else p for b, p in enumerate(rates)]
+                for side in (step, -step)
+            )
+            slope = (unmixed(up, *(f[0] for f in found)) - unmixed(down, *(f[0] for f in found)))[8:] / (2 * step)
+            variance += slope**2 * rate * (1 - rate) / shots
+    np.testing.assert_allclose(shares[0], whole[:8], atol=1e-12)
+    np.testing.assert_allclose(errors[0], np.sqrt(variance), rtol=1e-7)
+
+
+def test_told_errors_are_those_that_are_made_under_mitigation():
+    on, draws, both = noisy(readout=(0.1, 0.2)), 16, ["readout", "zne"]
+    drawn = [
+        estimated_columns(CIRCUIT, ANGLES, 2, shots=500, generator=seeded(seed), backend=on, mitigation=both)
+        for seed in range(draws)
+    ]
+    found, told = map(torch.stack, zip(*drawn, strict=True))
+    ratio = float(found.var(0).mean() / told.square().mean())
+    assert abs(ratio - 1) < 4 * (2 / ((draws - 1) * 6)) ** 0.5  # 8 entries, of which 6 are free
 
 
 def test_pennylanes_devices_are_mitigated_by_folding():
@@ -228,6 +336,16 @@ REFUSED = [
         lambda: estimated_columns(CIRCUIT, ANGLES, 1, shots=9, backend=AER, mitigation=("x",)),
         "^mitigation is one of readout, zne, got 'x'$",
     ),
+    *(
+        (
+            lambda backend=backend, names=names: estimated_columns(
+                CIRCUIT, ANGLES, 1, shots=9, backend=backend, mitigation=names
+            ),
+            "^mitigation is a list, of readout and zne, got (None|'zne'|5)$",
+        )
+        for backend in ("native", AER)
+        for names in (None, "zne", 5)
+    ),
     (
         lambda: estimated_columns(CIRCUIT, ANGLES, 1, shots=9, backend=ANY, mitigation=("readout",)),
         "^PennyLane's devices are mitigated by 'zne', got 'readout'; Qiskit's by 'readout' too$",
@@ -278,6 +396,29 @@ def test_a_trained_adapter_is_measured_on_a_device():
     assert all(mended[name].distance < raw[name].distance < raw[name].norm for name in raw)
     with pytest.raises(ValueError, match="'qiskit:fake_manila' has the noise of its device, and takes no other"):
         evaluate_under_noise(adapted(), Noise(0.1), backend=device, shots=10)
+
+
+def test_a_device_is_made_once_in_noise_aware_training(monkeypatch):
+    made, build = [], qiskit.device_named
+    monkeypatch.setattr(qiskit, "device_named", lambda name: made.append(name) or build(name))
+    model, x = adapted(exclude_modules=["1"]), torch.randn(3, 8).double()
+    with noise_aware(model, shots=10, backend=AER, gradients="parameter-shift", generator=seeded()):
+        for _ in range(2):
+            model.base_model.model[0](x).sum().backward()
+    evaluate_under_noise(model, shots=10, backend=AER, generator=seeded())
+    assert made == ["aer_simulator"] * 2
+
+
+def test_the_gradient_by_shifts_has_all_digits_of_fixed_angles():
+    ops = [Op("RY", (0,)), Op("CZ", (0, 1)), Op("RY", (1,)), Op("RY", (0,))]
+    circuit = Circuit((2, 2), ops, [Affine(shift=0.1), Affine(((0, 1.0),)), Affine(((0, 0.3), (1, 1.0)), 0.7)])
+    angles = torch.tensor([[0.4, 1.3], [2.2, 0.6]], dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 4, 2, generator=seeded(), dtype=torch.float64)
+    exact, shifted = (
+        torch.autograd.grad((way(circuit, angles, 2) * weights).sum(), angles)[0]
+        for way in (columns, by_shifts(columns))
+    )
+    close(shifted, exact, 16 * gates(circuit), size=1)
 
 
 def gradients(model, x, **settings):

@@ -14,6 +14,7 @@ from qcircuit_peft.analysis.sampling import bootstrap, choose_ensemble, random_s
 from qcircuit_peft.ansatz import Ansatz, load
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.text import shown
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ def capacity(
         layers = range(1, 9) if family.fixed is None else 1
     depths, rows = [layers] if isinstance(layers, int) else list(layers), []
     dims = family.circuit(qubits=qubits, layers=0).dims if family.fixed is None else family.fixed.dims
-    haar = haar_value(metric, dims, kind, samples, generator)
+    try:
+        haar = haar_value(metric, dims, kind, samples, generator)
+    except ValueError as error:
+        if family.fixed is not None:
+            raise
+        raise ValueError(f"{shown(metric)} cannot be had with qubits={qubits}: {error}") from None
     for depth in depths:
         circuit = family.circuit(qubits=qubits, layers=depth)
         if exact:

@@ -14,11 +14,12 @@ from qcircuit_peft.backends.hadamard import estimates, hadamard_test
 from qcircuit_peft.backends.noise import Noise, read
 from qcircuit_peft.backends.noise import density as native_density
 from qcircuit_peft.backends.noise import interference as noisy_interference
-from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, signed
-from qcircuit_peft.backends.simulator import check, simulate
+from qcircuit_peft.backends.shots import check_shots, differentiable, draw, interference, seed_of, signed
+from qcircuit_peft.backends.simulator import check, plain, simulate
 from qcircuit_peft.backends.table import BACKENDS, Backend, check_gates, check_wires, find_backend, having
 from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.circuit import Circuit
+from qcircuit_peft.text import shown
 
 __all__ = [
     "BACKENDS", "MITIGATIONS", "Backend", "apply", "check_gates", "check_wires", "columns", "density",
@@ -50,6 +51,12 @@ def _check_noise(noise: object) -> None:
         raise ValueError(f"noise is a Noise, got {type(noise).__name__}")
 
 
+def _checked_mitigation(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple | set):
+        raise ValueError(f"mitigation is a list, of {' and '.join(MITIGATIONS)}, got {shown(names)}")
+    return tuple(one_of("mitigation", name, MITIGATIONS) for name in names)
+
+
 def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: int) -> None:
     """Raise ValueError if the result alone is larger than the free memory; a compiler cannot ask."""
     if torch.compiler.is_compiling():
@@ -65,19 +72,6 @@ def _check_memory(circuit: Circuit, angles: Tensor, batch: tuple[int, ...], k: i
             f"the result, {shape}, takes {needed:,} bytes, but {free:,} are free on {angles.device}; "
             "ask for fewer columns or wires"
         )
-
-
-def plain(circuit: Circuit, angles: Tensor) -> tuple[Circuit, Tensor]:
-    """The circuit of plain ops, and the angles that they take, (*batch, n): sums of the circuit's."""
-    if not circuit.affine:
-        return circuit, angles
-    terms = [(slot, *term) for slot, one in enumerate(circuit.affine) for term in one.terms]
-    found = angles.new_tensor([one.shift for one in circuit.affine]).expand(*angles.shape[:-1], -1)
-    if terms:
-        slots, positions, scales = zip(*terms, strict=True)
-        at, source = (torch.tensor(where, device=angles.device) for where in (slots, positions))
-        found = found.index_add(-1, at, angles.index_select(-1, source) * angles.new_tensor(scales))
-    return circuit.plain, found
 
 
 def _check_exact(row: Backend) -> Backend:
@@ -202,8 +196,7 @@ def probabilities(
     def frequencies(circuit: Circuit, rows: Tensor) -> Tensor:
         if noise is None and len(rows) and row.shots:
             check(circuit, row)
-            seed = int(torch.randint(1 << 31, (), generator=generator))
-            return row.module().frequencies(circuit, rows, shots, seed, *row.on).to(rows)
+            return row.module().frequencies(circuit, rows, shots, seed_of(generator), *row.on).to(rows)
         return draw(probabilities(circuit, rows, noise=noise, backend=backend), shots, generator)
 
     return differentiable(circuit, frequencies, angles)
@@ -224,9 +217,10 @@ def estimated_columns(
 
     ``shots`` are spent on each column, drawn from the distribution of the test; None is the limit of many. Without
     noise the squared error of an entry u is (1 + N u^2 - 2 u^2) / (2 shots), taken at the estimate; with noise it comes
-    from the counts. ``noise`` needs "native". A ``backend`` that is a device (``find_backend``) runs the circuits of
-    the tests, seeded from ``generator``; ``mitigation``, of "readout" and "zne", is for it. Raises ValueError as
-    ``columns`` does, for a complex circuit, shots below 1, or what a device cannot run.
+    from the counts, on a device with what mitigation adds. ``noise`` needs "native". A ``backend`` that is a device
+    (``find_backend``) runs the circuits of the tests, seeded from ``generator``; ``mitigation``, a list of "readout"
+    and "zne", is for it. Raises ValueError as ``columns`` does, for a complex circuit, shots below 1, or what a device
+    cannot run.
 
     >>> import torch
     >>> from qcircuit_peft import load
@@ -241,7 +235,7 @@ def estimated_columns(
         check_shots(shots, generator)
     if not circuit.is_real:
         raise ValueError("signs are estimated for real circuits only, but this one has complex gates")
-    row = find_backend(backend)
+    row, mitigation = find_backend(backend), _checked_mitigation(mitigation)
     if row.is_object:
         if noise is not None:
             raise ValueError(f"backend {row.called!r} has the noise of its device, and takes no other")
@@ -267,20 +261,20 @@ def measured_columns(
     row: Backend,
     mitigation: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    """These columns as Hadamard tests on a device find them, and standard errors, (*batch, N, K); see ``hadamard``."""
+    """These columns as Hadamard tests on a device find them, and standard errors, (*batch, N, K); see ``hadamard``.
+
+    The standard errors are those of the counts, of the circuits and of what calibrates their readout.
+    """
     shots = whole_number("shots, on a device,", shots, 1, 1 << 31)
-    for name in mitigation:
-        one_of("mitigation", name, MITIGATIONS)
+    check_shots(shots, generator)
+    mitigation = _checked_mitigation(mitigation)
     check_wires(circuit.dims, row)
     tests = [hadamard_test(circuit, column) for column in positions]
-    seed = int(torch.randint(1 << 31, (), generator=generator))
     rows = angles.detach().reshape(prod(angles.shape[:-1]), angles.shape[-1]).expand(len(tests), -1, -1)
-    counted = row.module().measured([test for test, _ in tests], rows, shots, seed, row.device, tuple(mitigation))
+    circuits = [test for test, _ in tests]
+    counted, spread = row.module().measured(circuits, rows, shots, seed_of(generator), row.device, mitigation)
     found = torch.stack([estimates(one, signs) for one, (_, signs) in zip(counted, tests, strict=True)], -1)
-    plus, minus = counted.unflatten(-1, (2, circuit.dim)).unbind(-2)
-    variance = ((plus + minus).abs() - (plus - minus).square()).clamp_min(1 / shots) * circuit.dim / shots
-    spread = 2.5**0.5 if "zne" in mitigation else 1.0  # of 1.5 a - 0.5 b
-    error = spread * variance.sqrt().movedim(0, -1)
+    error = circuit.dim**0.5 * spread.movedim(0, -1)
     shape = (*angles.shape[:-1], circuit.dim, len(tests))
     return found.reshape(shape).to(angles), error.reshape(shape).to(angles)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcircuit_peft.backends.simulator import plain
 from qcircuit_peft.circuit import Circuit
 
 Estimator = Callable[[Circuit, Tensor, int], Tensor]  # angles (*batch, P) -> estimated columns (*batch, N, k)
@@ -51,14 +52,10 @@ class _Shifted(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, None, None, Tensor]:  # type: ignore[override]
         (angles,) = ctx.saved_tensors
-        plain = ctx.circuit.plain
-        ops = [op for op in plain.ops if op.angles]
-        apart = Circuit(plain.dims, (replace(op, angles=None) if op.angles else op for op in plain.ops))
-        positions = [op.angles[0] for op in ops]
-        made = torch.stack(
-            [torch.as_tensor(one(angles.unbind(-1))).expand(angles.shape[:-1]) for one in ctx.circuit.made], -1
-        )
-        own, gradient = made[:, positions].to(angles), torch.zeros_like(angles)
+        simple, values = plain(ctx.circuit, angles)
+        apart = Circuit(simple.dims, (replace(op, angles=None) if op.angles else op for op in simple.ops))
+        positions = [op.angles[0] for op in simple.ops if op.angles]
+        own, gradient = values[:, positions], torch.zeros_like(angles)
         for place, position in enumerate(positions):
             moved = own.expand(2, *own.shape).clone()
             moved[:, :, place] += torch.tensor([[pi], [-pi]], dtype=own.dtype, device=own.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from qcircuit_peft.backends import native
 from qcircuit_peft.circuit import Affine, Circuit, Op
 from qcircuit_peft.gates import GATES
+from qcircuit_peft.text import shortened
 
 _FIXED = ("X", "Z", "CX", "CZ", "SWAP")  # real signed permutations, whose work on the reference is known
 
@@ -35,11 +36,17 @@ def hadamard_test(circuit: Circuit, column: int) -> tuple[Circuit, Tensor]:
     [1] = t0
     """
     n = len(circuit.dims)
-    if set(circuit.dims) != {2} or not circuit.is_real:
+    if not circuit.is_real:
+        complex_ones = sorted({op.gate for op in circuit.ops if not GATES[op.gate].real})
         raise ValueError(
-            f"a Hadamard test finds the columns of real circuits on qubits, got wires {circuit.dims} and the gates "
-            f"{', '.join(sorted({op.gate for op in circuit.ops}))}; interop.lower puts wires on qubits"
+            f"a Hadamard test finds the columns of real circuits, got one with the complex gates "
+            f"{shortened(', '.join(complex_ones))}"
         )
+    for wire, d in enumerate(circuit.dims):
+        if d != 2:
+            raise ValueError(
+                f"a Hadamard test is of qubits, but wire {wire} has dimension {d}; interop.lower puts it on qubits"
+            )
     slots: dict[Affine, int] = {}
 
     def op(gate: str, wires: Sequence[int], angle: Affine | None = None, adjoint: bool = False) -> Op:

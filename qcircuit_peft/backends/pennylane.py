@@ -16,7 +16,8 @@ from pennylane.tape import QuantumScript
 from torch import Tensor
 
 from qcircuit_peft.backends.noise import Noise
-from qcircuit_peft.backends.simulator import angles_of, calls
+from qcircuit_peft.backends.shots import TO_NONE
+from qcircuit_peft.backends.simulator import angles_of, calls, plain
 from qcircuit_peft.backends.table import BACKENDS
 from qcircuit_peft.circuit import Circuit, Op
 
@@ -97,8 +98,10 @@ def run(circuit: Circuit, angles: Tensor, x: Tensor, device: Any) -> Tensor:
 
 def measured(
     circuits: Sequence[Circuit], angles: Tensor, shots: int, seed: int, device: Any, mitigation: Sequence[str] = ()
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Relative frequencies, (C, B, N), of C circuits with B rows of angles each, (C, B, P), measured on a device.
+
+    The second result are the standard errors of p(0, i) - p(1, i), (C, B, N / 2), of the first wire.
 
     With mitigation "zne" they are quasi-probabilities: U U^-1 U runs as well, by PennyLane's ``fold_global``, where the
     noise is three times as strong, and a line is extrapolated to none. Raises ValueError for any other mitigation.
@@ -109,16 +112,18 @@ def measured(
     found = []
     for circuit, rows in zip(circuits, angles.detach(), strict=True):
         wires = range(len(circuit.dims))
-        made = torch.stack([torch.stack([torch.as_tensor(one(row)) for one in circuit.made]) for row in rows.double()])
-        tapes = [QuantumScript(operations(circuit.plain, row), [qml.probs(wires=wires)], shots=shots) for row in made]
+        simple, values = plain(circuit, rows.double())
+        tapes = [QuantumScript(operations(simple, row), [qml.probs(wires=wires)], shots=shots) for row in values]
         on = _device(device, len(circuit.dims), seed=seed)
-        shares = torch.stack(_execute(tapes, on))
-        if mitigation:
-            fold: Any = fold_global
-            folded = [fold(tape, 3)[0][0] for tape in tapes]
-            shares = 1.5 * shares - 0.5 * torch.stack(_execute(folded, on))
-        found.append(shares)
-    return torch.stack(found)
+        fold: Any = fold_global
+        folds = [tapes, [fold(tape, 3)[0][0] for tape in tapes]] if mitigation else [tapes]
+        weights = torch.tensor(TO_NONE if mitigation else (1.0,), dtype=torch.float64)
+        shares = torch.stack([torch.stack(_execute(each, on)) for each in folds], -1)
+        plus, minus = shares.chunk(2, 1)
+        variance = (plus + minus - (plus - minus).square()).clamp_min(1 / shots) / shots
+        found.append((shares @ weights, (variance @ weights.square()).sqrt()))
+    shares, errors = map(torch.stack, zip(*found, strict=True))
+    return shares, errors
 
 
 def _name(device: Any) -> str:

@@ -22,6 +22,7 @@ from qiskit_aer.noise import amplitude_damping_error, depolarizing_error, phase_
 from torch import Tensor
 
 from qcircuit_peft.backends.noise import Noise
+from qcircuit_peft.backends.shots import TO_NONE
 from qcircuit_peft.backends.simulator import calls
 from qcircuit_peft.backends.table import BACKENDS
 from qcircuit_peft.circuit import Circuit, Op
@@ -94,7 +95,7 @@ def density(circuit: Circuit, angles: Tensor, noise: Noise) -> Tensor:
 def frequencies(circuit: Circuit, angles: Tensor, shots: int, seed: int, device: Any = None) -> Tensor:
     """Relative frequencies of the basis states, (B, N), in ``shots`` measurements of U|0...0> by Aer or a device."""
     if device is not None:
-        return measured([circuit], angles[None], shots, seed, device)[0]
+        return measured([circuit], angles[None], shots, seed, device)[0][0]
     simulator = AerSimulator(method="statevector", seed_simulator=seed)
     circuits = [circuit_of(circuit, row) for row in angles.tolist()]
     for measured_one in circuits:
@@ -125,12 +126,13 @@ def device_named(name: str) -> Any:
 
 def measured(
     circuits: Sequence[Circuit], angles: Tensor, shots: int, seed: int, device: Any, mitigation: Sequence[str] = ()
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Relative frequencies, (C, B, N), of C circuits with B rows of angles each, (C, B, P), measured on a BackendV2.
 
     The circuits are transpiled to the device's basis and coupling. With mitigation they are quasi-probabilities:
     "zne" also runs U U^-1 U, where the noise is three times as strong, and extrapolates to none by a line; "readout"
-    undoes the confusion of each qubit, found by as many shots of |0...0> and |1...1> on it.
+    undoes the confusion of each qubit, found by as many shots of |0...0> and |1...1> on it. The second result are the
+    standard errors of p(0, i) - p(1, i), (C, B, N / 2), of the first wire: those of the counts, calibration included.
     Raises ValueError for a circuit that does not fit the device, or where it fails.
     """
     try:
@@ -140,14 +142,16 @@ def measured(
         found = _sampled(
             jobs, [row.double().numpy() for row in angles.detach().cpu()] * len(folds), shots, seed, device
         )
-        if "readout" in mitigation:
-            found = _corrected(found, jobs, shots, seed, device)
+        rates = _readout(jobs, shots, seed, device) if "readout" in mitigation else [[]] * len(jobs)
     except QiskitError as error:
         said = " ".join(str(error.message).split())
         raise ValueError(f"the device {device.name!r} does not run this circuit: {said}") from error
-    shares = np.stack(found).reshape(len(folds), len(circuits), angles.shape[1], -1)
-    mixed = 1.5 * shares[0] - 0.5 * shares[1] if len(folds) == 2 else shares[0]  # Richardson's at strengths 1 and 3
-    return torch.from_numpy(mixed).to(angles.device)
+    weights = TO_NONE if len(folds) == 2 else (1.0,)
+    both = [
+        _mitigated(found[at :: len(circuits)], weights, one, shots) for at, one in enumerate(rates[: len(circuits)])
+    ]
+    shares, errors = (torch.from_numpy(np.stack(each)).to(angles.device) for each in zip(*both, strict=True))
+    return shares, errors
 
 
 @lru_cache(maxsize=256)
@@ -216,12 +220,13 @@ def _sampled(circuits: Sequence[Any], values: Iterable[Any], shots: int, seed: i
     return found
 
 
-def _corrected(
-    found: Sequence[np.ndarray], circuits: Sequence[QuantumCircuit], shots: int, seed: int, device: Any
-) -> list[np.ndarray]:
-    """Frequencies multiplied by the inverse of every qubit's confusion matrix, as the device shows it."""
+Rates = list[tuple[float, float]]  # of each bit: how often a 0, and a 1, is read as 1
+
+
+def _readout(circuits: Sequence[QuantumCircuit], shots: int, seed: int, device: Any) -> list[Rates]:
+    """How the bits of each circuit are read, as the device shows it."""
     where = [_measured_qubits(circuit) for circuit in circuits]
-    errors = {}
+    rates: dict[tuple[int, ...], Rates] = {}
     for qubits in dict.fromkeys(where):
         both = []
         for excited in (False, True):
@@ -231,16 +236,46 @@ def _corrected(
             known.measure(list(qubits), range(len(qubits)))
             both.append(_manager(device, 0).run(known))
         shares = _sampled(both, [np.zeros((1, 0))] * 2, shots, seed, device)
-        ones = [_ones(row[0]) for row in shares]
-        errors[qubits] = [np.array([[1 - low, 1 - high], [low, high]]) for low, high in zip(*ones, strict=True)]
-    out = []
-    for shares, qubits in zip(found, where, strict=True):
-        n = len(qubits)
-        tensor = shares.reshape(len(shares), *(2,) * n)
-        for bit, confusion in enumerate(errors[qubits]):  # bit 0 is the last axis
-            tensor = np.moveaxis(np.tensordot(np.linalg.inv(confusion), tensor, (1, n - bit)), 0, n - bit)
-        out.append(tensor.reshape(shares.shape))
-    return out
+        rates[qubits] = list(zip(*(_ones(row[0]) for row in shares), strict=True))
+    return [rates[qubits] for qubits in where]
+
+
+def _mitigated(
+    found: Sequence[np.ndarray], weights: Sequence[float], rates: Rates, shots: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted sum of frequencies, (B, N), read without error, and standard errors of p(0, i) - p(1, i).
+
+    Counts are multinomial, so that a sum of a_j p_j has the variance (sum of a_j^2 p_j - its square) / shots; the rates
+    of the readout are binomial. They are those of all that is added.
+    """
+    undone = {bit: np.linalg.inv([[1 - low, 1 - high], [low, high]]) for bit, (low, high) in enumerate(rates)}
+    top = found[0].shape[1].bit_length() - 2
+    first = undone.get(top, np.eye(2))
+    squares = {**{bit: each**2 for bit, each in undone.items()}, top: (first[:1] - first[1:]) ** 2}
+    shares = sum(weight * _along(undone, each) for weight, each in zip(weights, found, strict=True))
+    variance = 0.0
+    for weight, each in zip(weights, found, strict=True):
+        own = _along(squares, each) - _contrast(_along(undone, each)) ** 2
+        variance += weight**2 * np.maximum(own, 1 / shots) / shots
+    for bit, pair in enumerate(rates):
+        for value, rate in enumerate(pair):
+            moved = np.zeros((2, 2))
+            moved[:, value] = np.array([1, -1]) / (pair[1] - pair[0])  # how the shares follow the rate
+            variance += _contrast(_along({bit: moved}, shares)) ** 2 * rate * (1 - rate) / shots
+    return shares, np.sqrt(variance)
+
+
+def _along(matrices: Mapping[int, np.ndarray], shares: np.ndarray) -> np.ndarray:
+    """Shares of outcomes, (B, 2^n), with each matrix applied to its bit, of which the first is the last axis."""
+    n = shares.shape[1].bit_length() - 1
+    tensor = shares.reshape(len(shares), *(2,) * n)
+    for bit, matrix in matrices.items():
+        tensor = np.moveaxis(np.tensordot(matrix, tensor, (1, n - bit)), 0, n - bit)
+    return tensor.reshape(len(shares), -1)
+
+
+def _contrast(shares: np.ndarray) -> np.ndarray:
+    return np.subtract(*np.split(shares, 2, axis=1))
 
 
 def _measured_qubits(circuit: QuantumCircuit) -> tuple[int, ...]:

@@ -16,12 +16,20 @@ from qcircuit_peft.gates import GATES
 
 Frequencies = Callable[[Circuit, Tensor], Tensor]  # angles (B, P) -> relative frequencies (B, N), newly drawn
 
+TO_NONE = (1.5, -0.5)  # Richardson's weights of what is found at noise of strength 1 and 3
+
 
 def check_shots(shots: int, generator: torch.Generator | None) -> None:
     """Raise ValueError if the number of shots is not a whole number of at least 1 that counts exactly in float64."""
     whole_number("shots", shots, 1, 1 << 53)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator is a torch.Generator, got {type(generator).__name__}")
+
+
+def seed_of(generator: torch.Generator | None, bits: int = 31) -> int:
+    """A seed of so many bits, drawn from a generator wherever it is, or from torch's own."""
+    device = generator.device if generator else "cpu"
+    return int(torch.randint(1 << bits, (), generator=generator, device=device))
 
 
 def draw(probabilities: Tensor, shots: int, generator: torch.Generator | None) -> Tensor:
@@ -39,9 +47,7 @@ def draw(probabilities: Tensor, shots: int, generator: torch.Generator | None) -
         out[..., -1:] = x.gather(-1, likeliest)
         return out
 
-    device = generator.device if generator else "cpu"
-    seed = int(torch.randint(1 << 62, (), generator=generator, device=device))
-    counts = np.random.default_rng(seed).multinomial(shots, swapped(p).cpu().numpy())
+    counts = np.random.default_rng(seed_of(generator, 62)).multinomial(shots, swapped(p).cpu().numpy())
     return (swapped(torch.from_numpy(counts).to(p)) / shots).to(probabilities.dtype)
 
 

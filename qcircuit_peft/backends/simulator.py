@@ -36,6 +36,19 @@ def calls(op: Op, values: tuple[Any, ...], name_of: Callable[[Gate], str]) -> It
         yield from calls(Op(part.gate, tuple(op.wires[w] for w in part.wires), None, adjoint), scaled, name_of)
 
 
+def plain(circuit: Circuit, angles: Tensor) -> tuple[Circuit, Tensor]:
+    """The circuit of plain ops, and the angles that they take, (*batch, n): sums of the circuit's."""
+    if not circuit.affine:
+        return circuit, angles
+    terms = [(slot, *term) for slot, one in enumerate(circuit.affine) for term in one.terms]
+    found = angles.new_tensor([one.shift for one in circuit.affine]).expand(*angles.shape[:-1], -1)
+    if terms:
+        slots, positions, scales = zip(*terms, strict=True)
+        at, source = (torch.tensor(where, device=angles.device) for where in (slots, positions))
+        found = found.index_add(-1, at, angles.index_select(-1, source) * angles.new_tensor(scales))
+    return circuit.plain, found
+
+
 def angles_of(op: Op, angles: Tensor) -> tuple[Tensor, ...]:
     """The angles of an op in radians, each of the batch shape of ``angles``."""
     return tuple(angles[..., a] for a in op.angles or ())

@@ -25,7 +25,7 @@ class Backend:
     ``density(circuit, angles, noise)``, (B, P) -> (B, N, N). ``device``: the one it runs on, if it has several, a name
     that ``check_device(name)`` knows or an object; every other is forward only and without noise. ``measures``: whether
     all that it gives are counts; ``measured(circuits, angles, shots, seed, device, mitigation)`` of its module, (C, B,
-    P) -> (C, B, N). ``install``: the command for that, where torch and numpy are not enough.
+    P) -> (C, B, N) and standard errors. ``install``: the command for that, where torch and numpy are not enough.
     """
 
     name: str

@@ -65,7 +65,8 @@ def noise_aware(
         raise ValueError(f"{row.called!r} is a device: it takes shots and gradients='parameter-shift', and no noise")
     if noise is not None and row.name != "native":
         raise ValueError(f"columns under noise are estimated by 'native', got backend {row.called!r}")
-    settings: dict[str, Any] = {"shots": shots, "generator": generator, "backend": backend}
+    settings: dict[str, Any] = {"shots": shots, "generator": generator}
+    settings["backend"] = row.device if row.is_object else backend  # a device is made once, not at every estimate
 
     def measured(circuit: Circuit, angles: Tensor, k: int) -> Tensor:
         return backends.estimated_columns(circuit, angles, k, noise=noise, **settings)[0]
