@@ -252,8 +252,8 @@ def _mitigated(
     top = found[0].shape[1].bit_length() - 2
     first = undone.get(top, np.eye(2))
     squares = {**{bit: each**2 for bit, each in undone.items()}, top: (first[:1] - first[1:]) ** 2}
-    shares = sum(weight * _along(undone, each) for weight, each in zip(weights, found, strict=True))
-    variance = 0.0
+    shares = _along(undone, np.tensordot(weights, np.stack(found), 1))
+    variance = np.zeros_like(_contrast(shares))
     for weight, each in zip(weights, found, strict=True):
         own = _along(squares, each) - _contrast(_along(undone, each)) ** 2
         variance += weight**2 * np.maximum(own, 1 / shots) / shots
