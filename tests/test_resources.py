@@ -1,6 +1,10 @@
 """What circuits cost, against Qiskit's and PennyLane's own counts, and shots against what they give."""
 
+import csv
+import inspect
+import itertools
 import json
+from dataclasses import replace
 from math import ceil, log2, pi
 
 import numpy as np
@@ -14,14 +18,13 @@ from qiskit.transpiler import CouplingMap
 from torch import nn
 from typer.testing import CliRunner
 
-from qcircuit_peft import Affine, Circuit, Op, QCircuitConfig, columns, estimated_columns, load
+from qcircuit_peft import Affine, Circuit, Op, QCircuitConfig, columns, estimated_columns, load, noise_aware
 from qcircuit_peft.analysis import adapter_resources, evaluate_under_noise, resources
 from qcircuit_peft.analysis.resources import _spread
 from qcircuit_peft.ansatz import names
 from qcircuit_peft.backends import find_backend
 from qcircuit_peft.backends.hadamard import hadamard_test
 from qcircuit_peft.cli import app
-from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.interop import lower, places, to_pennylane, to_qiskit
 
@@ -113,7 +116,7 @@ def test_the_shots_of_a_width_that_is_no_power_of_two_give_their_error():
         found = estimated_columns(flat, torch.zeros(0, dtype=torch.float64), 1, shots=shots, generator=random)[0]
         squares.append(float((found[rows] - exact).square().sum()))
     mean, spread = np.mean(squares) * shots, np.std(squares) * shots / 20
-    assert abs(mean - _spread(FRAMES["circuit"].spec(12, 1, ansatz="tree"))) < 4 * spread < 2
+    assert abs(mean - _spread(wide)) < 4 * spread < 2
 
 
 def test_the_shots_give_the_error_that_was_asked_for():
@@ -169,10 +172,7 @@ def test_what_layers_share_counts_once():
 CIRCUIT = FAMILY.circuit(qubits=3, layers=1)
 REFUSED = [
     (lambda: resources("tree"), "^a Circuit is wanted, got str; for a model there is adapter_resources$"),
-    (
-        lambda: resources(FAMILY.circuit(dim=6)),
-        "^resources are those of qubits, but wire 0 has dimension 3; interop.lower puts it on qub",
-    ),
+    (lambda: resources(FAMILY.circuit(dim=12), error=0.1, columns=13), "^columns is a whole number 1 to 12, got 13$"),
     (lambda: resources(CIRCUIT, error=0.0), "^error is a number from 1e-09 to 1, got 0.0$"),
     (lambda: resources(CIRCUIT, columns=9), "^columns is a whole number 1 to 8, got 9$"),
     (lambda: resources(CIRCUIT, precision=2), "^precision is a number from 1e-15 to 1, got 2$"),
@@ -187,8 +187,13 @@ REFUSED = [
     ),
     (
         lambda: resources(CIRCUIT, BASIS, [(0, "1")]),
-        r"^a coupling is pairs of qubits such as \(0, 1\), got \(0, '1'\)$",
+        r"^a coupling is pairs of two qubits such as \(0, 1\), got \(0, '1'\)$",
     ),
+    (lambda: resources(CIRCUIT, BASIS, [(0, 0), (1, 2)]), r"^a coupling is pairs of two qubits .*, got \(0, 0\)$"),
+    (lambda: resources(CIRCUIT, BASIS, [(0, 10**9)]), r"^a coupling is pairs of two qubits .*, got \(0, 1000000000\)$"),
+    (lambda: resources(CIRCUIT, BASIS, 5), "^a coupling is pairs of qubits or one of line, ring, full, got 5$"),
+    (lambda: resources(CIRCUIT, times=[1]), r"^times has the seconds of each gate by its name, got \[1\]$"),
+    (lambda: resources(CIRCUIT, 5), "^a basis has names of Qiskit's gates such as 'cz', 'rz' and 'sx', got 5$"),
     (lambda: resources(CIRCUIT, BASIS, [(0, 1)]), "^the coupling has 2 qubits, but the circuit has 3$"),
     (lambda: resources(CIRCUIT, BASIS, times={"cz": -1}), "^times: the seconds of 'cz' is a number from 0 to 1e"),
     (
@@ -223,6 +228,69 @@ def test_bad_input_is_one_sentence(call, said):
     assert "\n" not in str(error.value)
 
 
+JUNK = (
+    5,
+    -1,
+    0.5,
+    True,
+    "x",
+    b"x",
+    (),
+    [1],
+    [[1]],
+    [["x"]],
+    [([0], [1])],
+    {},
+    {1: 1},
+    {"x": "x"},
+    {"x": None},
+    object(),
+)
+GIVEN = {
+    resources: {"circuit": CIRCUIT},
+    adapter_resources: {"model": adapted(exclude_modules=["1", "2"])},
+    evaluate_under_noise: {"model": adapted(exclude_modules=["1", "2"]), "shots": 5},
+    noise_aware: {"model": adapted(exclude_modules=["1", "2"])},
+    estimated_columns: {"circuit": CIRCUIT, "angles": torch.zeros(CIRCUIT.n_angles), "k": 1, "shots": 5},
+}
+
+
+@pytest.mark.parametrize("called, name", [(f, name) for f in GIVEN for name in inspect.signature(f).parameters])
+def test_whatever_is_given_is_taken_or_refused_in_a_sentence(called, name):
+    devices = (
+        ["native"] if called in (resources, adapter_resources, noise_aware) else ["native", "qiskit:aer_simulator"]
+    )
+    for value, on in itertools.product((None, *JUNK), devices):
+        given = GIVEN[called] | {name: value} | ({"backend": on} if on != "native" and name != "backend" else {})
+        try:
+            result = called(**given)
+            if called is noise_aware:
+                with result:
+                    pass
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error)
+
+
+def test_a_width_that_is_no_power_of_two_costs_what_its_adapter_does():
+    wide = FAMILY.circuit(dim=12, layers=1)
+    found = resources(wide, BASIS, "line", 0.1, times=TIMES, columns=5)
+    assert found.shots == 1300 and found.qubits == 5  # ((12 + 16) / 2 - 1) / 0.1^2
+    config = QCircuitConfig(
+        r=5, target_modules=["0"], ansatz="simplified_two_design", layers=1, factorization="shared_core", share=None
+    )
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 12)), config)
+    same = adapter_resources(model, BASIS, "line", 0.1, times=TIMES).tests["base_model.model.0.v"]
+    assert found == replace(same, shots=1300)  # of an adapter they are those for delta W
+    other = FAMILY.circuit(dims=(2, 3), layers=1)
+    test = hadamard_test(lower(other, uniform_of(other)), 4)[0]  # column 3 of (2, 3) is state 4 of its three qubits
+    assert resources(other, error=0.1, columns=4).gates == resources(test).gates
+    assert resources(wide).qubits == 4 and resources(wide).gates == resources(lower(wide, uniform_of(wide))).gates
+
+
+def uniform_of(circuit):
+    return 2 * pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
 def test_the_command_prints_a_table_or_json():
     run = CliRunner().invoke
     start = ["resources", "tree", "--qubits", "4", "--basis", ",".join(BASIS), "--coupling", "line", "--error", "0.1"]
@@ -232,11 +300,24 @@ def test_the_command_prints_a_table_or_json():
     assert f"{found.two_qubit} " in result.output and "1,500 for each of 1 columns" in result.output
     data = json.loads(run(app, [*start, "--json"]).output)
     (data,) = data
-    assert data["gates"] == dict(found.gates) and data["shots"] == 1500
+    assert data["gates"] == dict(found.gates) and data["shots"] == data["runs"] == 1500
+    assert data["seconds_in_all"] is None
+    (line,) = csv.DictReader(run(app, [*start, "--csv"]).output.splitlines())
+    assert json.loads(line["gates"]) == data["gates"] and set(line) == set(data) and line["runs"] == "1500"
+    wide = run(app, ["resources", "tree", "--dim", "12", "--error", "0.1", "--columns", "12"])
+    assert "1,300 for each of 12 columns" in wide.output
+    pytest.importorskip("qiskit_ibm_runtime", reason="the fake backends are in qiskit_ibm_runtime")
+    short, full = (
+        json.loads(run(app, ["resources", "tree", "--error", "0.1", "--backend", name, "--json"]).output)[0]
+        for name in ("fake_manila", "qiskit:fake_manila")
+    )
+    assert short == full and full["seconds_in_all"] == full["runs"] * full["seconds"] > 0
     assert run(app, ["resources", "tree", "--dim", "6"]).output.split()[:2] == ["qubits", "3"]
     for arguments, said in (
         (["nowhere"], "no circuit named"),
         (["tree", "--backend", "fake_x"], "has no device 'fake_x'"),
+        (["tree", "--backend", "qiskit:fake_x"], "has no device 'fake_x'"),
+        (["tree", "--dim", "12", "--error", "0.1", "--columns", "13"], "columns is a whole number 1 to 12, got 13"),
         (["tree", "--basis", "\x1b[31m"], "names of Qiskit's gates"),
     ):
         failed = run(app, ["resources", *arguments], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})

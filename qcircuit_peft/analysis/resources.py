@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qcircuit_peft.analysis.adapters import measured_adapters
-from qcircuit_peft.backends import find_backend
+from qcircuit_peft.backends import Backend, find_backend
 from qcircuit_peft.backends.hadamard import hadamard_test
 from qcircuit_peft.checks import is_whole, number, whole_number
 from qcircuit_peft.circuit import Circuit, Op
@@ -22,6 +22,7 @@ from qcircuit_peft.interop.reading import needed
 from qcircuit_peft.text import shown
 
 COUPLINGS = ("line", "ring", "full")
+_MOST = 1 << 16  # qubits of a coupling
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,17 @@ def resources(
     columns: int | None = None,
     precision: float | None = None,
 ) -> Resources:
-    """What a circuit of qubits costs: as it is, or transpiled by Qiskit to a basis and a coupling, or to a device.
+    """What a circuit costs: as it is, or transpiled by Qiskit to a basis and a coupling, or to a device.
 
+    Wires of several levels go onto qubits (``interop.lower``), at random angles.
     ``basis`` are names of Qiskit's gates; ``coupling`` pairs of qubits, Qiskit's ``CouplingMap``, or "line", "ring" or
     "full" for as many qubits as the circuit has; ``times`` the seconds that a gate of each name and "measure" take.
     ``backend`` is a ``BackendV2`` or the name of one ("qiskit:fake_fez"), which knows all three. ``error`` asks for the
     shots for which estimated columns are off by this share of their norm: (N - 1) / error^2 for each of ``columns``,
-    one if left out; the circuit is then the Hadamard test of the last of them. ``precision`` is the operator error
-    that all rotations together may add where T gates make them, 1e-3 if left out. Raises ValueError for bad input, a
-    wire that is not a qubit, or what Qiskit cannot transpile; ModuleNotFoundError without Qiskit, where it is needed.
+    one if left out, where N rows are on n qubits ((N + 2^n) / 2 - 1) / error^2; the circuit is then the Hadamard test
+    of the last of them. ``precision`` is the operator error that all rotations together may add where T gates make
+    them, 1e-3 if left out. Raises ValueError for bad input, or what Qiskit cannot transpile; ModuleNotFoundError
+    without Qiskit, where it is needed.
     Source: Ross and Selinger, arXiv 1403.2975 for the T gates.
 
     >>> from qcircuit_peft import load
@@ -86,20 +89,14 @@ def resources(
     """
     if not isinstance(circuit, Circuit):
         raise ValueError(f"a Circuit is wanted, got {type(circuit).__name__}; for a model there is adapter_resources")
-    if set(circuit.dims) != {2}:
-        wire = next(w for w, d in enumerate(circuit.dims) if d != 2)
-        raise ValueError(
-            f"resources are those of qubits, but wire {wire} has dimension {circuit.dims[wire]}; "
-            "interop.lower puts it on qubits"
-        )
     k = 1 if columns is None else whole_number("columns", columns, 1, circuit.dim)
+    fine = number("precision", 1e-3 if precision is None else precision, 1e-15, 1)
     shots = None
     if error is not None:
-        shots = ceil((circuit.dim - 1) / number("error", error, 1e-9, 1) ** 2)
-        circuit = hadamard_test(circuit, k - 1)[0]
-    device = _device(basis, coupling, times, backend, len(circuit.dims))
-    fine = number("precision", 1e-3 if precision is None else precision, 1e-15, 1)
-    return replace(_counted(circuit, device, fine), shots=shots, columns=k)
+        (shots,) = _shots([_spread(circuit)], number("error", error, 1e-9, 1), svd=False)
+    run = _lowered(circuit) if error is None else _test_of(circuit, k - 1)
+    device = _device(basis, coupling, times, None if backend is None else find_backend(backend), len(run.dims))
+    return replace(_counted(run, device, fine), shots=shots, columns=k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +109,10 @@ class _Device:
     times: Mapping[str, float] | None
 
 
-def _device(basis: Any, coupling: Any, times: Any, backend: Any, qubits: int) -> _Device | None:
-    if backend is not None:
+def _device(basis: Any, coupling: Any, times: Any, row: Backend | None, qubits: int) -> _Device | None:
+    if row is not None:
         if basis is not None or coupling is not None or times is not None:
             raise ValueError("a backend knows its basis, coupling and times: give it, or them")
-        row = find_backend(backend)
         if not row.measures:
             raise ValueError(f"resources on a device are those of a BackendV2 of Qiskit, got {row.called!r}")
         if row.device.num_qubits is not None and row.device.num_qubits < qubits:
@@ -125,10 +121,15 @@ def _device(basis: Any, coupling: Any, times: Any, backend: Any, qubits: int) ->
     if basis is None and coupling is None and times is None:
         return None
     known = needed("qiskit.circuit.library", "resources", "qiskit").get_standard_gate_name_mapping()
+    wanted = "a basis has names of Qiskit's gates such as 'cz', 'rz' and 'sx', got"
+    if basis is not None and not isinstance(basis, Iterable):
+        raise ValueError(f"{wanted} {shown(basis)}")
     names = None if basis is None else tuple(basis) if not isinstance(basis, str) else (basis,)
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"a basis has names of Qiskit's gates such as 'cz', 'rz' and 'sx', got {shown(name)}")
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"{wanted} {shown(name)}")
+    if times is not None and (not isinstance(times, Mapping) or not all(isinstance(name, str) for name in times)):
+        raise ValueError(f"times has the seconds of each gate by its name, got {shown(times)}")
     for name, seconds in (times or {}).items():
         number(f"times: the seconds of {shown(name)}", seconds, 0, 1e6)
     return _Device(None, names, _coupling(coupling, qubits), times)
@@ -140,15 +141,15 @@ def _coupling(coupling: Any, qubits: int) -> Any:
     kind = needed("qiskit.transpiler", "resources", "qiskit").CouplingMap
     if isinstance(coupling, kind):
         found = coupling
-    elif isinstance(coupling, str):
-        if coupling not in COUPLINGS:
-            raise ValueError(f"a coupling is pairs of qubits or one of {', '.join(COUPLINGS)}, got {shown(coupling)}")
+    elif isinstance(coupling, str) and coupling in COUPLINGS:
         found = getattr(kind, f"from_{coupling}")(qubits)
+    elif isinstance(coupling, str) or not isinstance(coupling, Iterable):
+        raise ValueError(f"a coupling is pairs of qubits or one of {', '.join(COUPLINGS)}, got {shown(coupling)}")
     else:
         pairs = [tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in coupling]
         for pair in pairs:
-            if len(pair) != 2 or not all(is_whole(q, 0) for q in pair):
-                raise ValueError(f"a coupling is pairs of qubits such as (0, 1), got {shown(pair)}")
+            if len(pair) != 2 or not all(is_whole(q, 0, _MOST) for q in pair) or pair[0] == pair[1]:
+                raise ValueError(f"a coupling is pairs of two qubits such as (0, 1), got {shown(pair)}")
         found = kind([*pairs, *(pair[::-1] for pair in pairs)])
     if found.size() < qubits:
         raise ValueError(f"the coupling has {found.size()} qubits, but the circuit has {qubits}")
@@ -291,6 +292,7 @@ def adapter_resources(
     (5, 4, 8820, ['base_model.model.0.u', 'base_model.model.0.v'])
     """
     error = number("error", error, 1e-9, 1)
+    row = None if backend is None else find_backend(backend)
     tests: dict[str, Resources] = {}
     named: dict[tuple[int, str], str] = {}  # of a part that layers share, the name under which it counts
     devices: dict[int, _Device | None] = {}
@@ -299,8 +301,9 @@ def adapter_resources(
         built = {part: kind.frame for part, kind in factors.parts.items() if isinstance(kind, Built)}
         if not built:
             raise ValueError(f"{name}: what is measured are columns of circuits, but its factorization builds none")
-        shots = _shots([_spread(frame) for frame in built.values()], error, set(built) == {"u", "v"})
-        for (part, frame), most in zip(built.items(), shots, strict=True):
+        circuits = [_circuit_of(f"{name}.{part}", frame) for part, frame in built.items()]
+        shots = _shots([_spread(circuit) for circuit in circuits], error, set(built) == {"u", "v"})
+        for (part, frame), circuit, most in zip(built.items(), circuits, shots, strict=True):
             mine = f"{name}.{part}"
             counted = named.setdefault((id(module.lenders[key].get(part, module)), part), mine)
             if counted != mine:
@@ -308,9 +311,9 @@ def adapter_resources(
                 columns, most = max(known.columns, frame.k), max(known.shots or 0, most)
                 tests[counted] = replace(known, shots=most, columns=columns)
                 continue
-            test = _test(mine, frame)
+            test = _test_of(circuit, frame.k - 1)
             n = len(test.dims)
-            devices[n] = devices[n] if n in devices else _device(basis, coupling, times, backend, n)
+            devices[n] = devices[n] if n in devices else _device(basis, coupling, times, row, n)
             tests[mine] = replace(_counted(test, devices[n], 1e-3), shots=most, columns=frame.k)
     seconds = [one.seconds_in_all for one in tests.values()]
     return AdapterResources(
@@ -323,14 +326,13 @@ def adapter_resources(
     )
 
 
-def _spread(frame: Any) -> float:
+def _spread(circuit: Circuit) -> float:
     """The squared error of one estimated column times its shots: N - 1 on qubits.
 
     On wires of other dimensions the n rows are among the N states of the qubits of ``lower``, over all of which the
     reference of the test is spread: (n + N) / 2 - 1.
     """
-    dims = next((circuit.dims for _, circuit, _ in frame.circuits()), (frame.n,))
-    return (frame.n + 2 ** sum((d - 1).bit_length() for d in dims)) / 2 - 1
+    return (circuit.dim + 2 ** sum((d - 1).bit_length() for d in circuit.dims)) / 2 - 1
 
 
 def _shots(free: Sequence[float], error: float, svd: bool) -> list[int]:
@@ -341,21 +343,26 @@ def _shots(free: Sequence[float], error: float, svd: bool) -> list[int]:
     return [max(1, ceil((total + sqrt(total**2 + 4 * both * error**2)) / (2 * error**2)))] * 2
 
 
-def _test(name: str, frame: Any) -> Circuit:
-    """The Hadamard test of a frame's last column, on qubits."""
+def _circuit_of(name: str, frame: Any) -> Circuit:
+    """The one real circuit that a frame is columns of."""
     parts = list(frame.circuits())
     if len(parts) != 1 or parts[0][1].dim != frame.n:
         told = "that of a complex one" if len(parts) == 1 else f"made of {len(parts) or 'none'}"
         raise ValueError(
             f"{name}: what is measured are the columns of one real circuit, but this frame of width {frame.n} is {told}"
         )
-    return _test_of(parts[0][1], frame.k - 1)
+    return parts[0][1]
+
+
+def _test_of(circuit: Circuit, column: int) -> Circuit:
+    """The Hadamard test of a column, on qubits."""
+    return hadamard_test(_lowered(circuit), int(places(circuit.dims)[column]))[0]
 
 
 @lru_cache(maxsize=64)
-def _test_of(circuit: Circuit, column: int) -> Circuit:
+def _lowered(circuit: Circuit) -> Circuit:
+    """A circuit on qubits: itself, or with wires of several levels at random angles."""
     if set(circuit.dims) == {2}:
-        return hadamard_test(circuit, column)[0]
+        return circuit
     random = torch.Generator().manual_seed(0)
-    angles = 2 * pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=random)
-    return hadamard_test(lower(circuit, angles), int(places(circuit.dims)[column]))[0]
+    return lower(circuit, 2 * pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=random))

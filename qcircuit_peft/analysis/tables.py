@@ -22,11 +22,20 @@ def to_json(rows: Sequence[Any]) -> str:
 
 
 def to_csv(rows: Sequence[Any]) -> str:
-    """Comma-separated values with a header; None is an empty cell."""
+    """Comma-separated values with a header; None is an empty cell, a mapping or a list is JSON.
+
+    >>> print(to_csv([{"qubits": 2, "gates": {"CZ": 1}}]), end="")
+    qubits,gates
+    2,"{""CZ"": 1}"
+    """
     records, text = _records(rows), StringIO()
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    for record in records:
+        nested = {
+            name: json.dumps(value) for name, value in record.items() if isinstance(value, Mapping | list | tuple)
+        }
+        writer.writerow(record | nested)
     return text.getvalue()
 
 

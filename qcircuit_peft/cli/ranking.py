@@ -1,9 +1,9 @@
 """``qcircuit-peft search`` and ``resources``: which circuit to take, and what one costs on a quantum computer."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from qcircuit_peft.analysis import resources as resources_of
@@ -29,7 +29,6 @@ from qcircuit_peft.cli.program import (
     the_circuit,
 )
 from qcircuit_peft.cli.progress import progress
-from qcircuit_peft.interop import lower
 from qcircuit_peft.text import printable, shortened
 
 
@@ -87,7 +86,7 @@ def resources(
     basis: Annotated[str | None, typer.Option(help="Qiskit's names of the gates to transpile to: cz,rz,sx,x")] = None,
     coupling: Annotated[str | None, typer.Option(help="which qubits meet: line, ring or full")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="a device with its gates, coupling and times, such as fake_fez")
+        str | None, typer.Option(help="a device with its gates, coupling and times, such as qiskit:fake_fez")
     ] = None,
     error: Annotated[
         float | None, typer.Option(help="cost of estimated columns, off by this share of their norm")
@@ -100,24 +99,21 @@ def resources(
 ) -> None:
     """What a circuit costs on a quantum computer: gates, depth, T gates, shots and seconds.
 
-    qcircuit-peft resources simplified_two_design --qubits 12 --backend fake_fez --error 0.1 --columns 64
+    qcircuit-peft resources simplified_two_design --qubits 12 --backend qiskit:fake_fez --error 0.1 --columns 64
 
     Wires of several levels (--dim 768) go onto qubits, at random angles.
     """
-    form, circuit = Rows(as_csv, as_json, out), the_circuit(source, qubits, dim, layers)
-    if set(circuit.dims) != {2}:
-        random = torch.Generator().manual_seed(0)
-        circuit = lower(circuit, 2 * torch.pi * torch.rand(circuit.n_angles, dtype=torch.float64, generator=random))
+    form = Rows(as_csv, as_json, out)
     found = resources_of(
-        circuit,
+        the_circuit(source, qubits, dim, layers),
         None if basis is None else basis.split(","),
         coupling,
         error,
-        backend=None if backend is None else f"qiskit:{backend}",
+        backend=backend if backend is None or ":" in backend else f"qiskit:{backend}",
         columns=columns,
         precision=precision,
     )
-    if form.tell([found]):
+    if form.tell([{**asdict(found), "runs": found.runs, "seconds_in_all": found.seconds_in_all}]):
         return
     gates = ", ".join(f"{count:,} {name}" for name, count in sorted(found.gates.items()))
     seconds = [None if s is None else f"{s:.3g}" for s in (found.seconds, found.seconds_in_all)]

@@ -15,6 +15,7 @@ from qcircuit_peft.backends.shots import check_shots
 from qcircuit_peft.checks import one_of
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.factorizations.parts import frames
+from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.layer import adapted_layers, adapters
 
 GRADIENTS = ("exact", "parameter-shift")
@@ -49,6 +50,8 @@ def noise_aware(
     ...     model(x).square().mean().backward()
     """
     one_of("gradients", gradients, GRADIENTS)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"noise_aware is for a model with a circuit adapter, got {shown(model)}")
     layers = [module for _, module in adapted_layers(model)]
     if not layers:
         raise ValueError("noise_aware is for a model with a circuit adapter, got one with none")
