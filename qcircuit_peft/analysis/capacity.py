@@ -71,7 +71,7 @@ def capacity(
     try:
         haar = haar_value(metric, dims, kind, samples, generator)
     except ValueError as error:
-        if family.fixed is not None:
+        if family.fixed is not None or not isinstance(metric, str):
             raise
         raise ValueError(f"{shown(metric)} cannot be had with qubits={qubits}: {error}") from None
     for depth in depths:
