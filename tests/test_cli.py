@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -39,6 +42,26 @@ def test_a_table_is_printed_and_written_in_the_form_asked_for(tmp_path):
     )
     assert [row["circuit"] for row in json.loads(out.read_text())] == list(names())
     assert json.loads(run(app, ["circuits", "list", "--json"]).stdout) == json.loads(out.read_text())
+
+
+def commands(group):
+    for command in typer.main.get_command(group).commands.values():
+        if hasattr(command, "commands"):
+            yield from ((f"{command.name} {name}", one) for name, one in command.commands.items())
+        else:
+            yield command.name, command
+
+
+def test_every_command_whose_result_is_a_table_has_the_same_options():
+    options = {name: {o for p in one.params for o in p.opts if o.startswith("--")} for name, one in commands(app)}
+    wanted = {"--csv", "--json", "--out", "--quiet"}
+    tables = {name for name, own in options.items() if own & {"--csv", "--json"}}
+    said = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert all(wanted <= options[name] for name in tables), options
+    (listed,) = re.findall(r"whose result is a table \(([^)]*)\)", said.replace("\n ", ""))
+    assert tables == {*re.findall("`(.*?)`", listed)}
+    drawn = re.findall("notes; (.*?) draw it with `--plot`", said.replace("\n ", ""))
+    assert {name for name in tables if "--plot" in options[name]} == {*re.findall("`(.*?)`", *drawn)}
 
 
 def test_the_version_is_that_of_the_package():

@@ -15,6 +15,7 @@ from qcircuit_peft.cli.program import (
     Layers,
     OutFile,
     Qubits,
+    Quiet,
     Rows,
     Seed,
     Source,
@@ -23,6 +24,7 @@ from qcircuit_peft.cli.program import (
     table,
     the_circuit,
 )
+from qcircuit_peft.cli.progress import progress
 from qcircuit_peft.drawing import draw as draw_text
 from qcircuit_peft.drawing import draw_mpl
 from qcircuit_peft.explorer import page
@@ -39,7 +41,7 @@ def _written(numbers: Iterable[int]) -> str:
 
 
 @app.command("list")
-def list_circuits(as_csv: AsCsv = False, as_json: AsJson = False, out: OutFile = None) -> None:
+def list_circuits(as_csv: AsCsv = False, as_json: AsJson = False, out: OutFile = None, quiet: Quiet = False) -> None:
     """List the circuits that come with the library; angles are those at 8 qubits and L = 1.
 
     qcircuit-peft circuits list
@@ -48,10 +50,13 @@ def list_circuits(as_csv: AsCsv = False, as_json: AsJson = False, out: OutFile =
     """
     rows = Rows(as_csv, as_json, out)
     listed = []
-    for family in map(load, names()):
-        circuit = family.circuit(qubits=_AT, layers=1)
-        real = "yes" if circuit.is_real else "no"
-        listed.append({"circuit": family.name, "real": real, "angles": circuit.n_angles, "about": family.about})
+    with progress("circuits", quiet) as advance:
+        for done, name in enumerate(every := names()):
+            advance(done, len(every), name)
+            family = load(name)
+            circuit = family.circuit(qubits=_AT, layers=1)
+            real = "yes" if circuit.is_real else "no"
+            listed.append({"circuit": family.name, "real": real, "angles": circuit.n_angles, "about": family.about})
     if not rows.tell(listed):
         table(tuple(listed[0]), ([str(value) for value in row.values()] for row in listed), left=(0, 1, 3))
 

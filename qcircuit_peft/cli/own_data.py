@@ -24,23 +24,40 @@ from qcircuit_peft.cli.program import (
 from qcircuit_peft.cli.progress import progress
 from qcircuit_peft.text import printable, shortened
 
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="a .csv, .tsv, .jsonl or .parquet file with a header, or a folder with a folder of images for each class",
+    ),
+]
+Model = Annotated[str, typer.Option(help="the pretrained model: a folder, or a name on the Hugging Face hub")]
+Text = Annotated[str | None, typer.Option(help="the column of the texts")]
+Text2 = Annotated[str | None, typer.Option(help="the column of the second texts, where there are pairs")]
+Image = Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")]
+Label = Annotated[str, typer.Option(help="the column of the classes, or numbers")]
+Regression = Annotated[bool, typer.Option("--regression", help="the labels are numbers")]
+Targets = Annotated[
+    str | None,
+    typer.Option(help="the linear layers that are adapted, such as query,value; by the model's family"),
+]
 Encoding = Annotated[str, typer.Option(help="encoding of a CSV or TSV file, such as latin-1")]
 Delimiter = Annotated[str | None, typer.Option(help="what separates the cells, such as ';'; by the file's ending")]
 
 
 def train(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="a .csv, .tsv, .jsonl or .parquet file with a header, or a folder with one folder of images for each class")],  # noqa: E501
-    model: Annotated[str, typer.Option(help="the pretrained model: a folder, or a name on the Hugging Face hub")],
+    data: Data,
+    model: Model,
     out: Annotated[Path, typer.Option(help="the folder of the adapter, new or empty")],
-    text: Annotated[str | None, typer.Option(help="the column of the texts")] = None,
-    text2: Annotated[str | None, typer.Option(help="the column of the second texts, where there are pairs")] = None,
-    image: Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")] = None,
-    label: Annotated[str, typer.Option(help="the column of the classes, or numbers")] = "label",
-    regression: Annotated[bool, typer.Option("--regression", help="the labels are numbers")] = False,
+    text: Text = None,
+    text2: Text2 = None,
+    image: Image = None,
+    label: Label = "label",
+    regression: Regression = False,
     method: Annotated[str, typer.Option(help="the adapter: circuit (shared by kind), circuit_own, lora, ...: docs/methods.md")] = "circuit",  # noqa: E501
     rank: Annotated[int | None, typer.Option(help="the rank r, or another size; by the method")] = None,
     layers: Annotated[int | None, typer.Option(help="the number of layers L of circuits")] = None,
-    targets: Annotated[str | None, typer.Option(help="the linear layers that are adapted, such as query,value; by the model's family")] = None,  # noqa: E501
+    targets: Targets = None,
     epochs: Annotated[int, typer.Option(help="passes over the data; the best one is kept")] = 3,
     validation: Annotated[str, typer.Option(help="the share of rows to validate with, or a file")] = "0.1",
     batch: Annotated[int, typer.Option(help="inputs a step")] = 32,
@@ -65,9 +82,7 @@ def train(
     from qcircuit_peft.tasks import quiet as silence
 
     silence()
-    if Path(data).is_dir() and text is None and image is None:
-        image = "image"
-    columns = Columns(text=text, text2=text2, image=image, label=label)
+    columns = Columns(text=text, text2=text2, image=_image(data, text, image), label=label)
     named = tuple(filter(None, (targets or "").split(",")))
     settings = Settings(
         model, columns, regression, method, rank, layers, named, epochs, _share(validation), batch, max_length, seed
@@ -103,6 +118,11 @@ def train(
     console.print(printable(f"adapter and model card {out}, plot {out / PLOT}"), soft_wrap=True)
 
 
+def _image(data: str, text: str | None, image: str | None) -> str | None:
+    """The column of images, which a folder has without being asked."""
+    return "image" if image is None and text is None and Path(data).is_dir() else image
+
+
 def _share(text: str) -> float | str:
     try:
         return float(text)
@@ -136,19 +156,19 @@ def predict(
 
 
 def reach(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="as for train")],
-    model: Annotated[str, typer.Option(help="the pretrained model: a folder, or a name on the Hugging Face hub")],
-    text: Annotated[str | None, typer.Option(help="the column of the texts")] = None,
-    text2: Annotated[str | None, typer.Option(help="the column of the second texts, where there are pairs")] = None,
-    image: Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")] = None,
-    label: Annotated[str, typer.Option(help="the column of the classes, or numbers")] = "label",
-    regression: Annotated[bool, typer.Option("--regression", help="the labels are numbers")] = False,
+    data: Data,
+    model: Model,
+    text: Text = None,
+    text2: Text2 = None,
+    image: Image = None,
+    label: Label = "label",
+    regression: Regression = False,
     rank: Annotated[int, typer.Option(help="the rank r of all circuits")] = 16,
     layers: Depths = "0,1,2,4",
     circuit: Annotated[str, typer.Option(help="a shipped circuit, or the path of a .toml file")] = "simplified_two_design",  # noqa: E501
     share: Annotated[str, typer.Option(help="which modules have one pair of circuits: none, kind or shape")] = "kind",
     core: Annotated[bool, typer.Option("--core", help="r x r numbers between the circuits instead of r")] = False,
-    targets: Annotated[str | None, typer.Option(help="the linear layers to adapt; by the model's family")] = None,
+    targets: Targets = None,
     epochs: Annotated[int, typer.Option(help="passes over the data that train the new head first")] = 1,
     batches: Annotated[int, typer.Option(help="batches of which the gradient is taken")] = 20,
     batch: Annotated[int, typer.Option(help="inputs a batch")] = 32,
@@ -177,9 +197,7 @@ def reach(
     form = Rows(as_csv, as_json, out)
     more = {"share": None if share == "none" else share, "seed": seed}
     more |= {"factorization": "shared_core"} if core else {}
-    if Path(data).is_dir() and text is None and image is None:
-        image = "image"
-    columns = Columns(text=text, text2=text2, image=image, label=label)
+    columns = Columns(text=text, text2=text2, image=_image(data, text, image), label=label)
     named = tuple(filter(None, (targets or "").split(",")))
     settings = Settings(model, columns, regression, targets=named, epochs=epochs, batch=batch, seed=seed)
     configs = depths(list(named), rank, numbers(layers), circuit, **more)  # what is wrong is said before the training

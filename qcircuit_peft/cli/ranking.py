@@ -96,6 +96,7 @@ def resources(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     out: OutFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """What a circuit costs on a quantum computer: gates, depth, T gates, shots and seconds.
 
@@ -104,15 +105,17 @@ def resources(
     Wires of several levels (--dim 768) go onto qubits, at random angles.
     """
     form = Rows(as_csv, as_json, out)
-    found = resources_of(
-        the_circuit(source, qubits, dim, layers),
-        None if basis is None else basis.split(","),
-        coupling,
-        error,
-        backend=backend if backend is None or ":" in backend else f"qiskit:{backend}",
-        columns=columns,
-        precision=precision,
-    )
+    with progress("circuits", quiet) as advance:
+        advance(0, 1, source)
+        found = resources_of(
+            the_circuit(source, qubits, dim, layers),
+            None if basis is None else basis.split(","),
+            coupling,
+            error,
+            backend=backend if backend is None or ":" in backend else f"qiskit:{backend}",
+            columns=columns,
+            precision=precision,
+        )
     if form.tell([{**asdict(found), "runs": found.runs, "seconds_in_all": found.seconds_in_all}]):
         return
     gates = ", ".join(f"{count:,} {name}" for name, count in sorted(found.gates.items()))
