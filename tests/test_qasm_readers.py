@@ -6,7 +6,9 @@
 from pathlib import Path
 
 import numpy as np
+import openqasm3
 import pytest
+import qiskit_qasm3_import as qasm3_import
 import torch
 from bounds import close, gates
 from qiskit import QuantumCircuit, qasm2
@@ -131,11 +133,53 @@ def test_measurements_at_the_end_are_left_out_where_that_is_asked_for():
             Circuit.from_qasm(text + after, drop_measurements=True)
     with pytest.raises(ValueError, match=r"^line 7 acts on what line 6 measured"):
         Circuit.from_qasm(f"{new}x q[1];\n", drop_measurements=True)
-    aliased = new.replace("c = measure q;", "let r = q[0:0];\nc[0] = measure r;\nx q[0];")
-    with pytest.raises(ValueError, match=r"^measure .instruction 1. is not a gate"):
-        Circuit.from_qasm(aliased, drop_measurements=True)
     with pytest.raises(ValueError, match=r"^drop_measurements is true or false, got 1$"):
         Circuit.from_qasm(text, drop_measurements=1)
+
+
+OPERANDS = {  # of two registers of four: what is written, after which aliases, and which of the eight it means
+    "q": ("", range(4)),
+    "r": ("", range(4, 8)),
+    "q[1]": ("", [1]),
+    "q[-1]": ("", [3]),
+    "q[0:1]": ("", [0, 1]),
+    "q[0:2:3]": ("", [0, 2]),
+    "q[3:-1:2]": ("", [2, 3]),
+    "q[:-2]": ("", [0, 1, 2]),
+    "q[2:]": ("", [2, 3]),
+    "q[{0, 3}]": ("", [0, 3]),
+    "a": ("let a = q[2:3] ++ r[{0, 1}];", [2, 3, 4, 5]),
+    "a[1:2]": ("let a = q[2:3] ++ r[{0, 1}];", [3, 4]),
+    "b": ("let a = q[1:3]; let b = a[1:2];", [2, 3]),
+}
+
+
+@pytest.mark.parametrize("written", OPERANDS)
+def test_what_was_measured_is_known_by_its_qubits_however_they_are_written(written):
+    aliases, meant = OPERANDS[written]
+    head = f'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[4] q;\nqubit[4] r;\nbit[4] c;\n{aliases}\nh q;\n'
+    bits = f"c[0:{len(meant) - 1}] = measure {written};"
+    theirs = qasm3_import.convert(openqasm3.parse(f"{head}{bits}"))
+    assert {theirs.find_bit(one.qubits[0]).index for one in theirs.data if one.operation.name == "measure"} == {*meant}
+    for qubit in range(8):
+        text = f"{head}{bits}\nid {written};\nbarrier q;\n{bits}\nx {'qr'[qubit // 4]}[{qubit % 4}];\nbarrier q, r;\n"
+        if qubit in meant:
+            with pytest.raises(ValueError, match=r"^line 12 acts on what line 11 measured: only measurements at the"):
+                Circuit.from_qasm(text, drop_measurements=True)
+        else:
+            assert Circuit.from_qasm(text, drop_measurements=True).ops[4:] == (Op("X", (qubit,)),)
+
+
+@pytest.mark.parametrize("after, said", [
+    ("x q[2-2];", "^line 6 acts on what line 5 measured"),  # what is not written out may be any of them
+    ("gate id a { x a; }\nid q[0];", "^line 7 acts on what line 5 measured"),
+    ("let b = q ++ q;\nlet d = b ++ b;\nx d;", "^line 8 acts on what line 5 measured"),
+    ("qubit[1000] r;\n" + "measure r;\n" * 101, "has at most 100,000 gates, but line 106 goes beyond$"),
+])  # fmt: skip
+def test_what_may_act_on_what_was_measured_is_refused_with_its_line(after, said):
+    text = f'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nbit[2] c;\nc[0:0] = measure q[0:0];\n{after}'
+    with pytest.raises(ValueError, match=said):
+        Circuit.from_qasm(text, drop_measurements=True)
 
 
 def test_a_text_without_a_version_is_of_the_one_whose_library_it_includes():

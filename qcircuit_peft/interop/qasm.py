@@ -1,6 +1,6 @@
 """OpenQASM 2 and 3, read: checked on the syntax tree of ``openqasm3``, built by Qiskit's own readers."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -13,6 +13,7 @@ from qcircuit_peft.interop.reading import MAX_GATES, check_size, needed
 from qcircuit_peft.text import printable, shortened
 
 MAX_TEXT, MAX_DEPTH = 1 << 20, 64  # characters; definitions within definitions
+Qubits = Sequence[int | str]  # in the order of their declaration; a name that is not declared
 _LIBRARIES = ("qelib1.inc", "stdgates.inc")
 _REFUSED = {
     "QuantumMeasurementStatement": "measurement",
@@ -35,9 +36,10 @@ def from_qasm(text: str, drop_measurements: bool = False) -> Circuit:
 
     Registers, gate definitions, broadcasts, ``pi``, ``inv`` and ``ctrl`` are understood, barriers and declared bits
     passed over. ``U`` is Qiskit's, without the phase that OpenQASM 3 gives it. ``drop_measurements`` leaves out those
-    at the end, after which nothing acts on their qubits. Raises ValueError with the line for any other measurement,
-    reset, classical control and what else is not a gate, for an angle that is not a sum of multiples of inputs, more
-    than 1,048,576 characters, 1,024 qubits or 100,000 gates; ModuleNotFoundError without Qiskit's readers.
+    at the end, after which no gate but identities acts on their qubits. Raises ValueError with the line for any
+    other measurement, reset, classical control and what else is not a gate, for an angle that is not a sum of multiples
+    of inputs, more than 1,048,576 characters, 1,024 qubits or 100,000 gates; ModuleNotFoundError without Qiskit's
+    readers.
 
     >>> print(from_qasm('''OPENQASM 3.0;
     ... include "stdgates.inc";
@@ -77,7 +79,10 @@ def from_qasm(text: str, drop_measurements: bool = False) -> Circuit:
     except Exception as error:
         raise ValueError(f"Qiskit does not read this OpenQASM: {_said(error)}") from None
     if drop_measurements:
-        made = made.remove_final_measurements(inplace=False)
+        whole, made = made, made.copy_empty_like()
+        for instruction in whole.data:
+            if instruction.operation.name != "measure":
+                made.append(instruction)
     inputs = {parameter.name: parameter for parameter in made.parameters}
     return read(made, [inputs.get(name, name) for name in names])
 
@@ -98,10 +103,10 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
     """The names of the inputs in their order, and all names declared; refuses what is no circuit, or is too large."""
     inputs: list[str] = []
     qubits, bits = 0, 0
-    sizes: dict[str, int] = {}  # of registers; of an alias that of all of them, which it may be
+    registers: dict[str, Qubits] = {}  # and aliases
     others: set[str] = set()
     gates: dict[str, tuple[int, int]] = {}  # how many gates a definition is, and how deep
-    measured: dict[str, dict[int | None, int]] = {}  # of a register: its qubits, None for all, and the line
+    measured: dict[int | str, int] = {}  # qubits, and the line
     total = 0
     for statement in program.statements:
         line = statement.span.start_line
@@ -112,35 +117,37 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
                         f"line {line} includes {_said(name[:50])!r}; only {' and '.join(_LIBRARIES)} are read"
                     )
             case ast.QubitDeclaration(qubit=qubit, size=size):
-                sizes[qubit.name] = _size(ast, size, line)
-                qubits += sizes[qubit.name]
+                before, qubits = qubits, qubits + _size(ast, size, line)
                 check_size(qubits, total)
+                registers[qubit.name] = range(before, qubits)
             case ast.ClassicalDeclaration(type=ast.BitType(size=size), init_expression=None, identifier=name):
                 others.add(name.name)
                 bits += _size(ast, size, line)
                 check_size(max(bits, 1), total)
-            case ast.AliasStatement(target=ast.Identifier(name=name)):
-                sizes[name] = qubits
+            case ast.AliasStatement(target=ast.Identifier(name=name), value=value):
+                meant = _qubits(ast, value, registers)
+                registers[name] = meant if len(meant) <= qubits else range(qubits)
             case ast.QuantumBarrier():
                 pass
             case ast.IODeclaration(io_identifier=ast.IOKeyword.input, type=ast.FloatType() | ast.AngleType()):
                 inputs.append(statement.identifier.name)
             case ast.QuantumGateDefinition(name=name, body=body):
-                counts = [_calls(ast, one, gates, sizes) for one in body]
+                counts = [_calls(ast, one, gates, {}) for one in body]
                 depth = 1 + max((depth for _, depth in counts), default=0)
                 if depth > MAX_DEPTH:
                     raise ValueError(f"gate {name.name[:50]} on line {line} is defined more than {MAX_DEPTH} deep")
                 gates[name.name] = sum(count for count, _ in counts), depth
             case ast.QuantumMeasurementStatement(measure=ast.QuantumMeasurement(qubit=qubit)) if drop:
-                name, index = _qubit(ast, qubit)
-                measured.setdefault(name, {})[index] = line
+                meant = _qubits(ast, qubit, registers)
+                total += len(meant)
+                measured |= dict.fromkeys(meant, line)
             case ast.QuantumGate() | ast.QuantumPhase():
-                total += _calls(ast, statement, gates, sizes)[0]
-                for name, index in (_qubit(ast, qubit) for qubit in statement.qubits if measured):
-                    before = measured.get(name, {})
-                    for there in before if index is None else {index, None} & {*before}:
+                total += _calls(ast, statement, gates, registers)[0]
+                idle = isinstance(statement, ast.QuantumGate) and statement.name.name == "id" and "id" not in gates
+                for qubit in () if idle or not measured else statement.qubits:
+                    for one in measured.keys() & _qubits(ast, qubit, registers):
                         raise ValueError(
-                            f"line {line} acts on what line {before[there]} measured: only measurements at the end "
+                            f"line {line} acts on what line {measured[one]} measured: only measurements at the end "
                             "can be left out"
                         )
             case _:
@@ -148,7 +155,7 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
                 raise ValueError(f"line {line} has {_REFUSED.get(kind, kind)}: a circuit that is read is gates only")
         if total > MAX_GATES:
             raise ValueError(f"a circuit that is read has at most {MAX_GATES:,} gates, but line {line} goes beyond")
-    return inputs, {*gates, *sizes, *others}
+    return inputs, {*gates, *registers, *others}
 
 
 def _size(ast: Any, size: Any, line: int) -> int:
@@ -157,7 +164,7 @@ def _size(ast: Any, size: Any, line: int) -> int:
     return 1 if size is None else size.value
 
 
-def _calls(ast: Any, call: Any, gates: dict[str, tuple[int, int]], sizes: dict[str, int]) -> tuple[int, int]:
+def _calls(ast: Any, call: Any, gates: dict[str, tuple[int, int]], registers: Mapping[str, Qubits]) -> tuple[int, int]:
     """How many gates a call is once definitions and broadcasts are written out, and how deep they lie."""
     line = call.span.start_line
     if isinstance(call, ast.QuantumBarrier):
@@ -170,31 +177,51 @@ def _calls(ast: Any, call: Any, gates: dict[str, tuple[int, int]], sizes: dict[s
             raise ValueError(f"line {line} has pow: of the modifiers inv and ctrl are read")
         if modifier.argument is not None and not isinstance(modifier.argument, ast.IntegerLiteral):
             raise ValueError(f"line {line} has ctrl of a number that is not written out")
-    width = max((sizes.get(name, 1) for name in _operands(ast, call)), default=1)
+    width = max((len(_qubits(ast, qubit, registers)) for qubit in call.qubits), default=1)
     count, depth = gates.get(call.name.name, (1, 0)) if isinstance(call, ast.QuantumGate) else (1, 0)
     return count * width, depth
 
 
-def _operands(ast: Any, call: Any) -> Iterator[str]:
-    for qubit in call.qubits:
-        if isinstance(qubit, ast.Identifier):
-            yield qubit.name
-        elif isinstance(qubit, ast.IndexedIdentifier) and not _single(ast, qubit):
-            yield qubit.name.name
+def _qubits(ast: Any, operand: Any, registers: Mapping[str, Qubits]) -> Qubits:
+    """Which qubits an operand, or the value of an alias, means; all of a register where an index is no plain number."""
+    match operand:
+        case ast.Identifier(name=name):
+            return registers.get(name, (name,))
+        case ast.IndexedIdentifier(name=name, indices=groups):
+            found = _qubits(ast, name, registers)
+            for group in groups:
+                found = _chosen(ast, found, group)
+            return found
+        case ast.IndexExpression(collection=collection, index=group):
+            return _chosen(ast, _qubits(ast, collection, registers), group)
+        case ast.Concatenation(lhs=left, rhs=right):
+            return (*_qubits(ast, left, registers), *_qubits(ast, right, registers))
+    return ()
 
 
-def _qubit(ast: Any, qubit: Any) -> tuple[str, int | None]:
-    """The name of a register and the number of its qubit that is meant; None for all of them, or some."""
-    if isinstance(qubit, ast.Identifier):
-        return qubit.name, None
-    indices = qubit.indices[0] if _single(ast, qubit) else []
-    one = len(indices) == 1 and isinstance(indices[0], ast.IntegerLiteral)
-    return qubit.name.name, indices[0].value if one else None
+def _chosen(ast: Any, qubits: Qubits, group: Any) -> Qubits:
+    """Those of these qubits that a set, an index or a range with both ends chooses."""
+    size = len(qubits)
+    if isinstance(group, ast.DiscreteSet) or not isinstance(group[0], ast.RangeDefinition):
+        indices: Sequence[int | None] = [_literal(ast, one, size) for one in getattr(group, "values", group)]
+    else:
+        ends = (_literal(ast, group[0].start, size, 0), _literal(ast, group[0].end, size, size - 1))
+        step = _literal(ast, group[0].step, 0, 1)
+        if None in ends or not step or not all(0 <= end < size for end in ends):
+            return qubits
+        indices = range(ends[0], ends[1] + (1 if step > 0 else -1), step)
+    if not all(index is not None and 0 <= index < size for index in indices):
+        return qubits
+    return [qubits[index] for index in indices]
 
 
-def _single(ast: Any, qubit: Any) -> bool:
-    return (
-        len(qubit.indices) == 1
-        and isinstance(qubit.indices[0], list)
-        and not any(isinstance(index, ast.RangeDefinition) for index in qubit.indices[0])
-    )
+def _literal(ast: Any, value: Any, size: int, otherwise: int | None = None) -> int | None:
+    """A number that is written out; a negative one counts from ``size``, as the end of a register does."""
+    match value:
+        case None:
+            return otherwise
+        case ast.IntegerLiteral(value=number):
+            return number
+        case ast.UnaryExpression(op=ast.UnaryOperator() as op, expression=ast.IntegerLiteral(value=number)):
+            return size - number if op.name == "-" else None
+    return None
