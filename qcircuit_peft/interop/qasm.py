@@ -140,7 +140,7 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
             case ast.QuantumMeasurementStatement(measure=ast.QuantumMeasurement(qubit=qubit)) if drop:
                 meant = _qubits(ast, qubit, registers)
                 total += len(meant)
-                measured |= dict.fromkeys(meant, line)
+                measured.update((one, line) for one in meant)
             case ast.QuantumGate() | ast.QuantumPhase():
                 total += _calls(ast, statement, gates, registers)[0]
                 idle = isinstance(statement, ast.QuantumGate) and statement.name.name == "id" and "id" not in gates
@@ -203,16 +203,14 @@ def _chosen(ast: Any, qubits: Qubits, group: Any) -> Qubits:
     """Those of these qubits that a set, an index or a range with both ends chooses."""
     size = len(qubits)
     if isinstance(group, ast.DiscreteSet) or not isinstance(group[0], ast.RangeDefinition):
-        indices: Sequence[int | None] = [_literal(ast, one, size) for one in getattr(group, "values", group)]
-    else:
-        ends = (_literal(ast, group[0].start, size, 0), _literal(ast, group[0].end, size, size - 1))
-        step = _literal(ast, group[0].step, 0, 1)
-        if None in ends or not step or not all(0 <= end < size for end in ends):
-            return qubits
-        indices = range(ends[0], ends[1] + (1 if step > 0 else -1), step)
-    if not all(index is not None and 0 <= index < size for index in indices):
+        indices = [_literal(ast, one, size) for one in getattr(group, "values", group)]
+        found = [qubits[index] for index in indices if index is not None and 0 <= index < size]
+        return found if len(found) == len(indices) else qubits
+    start, end = _literal(ast, group[0].start, size, 0), _literal(ast, group[0].end, size, size - 1)
+    step = _literal(ast, group[0].step, 0, 1)
+    if start is None or end is None or not step or not (0 <= start < size and 0 <= end < size):
         return qubits
-    return [qubits[index] for index in indices]
+    return [qubits[index] for index in range(start, end + (1 if step > 0 else -1), step)]
 
 
 def _literal(ast: Any, value: Any, size: int, otherwise: int | None = None) -> int | None:
