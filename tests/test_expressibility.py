@@ -143,7 +143,7 @@ def test_frame_potentials_come_down_to_those_of_random_states(ansatz, deepest):
 def test_bad_input_is_one_sentence(options, said):
     with pytest.raises(ValueError, match=said):
         expressibility("tree", 3, **options)
-    with pytest.raises(ValueError, match="an order is a whole number >= 1"):
+    with pytest.raises(ValueError, match="an order is a whole number 1 to 10000, got 0"):
         frame_potentials("tree", 3, orders=[0])
 
 

@@ -109,7 +109,7 @@ def test_copies_pickles_and_a_second_adapter_are_on_their_own() -> None:
 
 
 def test_bad_sharing_is_refused() -> None:
-    with pytest.raises(ValueError, match="share is one of kind, shape, got 'all'"):
+    with pytest.raises(ValueError, match="share is one of experts, kind, shape, got 'all'"):
         config("llama", share="all")
     split = base("llama")
     split.model.layers[1].self_attn.q_proj.to("meta")

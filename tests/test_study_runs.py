@@ -1,6 +1,7 @@
 """The runs of a study on a tiny vision model: results, interruption, folders, two Ray workers, and the report."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -197,7 +198,10 @@ def test_settings_average_over_seeds(results):
     rows = report.settings(invented(results, [0.5, 0.8, 0.6, 0.4, 0.7, 0.8, 0.8, 0.5]))
     assert [row.seeds for row in rows] == [2] * 4
     assert (rows[0].test, rows[1].test) == pytest.approx((0.6, 0.8))
-    assert (rows[0].low, rows[0].high) == pytest.approx((0.6 - 12.706 * 0.1, 0.6 + 12.706 * 0.1), abs=1e-3)
+    half = 12.706 * 0.1 / (0.6 * 0.4)  # Student's interval of the log odds, whose slope is 1 / (p (1 - p)) at p = 0.6
+    assert [math.log(p / (1 - p)) for p in (rows[0].low, rows[0].high)] == pytest.approx(
+        [math.log(0.6 / 0.4) - half, math.log(0.6 / 0.4) + half], abs=1e-3
+    )
     assert report.settings(results[:4])[0].low is None
 
 
