@@ -25,7 +25,7 @@ RATES = {  # AdamW's, where nothing else is said; what is of no kind has none
     "lambdas": 2e-2,  # singular values, before scaling
     "cores": 2e-2,  # of tensor networks, and the gates of QuanTA
     "generators": 5e-3,  # QPA: the circuit and its mapping network
-    "heads": 2e-3,  # what PEFT trains whole: modules_to_save
+    "heads": 2e-3,  # what PEFT trains as it is: modules_to_save, trainable_token_indices
 }
 OTHERS = "others"
 _STILL = 1e-3  # below it Adam's steps, each about as large as the rate, do not bring an angle anywhere

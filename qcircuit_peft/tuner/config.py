@@ -25,6 +25,8 @@ from qcircuit_peft.tuner.saving import LIBRARY, MAX_CONFIG, VERSION, settle
 DEFAULT_R = 16
 DEFAULT_ALPHA = 128.0
 
+MAX_REPLICATED = 4096  # layers that a model has by layer_replication
+
 CIRCUIT_VERSION = 1
 _CIRCUIT_KEYS = (
     *("ansatz", "layers", "width", "backend", "frame", "frame_options", "intrinsic_rank_pattern"),
@@ -82,6 +84,11 @@ class QCircuitConfig(PeftConfig):
     terms: the adapters whose weighted sum this one is, as ``add_weighted_adapter`` makes it: what of a configuration
         says what an update is, and on which modules. All else that is said of updates here does not hold then.
     library: what a file says of who wrote it; it changes nothing.
+    trainable_token_indices: the rows of the input embedding, or of embeddings by name, that are trained as they are.
+    layer_replication: ranges [start, end) of layers that the model has instead of its own, which share their weights
+        where a layer comes twice; each has adapters of its own. Such a model is not merged.
+    ensure_weight_tying: a head that has the weight of the input embedding stays tied to it where modules_to_save names
+        one of both. Tied weights in target_modules are not adapted together.
     fan_in_fan_out: accepted for LoRA's sake; the layer's type decides.
     circuit: the stored form of the update, as found in adapter_config.json; it replaces the fields that it holds.
 
@@ -118,6 +125,9 @@ class QCircuitConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, int | float] = field(default_factory=dict)
     modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    layer_replication: list[tuple[int, int]] | None = None
+    ensure_weight_tying: bool = False
     bias: str = "none"
     fan_in_fan_out: bool = False
     terms: list[dict[str, Any]] | None = None
@@ -174,7 +184,7 @@ class QCircuitConfig(PeftConfig):
         one_of("bias", self.bias, _BIAS)
         if self.seed is not None:
             whole_number("seed", self.seed, 0)
-        for name in ("train_angles", "init_weights"):
+        for name in ("train_angles", "init_weights", "ensure_weight_tying"):
             boolean(name, getattr(self, name))
         if self.target_parameters and self.dropout:
             raise ValueError(
@@ -219,10 +229,32 @@ class QCircuitConfig(PeftConfig):
             if getattr(self, name) is not None and isinstance(self.target_modules, str):
                 raise ValueError(f"{name} works with a list of target_modules, got the pattern {self.target_modules!r}")
 
+        self._check_tokens_and_layers()
         if self.terms is not None:
             if not isinstance(self.terms, list) or not self.terms:
                 raise ValueError(f"terms is a list of tables, got {shown(self.terms)}")
             self.term_configs()
+
+    def _check_tokens_and_layers(self) -> None:
+        tokens = self.trainable_token_indices
+        if isinstance(tokens, dict):
+            texts("the names in trainable_token_indices", list(tokens))
+        elif tokens is not None:
+            tokens = {"": tokens}
+        for indices in (tokens or {}).values():
+            checks.whole_numbers("trainable_token_indices", indices, 0)
+        if self.layer_replication is None:
+            return
+        ranges = self.layer_replication
+        if not isinstance(ranges, list | tuple) or not ranges:
+            raise ValueError(f"layer_replication is a list of ranges [start, end), got {shown(ranges)}")
+        for found in ranges:
+            start, end = checks.whole_numbers("a range of layer_replication", found, 0, least=2)[:2]
+            if len(found) != 2 or start >= end:
+                raise ValueError(f"a range of layer_replication is a start and an end above it, got {shown(found)}")
+        self.layer_replication = [(start, end) for start, end in ranges]
+        total = sum(end - start for start, end in ranges)
+        whole_number("the number of layers of layer_replication", total, 1, MAX_REPLICATED)
 
     def term_configs(self) -> "list[QCircuitConfig]":
         """A configuration for each of ``terms``; raises ValueError for what is none."""

@@ -7,10 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from qcircuit_peft.tuner.names import base_name
 
 _CONTAINERS = (dict, list, set)
+
+
+def _containers(module: nn.Module) -> Iterator[Any]:
+    """What a module holds in containers of Python's, the settings of transformers among them."""
+    for held in vars(module).values():
+        if isinstance(held, PreTrainedConfig):
+            yield vars(held)
+        elif isinstance(held, _CONTAINERS):
+            yield held
 
 
 def _copied(container: Any) -> list[Any]:
@@ -38,7 +48,7 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None, keys: Collect
         (
             module,
             dict(vars(module)),
-            [(held, _copied(held)) for held in vars(module).values() if isinstance(held, _CONTAINERS)],
+            [(held, _copied(held)) for held in _containers(module)],
             [(held, dict(held.generated)) for held in vars(module).values() if hasattr(held, "generated")],
             [(own, dict(vars(own))) for parts in getattr(module, "encodings", {}).values() for own in parts.values()],
         )

@@ -54,12 +54,14 @@ def configuration_of(state: Any) -> Any:
 def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, Any]:
     """A configuration's fields that give numbers their meaning, as JSON would hold them; tables are opened.
 
+    A field that is None or False means what it means for an older file not to have it.
+
     >>> meaning({"alpha": 8.0, "circuit": {"layers": 1, "seed": None}, "revision": None}, {*INCIDENTAL, "seed"})
     {'alpha': 8.0, 'circuit.layers': 1}
     """
     found = {}
     for key, value in data.items():
-        if key in incidental or "dropout" in key:  # which has a name of its own in every method
+        if value is None or value is False or key in incidental or "dropout" in key:  # a name that every method varies
             continue
         if isinstance(value, Mapping) and key in ("circuit", "generator", "base"):
             found |= {f"{key}.{inner}": entry for inner, entry in meaning(value, incidental).items()}

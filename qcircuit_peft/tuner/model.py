@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
@@ -35,6 +36,7 @@ from qcircuit_peft.tuner.parameter import (
     parameter_targets,
 )
 from qcircuit_peft.tuner.plan import Planned, Plans, Sharing, surplus_of
+from qcircuit_peft.tuner.replication import check_tokens, replicated
 from qcircuit_peft.tuner.weighted import weighted
 
 
@@ -83,6 +85,7 @@ class QCircuitModel(BaseTuner):
     prefix: str = PREFIX
     tuner_layer_cls = QCircuitLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""
@@ -123,6 +126,9 @@ class QCircuitModel(BaseTuner):
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
+        check_tokens(model, peft_config.trainable_token_indices)
+        if peft_config.layer_replication:
+            replicated(model, peft_config.layer_replication)
         self.bank = next((layer.bank for _, layer in adapted_layers(model)), None) or FrameBank()
         parameters = parameter_targets(peft_config, model)
         if peft_config.wants_all_linear():
@@ -166,6 +172,12 @@ class QCircuitModel(BaseTuner):
             ansatz: Any = peft_config.ansatz
             if told := surplus_of(ansatz, (planned.factors for planned in self._planned.values())):
                 warnings.warn(told, stacklevel=2)
+
+    def _add_targets_to_tie(self, peft_config: QCircuitConfig, tied_weight_keys: list[str]) -> None:
+        raise ValueError(
+            "ensure_weight_tying is for modules_to_save and trainable_token_indices; of modules that share a weight, "
+            f"such as {tied_weight_keys[0]!r}, circuits adapt one alone: leave ensure_weight_tying out"
+        )
 
     def _inject_parameters(
         self, peft_config: QCircuitConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool

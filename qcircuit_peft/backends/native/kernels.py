@@ -170,7 +170,8 @@ def is_small(angles: Tensor, text: str, k: int, *others: Tensor | None) -> bool:
 
 def _array(x: Tensor) -> NDArray:
     """A copy: memory that numpy has seen cannot be resized any more, as FSDP does with its parameters'."""
-    return x.detach().clone().resolve_conj().resolve_neg().numpy()
+    x = x.detach().clone()
+    return (x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x).numpy()
 
 
 def _tensor(x: NDArray) -> Tensor:
