@@ -359,7 +359,7 @@ def test_frames_in_use_no_more_are_let_go() -> None:
     assert len(bank.passes._thread.kept) == 2
     net.double()
     logits(net, "llama")
-    assert [dtype for *_, dtype in bank.passes._thread.kept] == [torch.float64]
+    assert [dtype for *_, dtype, _ in bank.passes._thread.kept] == [torch.float64]
 
 
 @pytest.mark.parametrize("entry", ["default", "shannon", "patterns"])

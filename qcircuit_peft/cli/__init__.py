@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from qcircuit_peft.cli import circuits, measures, own_data, ranking, studies
+from qcircuit_peft.cli import adapters, circuits, measures, own_data, ranking, studies
 from qcircuit_peft.cli.program import Program, console
 
 app = typer.Typer(cls=Program, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -38,5 +38,5 @@ for command in (
     studies.study,
 ):
     app.command()(command)
-for command in (own_data.train, own_data.predict, own_data.reach):
+for command in (own_data.train, own_data.predict, adapters.convert, adapters.count, own_data.reach):
     app.command()(command)

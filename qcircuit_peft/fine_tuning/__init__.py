@@ -5,23 +5,28 @@ classes, ``task.json`` (which columns are read, how numbers were scaled), a mode
 """
 
 from qcircuit_peft.fine_tuning.card import card, plot, written
+from qcircuit_peft.fine_tuning.conversion import Converted, convert, loaded
 from qcircuit_peft.fine_tuning.predict import Predictor, predict
 from qcircuit_peft.fine_tuning.settings import ADAPTERS, PLOT, Figures, Settings
-from qcircuit_peft.fine_tuning.train import Headed, fine_tune, headed
+from qcircuit_peft.fine_tuning.train import Headed, fine_tune, headed, targets_of
 from qcircuit_peft.tasks.examples import Columns
 
 __all__ = [
     "ADAPTERS",
     "PLOT",
     "Columns",
+    "Converted",
     "Figures",
     "Headed",
     "Predictor",
     "Settings",
     "card",
+    "convert",
     "fine_tune",
     "headed",
+    "loaded",
     "plot",
     "predict",
+    "targets_of",
     "written",
 ]

@@ -125,8 +125,17 @@ class Method:
         return self.rates[len(self.rates) // 2] if self.rates else 0.0
 
     def count(self, model: nn.Module, targets: Sequence[str], size: int | None = None) -> int:
-        """The numbers that the method trains in a pretrained model, by its formula; no head is counted."""
-        return self.formula(model, targets, self.default if size is None else whole_number("size", size, 0))
+        """The numbers that the method trains in a pretrained model, by its formula; no head is counted.
+
+        Raises ValueError for a size that the model does not allow.
+        """
+        size = self.default if size is None else whole_number("size", size, 0)
+        if self.size:
+            allowed = list(takewhile(lambda one: one <= size, self.sizes(model, targets)))
+            if allowed[-1:] != [size]:
+                near = f"; the next smaller one is {allowed[-1]}" if allowed else ""
+                raise ValueError(f"{self.name} has no size {size} in this model{near}")
+        return self.formula(model, targets, size)
 
     def default_on(self, model: nn.Module, targets: Sequence[str]) -> int:
         """The default size, or the largest below it that a model allows; raises ValueError if it allows none."""

@@ -66,11 +66,14 @@ def _widened(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return pad(a, (0, 0, 0, more)), pad(b, (0, more))
 
 
-def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "default") -> tuple[LoraConfig, Any]:
+def convert_to_lora(
+    model: nn.Module, rank: int | float, adapter_name: str = "default", uniform: bool = False
+) -> tuple[LoraConfig, Any]:
     """The configuration and state dict of the plain LoRA that equals a circuit adapter.
 
     ``rank`` is the number of LoRA's rows, at least the rank of every update, or as a float the share of an update's
-    energy that an approximation keeps. Trained heads, embeddings and biases come along, and the task. Raises ValueError
+    energy that an approximation keeps. ``uniform``: all modules have as many rows as the one with the most, which
+    programs that serve a LoRA want. Trained heads, embeddings and biases come along, and the task. Raises ValueError
     for a rank that is too small or too large, TypeError, as PEFT's, for updates of full rank.
     """
     if isinstance(rank, float):
@@ -87,11 +90,11 @@ def convert_to_lora(model: nn.Module, rank: int | float, adapter_name: str = "de
             "merge them instead"
         )
     thin = {name: _thin(layer, name, adapter_name, rank) for name, layer in layers.items()}
-    if parameters:  # PEFT knows no patterns for parameters, and warns of those that it finds
-        widest = max(thin[name][0].shape[-2] for name in parameters)
-        thin |= {name: _widened(*thin[name], widest) for name in parameters}
+    alike = thin.keys() if uniform else parameters.keys()  # for parameters PEFT knows no patterns
+    widest = max((thin[name][0].shape[-2] for name in alike), default=0)
+    thin |= {name: _widened(*thin[name], widest) for name in alike}
     ranks = {layers[name].named(name): a.shape[-2] for name, (a, _) in thin.items()}
-    r = widest if parameters else max(ranks.values())
+    r = widest or max(ranks.values())
     pattern = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != r}
     adapted: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     of, mapping = type(adapted), None

@@ -38,12 +38,16 @@ def tuner_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def exactly(names: Iterable[str], model: nn.Module) -> list[str] | str:
-    """Targets that are these modules and no others: PEFT takes a name in a list for the end of longer ones too."""
+    """Targets that are these modules and no others: PEFT takes a name in a list for the end of longer ones too.
+
+    The last words of the names where they say enough, which is what programs that serve a LoRA look for.
+    """
     wanted, inside = set(names), tuple(f"{name}." for name in tuner_layers(model))
-    others = [base_name(name) for name, _ in model.named_modules() if not name.startswith(inside)]
-    if any(name not in wanted and name.endswith(tuple(f".{end}" for end in wanted)) for name in others):
-        return "|".join(re.escape(name) for name in sorted(wanted))
-    return sorted(wanted)
+    known = {base_name(name) for name, _ in model.named_modules() if not name.startswith(inside)}
+    for ends in ({name.rpartition(".")[2] for name in wanted}, wanted):
+        if {name for name in known if name in ends or name.endswith(tuple(f".{end}" for end in ends))} <= wanted:
+            return sorted(ends)
+    return "|".join(re.escape(name) for name in sorted(wanted))
 
 
 def own_names(model: nn.Module) -> set[str]:

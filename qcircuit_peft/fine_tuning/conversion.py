@@ -1,0 +1,125 @@
+"""A saved circuit adapter in the forms that other programs read: a plain LoRA, the merged model, OpenQASM."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from peft import PeftConfig, PeftModel, TaskType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from transformers import CONFIG_NAME, AutoConfig, AutoTokenizer, PreTrainedModel
+
+from qcircuit_peft import checks, files
+from qcircuit_peft.interop import lower
+from qcircuit_peft.qasm import to_qasm
+from qcircuit_peft.text import shown
+from qcircuit_peft.tuner import circuits
+from qcircuit_peft.tuner.lora import convert_to_lora
+
+_AUTO = {
+    TaskType.CAUSAL_LM: "AutoModelForCausalLM",
+    TaskType.SEQ_2_SEQ_LM: "AutoModelForSeq2SeqLM",
+    TaskType.SEQ_CLS: "AutoModelForSequenceClassification",
+    TaskType.TOKEN_CLS: "AutoModelForTokenClassification",
+    TaskType.QUESTION_ANS: "AutoModelForQuestionAnswering",
+    TaskType.FEATURE_EXTRACTION: "AutoModel",
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What ``convert`` wrote: how many files of how many bytes; ``rank`` is LoRA's r, 0 for other forms."""
+
+    form: str
+    files: int
+    bytes: int
+    rank: int = 0
+
+
+def loaded(folder: str | Path, base: str | None = None) -> PeftModel:
+    """An adapter in a folder, of any method, on its base model: the one that it names, or ``base``.
+
+    The class of the model is that of the adapter's task, or else the one of transformers that its configuration names;
+    a model configuration beside the adapter says how many classes there are. Raises ValueError where none is said.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{shown(str(folder))} holds no adapter: there is no adapter_config.json in it")
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    place = base or config.base_model_name_or_path
+    if not isinstance(place, str) or not place:
+        raise ValueError(f"{shown(str(folder))} does not say which model it adapts; name it as base")
+    name = _AUTO.get(config.task_type) or (config.auto_mapping or {}).get("base_model_class")
+    auto: Any = getattr(transformers, str(name), None)
+    known = isinstance(auto, type) and (issubclass(auto, PreTrainedModel) or name in _AUTO.values())
+    if not known:
+        raise ValueError(
+            f"{shown(str(folder))} does not say what kind of model it adapts: task_type is {shown(config.task_type)}, "
+            f"the class {shown(name)}; allowed are {', '.join(sorted(_AUTO))}, or a class of transformers"
+        )
+    own = {"config": AutoConfig.from_pretrained(folder)} if (folder / CONFIG_NAME).is_file() else {}
+    return PeftModel.from_pretrained(auto.from_pretrained(place, **own), folder)
+
+
+def _as_lora(model: PeftModel, out: Path, rank: int | float | None) -> int:
+    config: Any = model.active_peft_config
+    own = max([config.r, *config.rank_pattern.values()])
+    lora, state = convert_to_lora(model, own if rank is None else rank, uniform=True)
+    save_file(state, out / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    lora.save_pretrained(str(out))
+    return lora.r
+
+
+def _merged(model: PeftModel, out: Path, rank: int | float | None) -> int:
+    place = getattr(model.get_base_model().config, "name_or_path", "")
+    merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    merged.save_pretrained(out)
+    with suppress(OSError, ValueError):  # a model of images has none
+        AutoTokenizer.from_pretrained(place).save_pretrained(out)
+    return 0
+
+
+def _as_qasm(model: PeftModel, out: Path, rank: int | float | None) -> int:
+    for name, circuit, angles in circuits(model):
+        files.write(out / f"{name.removeprefix('base_model.model.')}.qasm", to_qasm(lower(circuit, angles)))
+    return 0
+
+
+FORMS: dict[str, Callable[[PeftModel, Path, int | float | None], int]] = {
+    "lora": _as_lora,
+    "merged": _merged,
+    "qasm": _as_qasm,
+}
+
+
+def convert(
+    folder: str | Path, out: str | Path, form: str = "lora", *, rank: int | float | None = None, base: str | None = None
+) -> Converted:
+    """Write a saved circuit adapter in another form, one of ``FORMS``, into a folder that is new or empty.
+
+    lora: a plain LoRA for programs that know only that; exact, or, for a ``rank`` between 0 and 1, with the least rank
+    that keeps this share of every update's energy. merged: the whole model with the update added, and its tokenizer.
+    qasm: every trained circuit as OpenQASM 3, a file each, on qubits alone (``interop.lower``). base: another place of
+    the pretrained model.
+
+    Raises ValueError for another form, a folder that is not empty, and what cannot be converted.
+    """
+    checks.one_of("form", form, FORMS)
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{shown(str(target))} is not empty; name another folder")
+    if rank is not None and form != "lora":
+        raise ValueError(f"rank is LoRA's, but the form is {form!r}; leave it out")
+    model = loaded(folder, base).eval()
+    if model.active_peft_config.peft_type != "QCIRCUIT" and form != "merged":
+        raise ValueError(
+            f"{shown(str(folder))} is an adapter of the type {shown(str(model.active_peft_config.peft_type))}; only "
+            "circuits have this form"
+        )
+    with files.new_folder(target) as draft:
+        found = FORMS[form](model, draft, rank)
+    sizes = [path.stat().st_size for path in target.iterdir()]
+    return Converted(form, len(sizes), sum(sizes), found)
