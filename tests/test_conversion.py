@@ -114,7 +114,9 @@ def test_the_command_line_converts_and_counts(saved: Any, tmp_path: Path) -> Non
     ]
     assert [(row["method"], row["size"], row["numbers"]) for row in rows] == expected
     everything = run(app, ["count", str(folder / "base")])
-    assert everything.exit_code == 0 and everything.output.count("\n") == len(METHODS) + 2
+    assert everything.exit_code == 0 and everything.stdout.count("\n") == len(METHODS) + 1
+    assert "37,312 numbers in the model; adapted: query, value" in everything.stderr
+    assert not run(app, ["count", str(folder / "base"), "--quiet"]).stderr
     wide = run(app, ["count", str(folder / "base"), "--rank", "49"]).output
     assert "left out: " in wide and "circuit (circuits, shared by kind has no size 49 in this model; the next" in wide
     odd = run(app, ["count", str(folder / "base"), "--method", "lora", "--method", "lokr", "--targets", "classifier"])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qcircuit_peft.cli.program import AsCsv, AsJson, OutFile, Rows, console, numbers, table
+from qcircuit_peft.cli.program import AsCsv, AsJson, OutFile, Quiet, Rows, console, errors, numbers, table
 from qcircuit_peft.text import printable, shown
 
 
@@ -29,6 +29,7 @@ def count(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     out: OutFile = None,
+    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """How many numbers each method trains in a model, of which only the configuration is read.
 
@@ -67,11 +68,10 @@ def count(
         (row.method, str(row.size or ""), f"{row.numbers:,}", f"{row.bytes:,}", f"{row.share:.4%}") for row in rows
     )
     table(("method", "size", "numbers", "bytes", "of the model"), cells)
-    console.print(
-        printable(f"{whole:,} numbers in the model; adapted: {', '.join(named)}; no head is counted"), soft_wrap=True
-    )
-    if left:
-        console.print(printable(f"left out: {'; '.join(left)}"), soft_wrap=True)
+    notes = [f"{whole:,} numbers in the model; adapted: {', '.join(named)}; no head is counted"]
+    notes += [f"left out: {'; '.join(left)}"] if left else []
+    for note in () if quiet else notes:
+        errors.print(printable(note), soft_wrap=True)
 
 
 def convert(

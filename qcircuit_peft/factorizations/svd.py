@@ -65,17 +65,14 @@ class SVD:
 
     def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
-        return made["v"].mT, self._wide(made)
+        return made["v"].mT, made["u"] * (made["lambda"] * self.scaling)
 
     def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
         """delta W applied to ``x``, (*rows, n_in) or nested, by two thin products: (*rows, n_out)."""
-        return linear(x @ made["v"], self._wide(made))
+        a, b = self.lora(made)
+        return linear(linear(x, a), b)
 
     def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
         """delta W itself, to merge and to export."""
         a, b = self.lora(made)
         return b @ a
-
-    def _wide(self, made: Mapping[str, Tensor]) -> Tensor:
-        """LoRA's B."""
-        return made["u"] * (made["lambda"] * self.scaling)

@@ -18,6 +18,8 @@ INCIDENTAL = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "library", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
+# Fields that older configurations, and the digests in their weights, lack; None or False means the same.
+_LATER = ("trainable_token_indices", "layer_replication", "ensure_weight_tying")
 
 
 def is_kind(peft_type: Any) -> bool:
@@ -54,14 +56,14 @@ def configuration_of(state: Any) -> Any:
 def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, Any]:
     """A configuration's fields that give numbers their meaning, as JSON would hold them; tables are opened.
 
-    A field that is None or False means what it means for an older file not to have it.
-
     >>> meaning({"alpha": 8.0, "circuit": {"layers": 1, "seed": None}, "revision": None}, {*INCIDENTAL, "seed"})
     {'alpha': 8.0, 'circuit.layers': 1}
     """
     found = {}
     for key, value in data.items():
-        if value is None or value is False or key in incidental or "dropout" in key:  # a name that every method varies
+        if key in incidental or "dropout" in key:  # which has a name of its own in every method
+            continue
+        if key in _LATER and not value:
             continue
         if isinstance(value, Mapping) and key in ("circuit", "generator", "base"):
             found |= {f"{key}.{inner}": entry for inner, entry in meaning(value, incidental).items()}
