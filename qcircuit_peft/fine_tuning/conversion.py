@@ -60,7 +60,7 @@ def loaded(folder: str | Path, base: str | None = None) -> PeftModel:
             f"{shown(str(folder))} does not say what kind of model it adapts: task_type is {shown(config.task_type)}, "
             f"the class {shown(name)}; allowed are {', '.join(sorted(_AUTO))}, or a class of transformers"
         )
-    own = {"config": AutoConfig.from_pretrained(folder)} if (folder / CONFIG_NAME).is_file() else {}
+    own: dict[str, Any] = {"config": AutoConfig.from_pretrained(folder)} if (folder / CONFIG_NAME).is_file() else {}
     return PeftModel.from_pretrained(auto.from_pretrained(place, **own), folder)
 
 

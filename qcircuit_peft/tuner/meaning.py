@@ -18,7 +18,7 @@ INCIDENTAL = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "library", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
-# Fields that older configurations, and the digests in their weights, lack; None or False means the same.
+# Fields that older configurations of circuits, and the digests in their weights, lack; None or False means the same.
 _LATER = ("trainable_token_indices", "layer_replication", "ensure_weight_tying")
 
 
@@ -63,7 +63,7 @@ def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, A
     for key, value in data.items():
         if key in incidental or "dropout" in key:  # which has a name of its own in every method
             continue
-        if key in _LATER and not value:
+        if key in _LATER and not value and data.get("peft_type") == "QCIRCUIT":
             continue
         if isinstance(value, Mapping) and key in ("circuit", "generator", "base"):
             found |= {f"{key}.{inner}": entry for inner, entry in meaning(value, incidental).items()}
