@@ -25,6 +25,7 @@ from qcircuit_peft import files, methods
 from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, load_trained, save_trained
 from qcircuit_peft.tasks import Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained
 from qcircuit_peft.tasks.data import Split
+from qcircuit_peft.tasks.language import completions, losses
 from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tuner.saving import current, replaced_at_once
 
@@ -246,10 +247,18 @@ def scores(net: nn.Module, encode: Encoder, rows: Rows, length: Callable[[int], 
 
 def accuracy(net: Classifier | OwnHead, encode: Encoder, split: Split) -> float:
     """The task's metric on a split: for most, the share that is classified correctly."""
-    rows = encode.rows(split)
+    metric = METRICS[encode.task.metric]
+    if encode.writing is not None and metric.of == "texts":
+        return metric(completions(net.model, encode.writing, split.inputs, encode.task.beams), split.labels)
+    return metric(*predicted(net, encode, encode.rows(split), split))
+
+
+def predicted(net: nn.Module, encode: Encoder, rows: Any, split: Split) -> tuple[Any, Any]:
+    """What a metric takes that is not of texts: predictions for the ``rows`` of a split, and what they should be."""
+    if encode.writing is not None:
+        return losses(net, encode.writing, rows)
     given = scores(net, encode, rows, rows.length)
-    found = given.argmax(-1) if split.names else given[:, 0]
-    return METRICS[encode.task.metric](found.numpy(), split.labels.numpy())
+    return (given.argmax(-1) if split.names else given[:, 0]).numpy(), split.labels.numpy()  # type: ignore[union-attr]
 
 
 def adapter_bytes(folder: Path) -> int:
@@ -276,14 +285,16 @@ def train(
     """Train a method on a task, save it in ``folder``, and measure its accuracy on the test split.
 
     ``seed`` draws the angles, the head and the order of the data; ``progress(step, steps, loss)`` is called after each
-    step. Ctrl-C stops the training and saves what there is.
+    step. Ctrl-C stops the training and saves what there is. Raises ValueError for a method that trains nothing here.
     """
     torch.manual_seed(seed)
     splits, encode = task.splits(), Encoder(task)
     model = method.attach(task)
     groups = method.groups(model)
     net = network(task, model)
-    head = {"params": list(net.head.parameters()), "lr": HEAD_RATE}
+    head = list(net.head.parameters())
+    if not groups and not head:
+        raise ValueError(f"the {method.name} trains nothing in a language model, whose head is pretrained")
     rows, trained = encode.rows(splits.train), net
     plain = not groups and isinstance(net, Classifier)
     if plain and isinstance(net, Classifier):  # nothing below the head changes
@@ -291,7 +302,7 @@ def train(
     epochs = task.epochs if epochs is None else epochs
     done = fit(
         trained,
-        [head, *groups],
+        [*([{"params": head, "lr": HEAD_RATE}] if head else []), *groups],
         rows,
         folder,
         epochs=epochs,

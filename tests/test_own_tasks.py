@@ -132,7 +132,7 @@ def test_a_file_names_its_data_beside_itself(models, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "poetry"}, "task: kind is one of classification, regression, images, got 'poetry'"),
+        ({"kind": "poetry"}, "task: kind is one of classification, regression, images, language, got 'poetry'"),
         ({"kind": "images"}, "task: the kind 'images' does not go with the columns"),
         (
             {"metric": "pearson"},

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="a .csv, .tsv, .jsonl or .parquet file with a header, or a folder with a folder of images for each class",
+        help="a .csv, .tsv, .jsonl or .parquet file with a header, a .txt file, or a folder with a folder of images "
+        "for each class",
     ),
 ]
 Model = Annotated[str, typer.Option(help="the pretrained model: a folder, or a name on the Hugging Face hub")]
@@ -36,6 +37,9 @@ Text = Annotated[str | None, typer.Option(help="the column of the texts")]
 Text2 = Annotated[str | None, typer.Option(help="the column of the second texts, where there are pairs")]
 Image = Annotated[str | None, typer.Option(help="the column of paths of images, seen from the file")]
 Label = Annotated[str, typer.Option(help="the column of the classes, or numbers")]
+Completion = Annotated[str | None, typer.Option(help="the column of what is to be written behind the text")]
+Prompt = Annotated[str, typer.Option(help="how a text is given that is to be completed, {} being the text")]
+Language = Annotated[bool, typer.Option("--language", help="the texts themselves are learned, by a language model")]
 Regression = Annotated[bool, typer.Option("--regression", help="the labels are numbers")]
 Targets = Annotated[
     str | None,
@@ -54,6 +58,9 @@ def train(
     image: Image = None,
     label: Label = "label",
     regression: Regression = False,
+    completion: Completion = None,
+    prompt: Prompt = "{}\\n",
+    language: Language = False,
     method: Annotated[str, typer.Option(help="the adapter: circuit (shared by kind), circuit_own, lora, ...: docs/methods.md")] = "circuit",  # noqa: E501
     rank: Annotated[int | None, typer.Option(help="the rank r, or another size; by the method")] = None,
     layers: Annotated[int | None, typer.Option(help="the number of layers L of circuits")] = None,
@@ -77,12 +84,14 @@ def train(
     qcircuit-peft train houses.csv --text description --label price --regression --model MODEL --out adapter
 
     qcircuit-peft train photos/ --model MODEL --out adapter
+
+    qcircuit-peft train questions.csv --text question --completion answer --model MODEL --out adapter
     """
-    from qcircuit_peft.fine_tuning import PLOT, Columns, Settings, fine_tune, written  # these take seconds to import
+    from qcircuit_peft.fine_tuning import PLOT, Settings, fine_tune, written  # these take seconds to import
     from qcircuit_peft.tasks import quiet as silence
 
     silence()
-    columns = Columns(text=text, text2=text2, image=_image(data, text, image), label=label)
+    columns = _columns(data, text, text2, image, label, completion, prompt, language)
     named = tuple(filter(None, (targets or "").split(",")))
     settings = Settings(
         model, columns, regression, method, rank, layers, named, epochs, _share(validation), batch, max_length, seed
@@ -112,15 +121,33 @@ def train(
     console.print(
         f"{figures.metric} {written(figures)}; {figures.trained:,} numbers in the adapter, {figures.head:,} in the "
         f"head, {figures.bytes:,} bytes; {figures.seconds_per_step:.2f} seconds a step; {figures.rows:,} rows, whose "
-        f"{figures.train:,} inputs were trained on; {figures.disputed:,} inputs had several labels",
+        f"{figures.train:,} {'pieces' if columns.language else 'inputs'} were trained on; {figures.disputed:,} inputs "
+        f"had several {'completions' if columns.language else 'labels'}",
         soft_wrap=True,
     )
     console.print(printable(f"adapter and model card {out}, plot {out / PLOT}"), soft_wrap=True)
 
 
-def _image(data: str, text: str | None, image: str | None) -> str | None:
-    """The column of images, which a folder has without being asked."""
-    return "image" if image is None and text is None and Path(data).is_dir() else image
+def _columns(
+    data: str,
+    text: str | None,
+    text2: str | None,
+    image: str | None,
+    label: str,
+    completion: str | None = None,
+    prompt: str = "{}",
+    language: bool = False,
+) -> Any:
+    """The columns that are named; a folder of images and a .txt file have theirs without being asked."""
+    from qcircuit_peft.fine_tuning import Columns
+    from qcircuit_peft.tasks.tables import TEXT
+
+    if text is None and image is None:
+        image = "image" if Path(data).is_dir() else None
+        if Path(data).suffix.lower() == ".txt":
+            text, language = TEXT, True
+    prompt = prompt.replace("\\n", "\n")  # which a shell does not
+    return Columns(text, text2, image, None if language else label, completion, prompt)
 
 
 def _share(text: str) -> float | str:
@@ -142,7 +169,7 @@ def predict(
     delimiter: Delimiter = None,
     quiet: Quiet = False,
 ) -> None:
-    """Predict the class, or the number, of every row of a table, of any size.
+    """Predict the class, or the number, of every row of a table, of any size, or write what follows its text.
 
     qcircuit-peft predict adapter new.csv --out predictions.csv
     """
@@ -163,6 +190,9 @@ def reach(
     image: Image = None,
     label: Label = "label",
     regression: Regression = False,
+    completion: Completion = None,
+    prompt: Prompt = "{}\\n",
+    language: Language = False,
     rank: Annotated[int, typer.Option(help="the rank r of all circuits")] = 16,
     layers: Depths = "0,1,2,4",
     circuit: Annotated[str, typer.Option(help="a shipped circuit, or the path of a .toml file")] = "simplified_two_design",  # noqa: E501
@@ -189,7 +219,7 @@ def reach(
     qcircuit-peft reach questions.csv --text question --label kind --model MODEL --rank 16 --layers 0:4
     """
     from qcircuit_peft.analysis.tables import to_text
-    from qcircuit_peft.fine_tuning import Columns, Settings, headed
+    from qcircuit_peft.fine_tuning import Settings, headed
     from qcircuit_peft.reach import compare_captures, depths, reach_figure
     from qcircuit_peft.tasks import quiet as silence
 
@@ -197,7 +227,7 @@ def reach(
     form = Rows(as_csv, as_json, out)
     more = {"share": None if share == "none" else share, "seed": seed}
     more |= {"factorization": "shared_core"} if core else {}
-    columns = Columns(text=text, text2=text2, image=_image(data, text, image), label=label)
+    columns = _columns(data, text, text2, image, label, completion, prompt, language)
     named = tuple(filter(None, (targets or "").split(",")))
     settings = Settings(model, columns, regression, targets=named, epochs=epochs, batch=batch, seed=seed)
     configs = depths(list(named), rank, numbers(layers), circuit, **more)  # what is wrong is said before the training

@@ -51,15 +51,18 @@ def card(figures: Figures, settings: Settings) -> str:
     classes = ", ".join(f"`{shortened(printable(c), 60).replace('`', chr(39))}`" for c in figures.classes[:100])
     rows = [f"| {at} | {row['loss']:.4f} | {row['value']:.4f} |" for at, row in enumerate(figures.history, 1)]
     method = ADAPTERS[settings.method]
+    head = f" and {figures.head:,} in the head; both" if figures.head else "; they"
+    read = f"Of {figures.rows:,} rows equal inputs were merged, {figures.disputed:,} of which had different labels."
+    if settings.columns.language:
+        read = f"{figures.rows:,} rows were read; running text is cut into blocks of {settings.max_length:,} tokens."
     return "\n".join(
         [
             "---", f"base_model: {name}", "library_name: peft", "tags: [qcircuit-peft]", "---", "",
             f"# {method.name} for {figures.kind}", "",
-            f"{method.about[:1].upper()}{method.about[1:]}. {figures.trained:,} numbers are trained in the adapter and "
-            f"{figures.head:,} in the head; both take {figures.bytes:,} bytes.", "",
+            f"{method.about[:1].upper()}{method.about[1:]}. {figures.trained:,} numbers are trained in the adapter"
+            f"{head} take {figures.bytes:,} bytes.", "",
             f"**{figures.metric} {written(figures)}** on {figures.validation:,} validation rows, by which the epoch "
-            f"({figures.epoch} of {settings.epochs}) was chosen; trained on {figures.train:,}. Of {figures.rows:,} "
-            f"rows equal inputs were merged, {figures.disputed:,} of which had different labels.", "",
+            f"({figures.epoch} of {settings.epochs}) was chosen; trained on {figures.train:,}. {read}", "",
             *([f"Classes: {classes}.", ""] if classes else []),
             "| epoch | training loss | validation |", "|---|---|---|", *rows, "",
             "```python", "import qcircuit_peft", "from peft import PeftModel",

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from qcircuit_peft.fine_tuning.settings import (
 )
 from qcircuit_peft.tasks.data import Split, Splits
 from qcircuit_peft.tasks.examples import Columns
+from qcircuit_peft.tasks.language import completions
 from qcircuit_peft.tasks.tables import Source, Table
 from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
 from qcircuit_peft.text import printable, shortened, shown
@@ -56,7 +57,7 @@ class Predictor:
             given = record.get("columns")
             if not isinstance(given, dict):
                 raise ValueError(f"columns is a table, got {shown(given)}")
-            checks.keys("columns", given, ("text", "text2", "image", "label"))
+            checks.keys("columns", given, [field.name for field in fields(Columns)])
             columns = Columns(
                 **{key: value if value is None else checks.text(key, value) for key, value in given.items()}
             )
@@ -67,7 +68,7 @@ class Predictor:
             place = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         if not isinstance(place, str):
             raise ValueError(f"{name} does not say which model it adapts")
-        classes = () if kind == "regression" else labels
+        classes = labels if "labels" in KINDS[kind].of else ()
         empty = Split((), torch.empty(0, dtype=torch.int64 if classes else torch.float32), classes)
         text = columns.image is None
         task = Task(kind, lambda: place, lambda: Splits(empty, empty, empty), (), (), 1, None, text, kind, "", length)
@@ -79,7 +80,9 @@ class Predictor:
         return cls(model.eval(), Encoder(task), columns, kind, classes, numbers)
 
     def __call__(self, inputs: Sequence[Any]) -> list[tuple[str | float, float | None]]:
-        """The prediction for each input, and its probability; a number has none."""
+        """The prediction for each input, and its probability; a number or a text that is written has none."""
+        if self.encode.writing is not None:
+            return [(text, None) for text in completions(self.net, self.encode.writing, inputs)]
         rows = [self.encode.row(value) for value in inputs]
         given = scores(self.net, self.encode, rows, lambda at: len(rows[at].get("input_ids", ())))
         if self.kind == "regression":

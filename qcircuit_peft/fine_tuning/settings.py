@@ -60,13 +60,15 @@ class Settings:
         checks.whole_number("seed", self.seed, 0, 2**32 - 1)
         if not isinstance(self.validation, str):
             checks.number("validation", self.validation, 0, below=1)
-        if self.regression and self.columns.image is not None:
-            raise ValueError("a regression reads texts, got a column of images")
+        if self.regression and self.columns.kind != "classification":
+            raise ValueError(f"a regression reads texts and a column of numbers, got columns for {self.columns.kind}")
+        if self.columns.language:
+            checks.whole_number("max_length", self.max_length, 4)
 
     @property
     def kind(self) -> str:
         """A key of ``KINDS``."""
-        return "images" if self.columns.image is not None else "regression" if self.regression else "classification"
+        return "regression" if self.regression else self.columns.kind
 
 
 @dataclass(frozen=True)

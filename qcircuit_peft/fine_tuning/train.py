@@ -33,12 +33,12 @@ from qcircuit_peft.fine_tuning.settings import (
 from qcircuit_peft.methods import CIRCUITS, shapes
 from qcircuit_peft.rates import RATES
 from qcircuit_peft.tasks.data import Split, Splits
-from qcircuit_peft.tasks.examples import Examples, examples, held_out
+from qcircuit_peft.tasks.examples import Examples, divided, examples
 from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tasks.tables import Source, Table
-from qcircuit_peft.tasks.task import Encoder, Task, load
+from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
 from qcircuit_peft.text import shown
-from qcircuit_peft.training import Fit, Progress, fit, scores
+from qcircuit_peft.training import Fit, Progress, fit, predicted
 
 _TARGETS = (
     ("query", "value"), ("q_proj", "v_proj"), ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("q", "v"),
@@ -61,23 +61,11 @@ def read(
         if needed > free:
             raise ValueError(f"{table.name}: to train on it takes {needed:,} bytes of memory, {free:,} are free")
     found = examples(table, settings.columns, regression=settings.regression)
-    if isinstance(settings.validation, str):
-        other = examples(
-            Table(settings.validation, encoding, delimiter),
-            settings.columns,
-            regression=settings.regression,
-            names=found.names,
-        )
-        seen = set(other.inputs)
-        kept = [
-            at for at, value in enumerate(found.inputs) if value not in seen
-        ]  # what is validated with is not learned
-        if not kept:
-            raise ValueError(f"{table.name} has no input that is not in {shown(settings.validation)} too")
-        train, validation = found.split(kept), other.split(range(len(other.inputs)))
-    else:
-        train, validation = map(found.split, held_out(found, settings.validation, settings.seed))
-    return found, Splits(train, validation, validation.__class__((), validation.labels[:0], validation.names))
+    validation: Any = settings.validation
+    if isinstance(validation, str):
+        other = Table(validation, encoding, delimiter)
+        validation = examples(other, settings.columns, regression=settings.regression, names=found.names)
+    return found, divided(found, validation, seed=settings.seed)
 
 
 def targets_of(model: nn.Module) -> list[str]:
@@ -93,12 +81,15 @@ def targets_of(model: nn.Module) -> list[str]:
 
 
 def adapted(settings: Settings, task: Task) -> PeftModel:
-    """The model with a fresh adapter and a head that trains whole; raises ValueError if the adapter does not fit it."""
+    """The model with a fresh adapter and a new head, if it has one, that trains whole.
+
+    Raises ValueError if the adapter does not fit it.
+    """
     model, heads = load(task)
     targets, method = list(settings.targets) or targets_of(model), ADAPTERS[settings.method]
     shapes(model, targets)
     size = method.default_on(model, targets) if settings.rank is None else settings.rank
-    more: dict[str, Any] = {"modules_to_save": list(heads)}
+    more: dict[str, Any] = {"modules_to_save": list(heads) or None, "task_type": KINDS[task.kind].task_type}
     if settings.method in CIRCUITS:
         more |= {"seed": settings.seed} | ({} if settings.layers is None else {"layers": settings.layers})
     found: Any = method.attach(model, targets, size, **more)
@@ -108,7 +99,7 @@ def adapted(settings: Settings, task: Task) -> PeftModel:
 
 @dataclass(frozen=True)
 class Headed:
-    """A pretrained model whose new head alone has been trained, the layers to adapt, and batches of the table."""
+    """A pretrained model whose new head, if it has one, has been trained, the layers to adapt, batches of the table."""
 
     model: nn.Module
     targets: list[str]
@@ -126,8 +117,9 @@ def headed(
 ) -> Headed:
     """What to measure before an adapter is trained: the gradient through a head that knows nothing tells nothing.
 
-    The head trains for ``settings.epochs``; ``batches`` of the training rows, at most, are given back. Raises
-    ValueError for what ``read`` refuses, and KeyboardInterrupt where Ctrl-C ends the training.
+    The head trains for ``settings.epochs``; a language model's is pretrained and stays. ``batches`` of the training
+    rows, at most, are given back. Raises ValueError for what ``read`` refuses, and KeyboardInterrupt where Ctrl-C ends
+    the training.
     """
     checks.whole_number("batches", batches, 1)
     task, _ = _task(settings, read(data, settings, encoding, delimiter)[1])
@@ -136,20 +128,21 @@ def headed(
     targets, encode = list(settings.targets) or targets_of(model), Encoder(task)
     trained = [p for name in heads for p in model.get_submodule(name).requires_grad_(True).parameters()]
     rows = encode.rows(task.splits().train)
-    with TemporaryDirectory() as folder:
-        done = fit(
-            model,
-            [{"params": trained, "lr": RATES["heads"]}],
-            rows,
-            Path(folder),
-            epochs=settings.epochs,
-            collate=encode.collate,
-            seed=settings.seed,
-            batch=settings.batch,
-            progress=progress,
-        )
-    if not done.finished:
-        raise KeyboardInterrupt
+    if trained:
+        with TemporaryDirectory() as folder:
+            done = fit(
+                model,
+                [{"params": trained, "lr": RATES["heads"]}],
+                rows,
+                Path(folder),
+                epochs=settings.epochs,
+                collate=encode.collate,
+                seed=settings.seed,
+                batch=settings.batch,
+                progress=progress,
+            )
+        if not done.finished:
+            raise KeyboardInterrupt
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     chosen = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)][:batches]
     device = next(model.parameters()).device
@@ -296,9 +289,10 @@ def _rescaled(split: Split, numbers: tuple[float, float]) -> Split:
 def _measured(
     net: nn.Module, encode: Encoder, rows: Any, split: Split, task: Task, numbers: tuple[float, float]
 ) -> float:
-    given = scores(net, encode, rows, rows.length)
-    found = given[:, 0].double() * numbers[1] + numbers[0] if task.kind == "regression" else given.argmax(-1)
-    return METRICS[task.metric](found.numpy(), split.labels.numpy())
+    found, wanted = predicted(net, encode, rows, split)
+    if task.kind == "regression":
+        found = found.astype(float) * numbers[1] + numbers[0]
+    return METRICS[task.metric](found, wanted)
 
 
 def _history(done: Fit, larger: bool) -> list[dict[str, float]]:

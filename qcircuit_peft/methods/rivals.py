@@ -27,6 +27,7 @@ from peft import (
 )
 from torch import nn
 from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.generator import BottleneckConfig
 from qcircuit_peft.methods.method import Adapter, Attach, Count, Method, Shape, Sizes, shapes
@@ -40,7 +41,9 @@ def by_config(config: Callable[[list[str], int], PeftConfig]) -> Adapter:
     """Attaches what ``config(targets, size)`` describes; further fields of the configuration may be given each time."""
 
     def filled(model: nn.Module, targets: Sequence[str], size: int, **more: Any) -> PeftConfig:
-        made = config(list(targets), size)
+        made: Any = config(list(targets), size)
+        if hasattr(made, "fan_in_fan_out"):  # PEFT warns where it finds out itself
+            made.fan_in_fan_out = all(isinstance(model.get_submodule(s.name), Conv1D) for s in shapes(model, targets))
         for key, value in more.items():
             setattr(made, key, value)
         return made

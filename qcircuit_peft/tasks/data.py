@@ -32,19 +32,21 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 class Split:
     """n texts, pairs of texts, or images or their paths; the number of each one's class, and the names of the classes.
 
-    Without names the labels are numbers to be predicted, float32.
+    Without names the labels are numbers to be predicted, float32; or texts to be written, one or more for each input,
+    and none where the input itself is learned.
     """
 
     inputs: tuple[Any, ...] | Float32[Tensor, "n 3 height width"]
-    labels: Int64[Tensor, "n"] | Float32[Tensor, "n"]
+    labels: Int64[Tensor, "n"] | Float32[Tensor, "n"] | tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
             raise ValueError(f"a split has {len(self.inputs)} inputs and {len(self.labels)} labels, not as many")
-        if self.names and len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
+        if isinstance(self.labels, Tensor) and self.names and len(self):
             low, high = self.labels.min().item(), self.labels.max().item()
-            raise ValueError(f"labels must lie in 0..{len(self.names) - 1}, found {low}..{high}")
+            if not 0 <= low <= high < len(self.names):
+                raise ValueError(f"labels must lie in 0..{len(self.names) - 1}, found {low}..{high}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qcircuit_peft.checks import number
-from qcircuit_peft.tasks.data import Split, near
+from qcircuit_peft.tasks.data import Split, Splits, near
 from qcircuit_peft.tasks.tables import Table, number_of, text_of
 from qcircuit_peft.text import shown
 
@@ -20,20 +20,43 @@ Input = str | tuple[str, str] | bytes  # the last is an image
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read: a text, or two, or the path of an image; and the label, a class or a number."""
+    """The columns that are read: a text, or two, or the path of an image; and the label, a class or a number.
+
+    completion: the column of what a language model learns to write behind the text; there is no label then. prompt: how
+    such a text is given to the model, {} being the text. Without a label and a completion (``label=None``) a language
+    model learns the texts themselves. Raises ValueError for columns that do not go together.
+    """
 
     text: str | None = None
     text2: str | None = None
     image: str | None = None
     label: str | None = "label"
+    completion: str | None = None
+    prompt: str = "{}\n"
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None) or (self.text is None and self.text2 is not None):
             raise ValueError("what is read is a column of texts, text2 with it if there are two, or a column of images")
+        if self.completion is not None:
+            object.__setattr__(self, "label", None)
+        if self.language and (self.text is None or self.text2 is not None):
+            raise ValueError("a language model reads one column of texts, got text2 or a column of images")
+        if self.prompt.count("{}") != 1:
+            raise ValueError(f"prompt has {{}} once, in the place of the text, got {shown(self.prompt)}")
+
+    @property
+    def language(self) -> bool:
+        """Whether they are for a language model."""
+        return self.label is None
+
+    @property
+    def kind(self) -> str:
+        """The kind of task that they are for, a key of ``KINDS``; a classification may be a regression."""
+        return "images" if self.image is not None else "language" if self.language else "classification"
 
     def check(self, table: Table) -> None:
         """Raise ValueError for a column that a table does not have."""
-        table.need(self.text, self.text2, self.image, self.label)
+        table.need(self.text, self.text2, self.image, self.label, self.completion)
 
     def input(self, where: str, cells: Any, table: Table) -> Input:
         """What a row gives to the model; the path of an image is taken from the folder of the table."""
@@ -46,6 +69,8 @@ class Columns:
             return str(table.path.parent / path) if table.path is not None and table.path.is_file() else path
         assert self.text is not None
         first = text_of(where, cells, self.text)
+        if self.completion is not None:
+            return self.prompt.replace("{}", first)
         return first if self.text2 is None else (first, text_of(where, cells, self.text2))
 
 
@@ -53,26 +78,32 @@ class Columns:
 class Examples:
     """What was read, each different input once: ``rows`` of the table, of which ``disputed`` had other labels too.
 
-    An input with several classes has the most frequent one, the first of equal ones; with several numbers their mean.
-    names: the classes, sorted; none for numbers. labels: numbers of classes, or the numbers.
+    An input with several classes has the most frequent one, the first of equal ones; with several numbers their mean;
+    several completions are all kept. Texts without a completion are running text: each row is there, in its order.
+    names: the classes, sorted; none for numbers. labels: numbers of classes, the numbers, or completions.
     """
 
     inputs: tuple[Input, ...]
-    labels: tuple[float, ...]
+    labels: tuple[float, ...] | tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
     rows: int
     disputed: int
 
+    @property
+    def running(self) -> bool:
+        """Whether they are running text."""
+        return not self.labels[0] if isinstance(self.labels[0], tuple) else False
+
     def split(self, at: Sequence[int]) -> Split:
         """Some of them, as a task takes them."""
-        kind = torch.int64 if self.names else torch.float32
-        return Split(
-            tuple(self.inputs[i] for i in at), torch.tensor([self.labels[i] for i in at], dtype=kind), self.names
-        )
+        labels: Any = tuple(self.labels[i] for i in at)
+        if not isinstance(self.labels[0], tuple):
+            labels = torch.tensor(labels, dtype=torch.int64 if self.names else torch.float32)
+        return Split(tuple(self.inputs[i] for i in at), labels, self.names)
 
 
 def examples(table: Table, columns: Columns, *, regression: bool = False, names: Sequence[str] = ()) -> Examples:
-    """The labelled examples of a table; ``names``, if given, are the classes there may be.
+    """The labelled examples of a table, or its texts and completions; ``names``, if given, are the only classes.
 
     Raises ValueError for a column that is not there, an empty cell, one class only, as many classes as there are
     inputs, or a class that is not in ``names``.
@@ -83,7 +114,7 @@ def examples(table: Table, columns: Columns, *, regression: bool = False, names:
     """
     columns.check(table)
     if columns.label is None:
-        raise ValueError("examples have a label, got a table whose column of labels is not named")
+        return _texts(table, columns)
     found: defaultdict[Input, list[Any]] = defaultdict(list)
     rows = 0
     for where, cells in table:
@@ -114,6 +145,25 @@ def examples(table: Table, columns: Columns, *, regression: bool = False, names:
     return Examples(tuple(found), tuple(numbers[label] for label in chosen), classes, rows, disputed)
 
 
+def _texts(table: Table, columns: Columns) -> Examples:
+    assert columns.text is not None
+    if columns.completion is None:
+        texts = tuple(
+            text_of(where, cells, columns.text) for where, cells in table if str(cells.get(columns.text) or "").strip()
+        )
+        if not texts:
+            raise ValueError(f"{table.name} has no text")
+        return Examples(texts, ((),) * len(texts), (), len(texts), 0)
+    found: defaultdict[Input, dict[str, None]] = defaultdict(dict)
+    rows = 0
+    for rows, (where, cells) in enumerate(table, 1):  # noqa: B007
+        found[columns.input(where, cells, table)][text_of(where, cells, columns.completion)] = None
+    if not rows:
+        raise ValueError(f"{table.name} has no rows")
+    completions = tuple(map(tuple, found.values()))
+    return Examples(tuple(found), completions, (), rows, sum(len(several) > 1 for several in completions))
+
+
 def _near(value: Input) -> Hashable:
     if isinstance(value, bytes):
         return value
@@ -123,8 +173,8 @@ def _near(value: Input) -> Hashable:
 def held_out(found: Examples, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Positions of examples to train on, and to hold out: this share of each class, drawn by the seed.
 
-    Of every class one at least is trained on, and so are inputs that are ``near`` to another one. Raises ValueError for
-    a share that is not below 1, or holds out nothing.
+    Of every class one at least is trained on, and so are inputs that are ``near`` to another one. Of running text the
+    end is held out. Raises ValueError for a share that is not below 1, or holds out nothing.
 
     >>> rows = [{"text": text, "label": text[0]} for text in ("a1", "a2", "a3", "a4", "A1", "b1")]
     >>> train, held = held_out(examples(Table(rows), Columns("text")), 0.5, seed=0)
@@ -132,15 +182,37 @@ def held_out(found: Examples, share: float, seed: int) -> tuple[list[int], list[
     (2, True)
     """
     number("validation", share, 0, below=1)
-    often = Counter(_near(value) for value in found.inputs)
     members: dict[Hashable, list[int]] = {}
     for at, label in enumerate(found.labels):
         members.setdefault(label if found.names else None, []).append(at)
+    often = Counter(map(_near, found.inputs))
     draw, held = random.Random(seed), []
     for same in members.values():
-        drawn = [at for at in draw.sample(same, len(same)) if often[_near(found.inputs[at])] == 1]
+        if found.running:
+            drawn = same[::-1]
+        else:
+            drawn = [at for at in draw.sample(same, len(same)) if often[_near(found.inputs[at])] == 1]
         held += drawn[: min(round(share * len(same)), len(same) - 1)]
     out = set(held)
     if not out:
         raise ValueError(f"a validation share of {share:g} holds out nothing of {len(found.inputs)} different inputs")
     return [at for at in range(len(found.inputs)) if at not in out], sorted(held)
+
+
+def divided(found: Examples, validation: float | Examples, test: Examples | None = None, seed: int = 0) -> Splits:
+    """What is trained on, validated with (a share of the examples, or others) and tested with; none without ``test``.
+
+    What is held out or tested is not trained on, running text apart. Raises ValueError as ``held_out`` does, and where
+    nothing is left to train on.
+    """
+    if isinstance(validation, Examples):
+        at, held = list(range(len(found.inputs))), validation.split(range(len(validation.inputs)))
+    else:
+        at, out = held_out(found, validation, seed)
+        held = found.split(out)
+    last = found.split(()) if test is None else test.split(range(len(test.inputs)))
+    known = () if found.running else {*held.inputs, *last.inputs}
+    kept = [k for k in at if found.inputs[k] not in known]
+    if not kept:
+        raise ValueError("every input that is trained on is in the other splits too")
+    return Splits(found.split(kept), held, last)

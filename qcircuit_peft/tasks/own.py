@@ -1,22 +1,21 @@
 """Tasks of a user's own: a TOML file, or the same as plain data, names the model, the columns and where the data are.
 
-about, kind, model, metric, epochs, max_length, bits, targets, lora_targets
-[columns]  text, text2, image, label
+about, kind, model, metric, epochs, max_length, beams, bits, targets, lora_targets
+[columns]  text, text2, image, label; of kind = "language": text, completion, prompt
 [data]     train, validation, test: files; with hub (and config), the names of its splits
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qcircuit_peft import checks, files
-from qcircuit_peft.tasks.data import Split, Splits
-from qcircuit_peft.tasks.examples import Columns, Examples, examples, held_out
+from qcircuit_peft.tasks.data import Splits
+from qcircuit_peft.tasks.examples import Columns, Examples, divided, examples
 from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tasks.tables import Table
 from qcircuit_peft.tasks.task import KINDS, Task
@@ -25,7 +24,7 @@ from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 _PAPERS = Path(__file__).parent / "papers"
 _MOST = 1 << 16
 _NEEDED = ("model", "lora_targets", "columns", "data")
-_KEYS = (*_NEEDED, "about", "kind", "metric", "epochs", "max_length", "bits", "targets")
+_KEYS = (*_NEEDED, "about", "kind", "metric", "epochs", "max_length", "beams", "bits", "targets")
 _DATA = ("hub", "config", "train", "validation", "test", "seed", "encoding", "delimiter")
 
 
@@ -70,32 +69,37 @@ def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: An
         for key in ("columns", "data"):
             if not isinstance(data[key], Mapping):
                 raise ValueError(f"{key} is a table, got {shown(data[key])}")
-        checks.keys("columns", data["columns"], ("text", "text2", "image", "label"))
+        checks.keys("columns", data["columns"], [field.name for field in fields(Columns)])
         checks.keys("data", data["data"], _DATA, ("train", "validation"))
-        columns = Columns(**{key: checks.text(key, value) for key, value in data["columns"].items()})
-        kind = checks.one_of("kind", data.get("kind", "classification" if columns.image is None else "images"), KINDS)
-        if (kind == "images") != (columns.image is not None):
+        given = {key: checks.text(key, value) for key, value in data["columns"].items()}
+        if data.get("kind") == "language":
+            given = {"label": None} | given
+        columns = Columns(**given)  # type: ignore[arg-type]
+        kind = checks.one_of("kind", data.get("kind", columns.kind), KINDS)
+        if kind != columns.kind and (kind, columns.kind) != ("regression", "classification"):
             raise ValueError(f"the kind {kind!r} does not go with the columns {sorted(data['columns'])}")
         metric = checks.one_of("metric", data.get("metric", KINDS[kind].metric), METRICS)
-        if METRICS[metric].of != METRICS[KINDS[kind].metric].of:
+        if METRICS[metric].of not in KINDS[kind].of:
             raise ValueError(f"the metric {metric!r} is of {METRICS[metric].of}, which the kind {kind!r} does not give")
+        if METRICS[metric].of == "texts" and columns.completion is None:
+            raise ValueError(f"the metric {metric!r} compares with completions; name their column")
         few = tuple(checks.texts("lora_targets", data["lora_targets"]) or ())
         every = tuple(checks.texts("targets", data.get("targets", few)) or ())
         place = str(checks.text("model", data["model"]) if model is None else model)
-        given = {**data["data"], **({} if hub is None else {"hub": str(hub)})}
+        source = {**data["data"], **({} if hub is None else {"hub": str(hub)})}
         for key in ("hub", "config", "encoding", "delimiter"):
-            if key in given:
-                checks.text(key, given[key])
-        if isinstance(given["validation"], int | float):
-            checks.number("validation", given["validation"], 0, below=1)
+            if key in source:
+                checks.text(key, source[key])
+        if isinstance(source["validation"], int | float):
+            checks.number("validation", source["validation"], 0, below=1)
         bits = data.get("bits")
         if bits is not None and not (checks.is_whole(bits, 4, 8) and bits in (4, 8)):
             raise ValueError(f"bits is 4 or 8, got {shown(bits)}")
-        checks.whole_number("seed", given.get("seed", 0), 0, 2**32 - 1)
+        checks.whole_number("seed", source.get("seed", 0), 0, 2**32 - 1)
 
         @lru_cache(1)
         def splits() -> Splits:
-            return _splits(given, folder, columns, kind == "regression")
+            return _splits(source, folder, columns, kind == "regression")
 
         return Task(
             checks.text("about", data.get("about", "")) or f"{place}, {kind}",
@@ -110,6 +114,7 @@ def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: An
             metric=metric,
             max_length=checks.whole_number("max_length", data.get("max_length", 128), 1, 1 << 20),
             bits=bits,
+            beams=checks.whole_number("beams", data.get("beams", 1), 1, 1000),
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -130,17 +135,8 @@ def _splits(given: Mapping[str, Any], folder: Path, columns: Columns, regression
     train = examples(table("train"), columns, regression=regression)
     test = part("test") if "test" in given else None
     share = given["validation"]
-    if isinstance(share, int | float):
-        kept, held = map(train.split, held_out(train, float(share), given.get("seed", 0)))
-    else:
-        other = part("validation")
-        kept, held = train.split(range(len(train.inputs))), other.split(range(len(other.inputs)))
-    known = set(held.inputs) | (set(test.inputs) if test else set())
-    at = [k for k, value in enumerate(kept.inputs) if value not in known]  # nothing that is tested is trained on
-    if not at:
-        raise ValueError("every input that is trained on is in the other splits too")
-    kept = Split(tuple(kept.inputs[k] for k in at), kept.labels[torch.tensor(at)], kept.names)
-    return Splits(kept, held, test.split(range(len(test.inputs))) if test else Split((), held.labels[:0], held.names))
+    validation = float(share) if isinstance(share, int | float) else part("validation")
+    return divided(train, validation, test, given.get("seed", 0))
 
 
 def _from_hub(given: Mapping[str, Any], split: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rows of a file, one at a time: CSV, TSV, JSON lines, Parquet, a folder of images, or what is already in memory.
+"""Rows of a file, one at a time: CSV, TSV, JSON lines, Parquet, text, a folder of images, or what is in memory.
 
 A file from outside is trusted in nothing: each error is one sentence with the line.
 """
@@ -17,7 +17,8 @@ from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
+_ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": "", ".txt": ""}
+TEXT = "text"  # the column of a .txt file
 _MOST_LINE, _MOST_COLUMNS = 1 << 24, 10_000
 _AT_ONCE = 1024  # rows of a Parquet file
 
@@ -25,9 +26,10 @@ _AT_ONCE = 1024  # rows of a Parquet file
 class Table:
     """The rows of a source, read anew by every loop: pairs of where a row is, for messages, and its cells by column.
 
-    source: the path of a file that ends in .csv, .tsv, .jsonl, .ndjson or .parquet; of a folder with one folder of
-    images for each label, whose columns are "image" and "label"; or rows as mappings, such as a ``datasets`` object.
-    encoding, delimiter: of a CSV or TSV file; a byte order mark is obeyed. columns: their names.
+    source: the path of a file that ends in .csv, .tsv, .jsonl, .ndjson or .parquet; of a .txt file, whose lines, but
+    empty ones, are the column "text"; of a folder with one folder of images for each label, whose columns are "image"
+    and "label"; or rows as mappings, such as a ``datasets`` object. encoding: of a CSV, TSV or text file; a byte order
+    mark is obeyed. delimiter: of a CSV or TSV file. columns: their names.
 
     Raises ValueError, in one sentence with the line, for a source that is none of this, text in another encoding, rows
     of another length than the header, a quote that does not end, a column named twice or not at all; ImportError for a
@@ -70,6 +72,9 @@ class Table:
             yield from self._pictures(self.path)
         elif self.path.suffix.lower() == ".parquet":
             yield from self._parquet(self.path)
+        elif self.path.suffix.lower() == ".txt":
+            lines = enumerate(self._lines(self.path), 1)
+            yield from ((f"{self.name}, line {at}", {TEXT: line.strip()}) for at, line in lines if line.strip())
         elif _ENDINGS[self.path.suffix.lower()]:
             yield from ((where, dict(zip(self.columns, cells, strict=True))) for where, cells in self._cells(self.path))
         else:
@@ -89,6 +94,8 @@ class Table:
             raise ValueError(f"{self.name}: a table ends in {', '.join(_ENDINGS)}, or is a folder of images")
         if not path.is_file():
             raise ValueError(f"{self.name}: there is no such file")
+        if ending == ".txt":
+            return [TEXT]
         if ending == ".parquet":
             return list(_parquet(path, self.name).schema_arrow.names)
         if not _ENDINGS[ending]:

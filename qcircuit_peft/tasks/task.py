@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, default_data_collator
 from transformers.utils import logging
 
-from qcircuit_peft.checks import one_of
+from qcircuit_peft.checks import one_of, whole_number
 from qcircuit_peft.tasks.data import Split, Splits
+from qcircuit_peft.tasks.language import TokenRows, Writing, token_losses
 from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tasks.pictures import Pictures
 
@@ -26,17 +27,19 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model is asked for: the class of transformers that loads it, PEFT's task type, the metric."""
+    """What a model is asked for: the class of transformers that loads it, the metric, and of what metrics may be."""
 
     auto: str
-    task_type: str | None
     metric: str
+    of: tuple[str, ...]
+    task_type: str | None = None  # of PEFT, for what only its model for that can do, such as to write
 
 
 KINDS = {
-    "classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "accuracy"),
-    "regression": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "rmse"),
-    "images": Kind("AutoModelForImageClassification", None, "accuracy"),
+    "classification": Kind("AutoModelForSequenceClassification", "accuracy", ("labels",)),
+    "regression": Kind("AutoModelForSequenceClassification", "rmse", ("numbers",)),
+    "images": Kind("AutoModelForImageClassification", "accuracy", ("labels",)),
+    "language": Kind("AutoModelForCausalLM", "perplexity", ("tokens", "texts"), "CAUSAL_LM"),
 }
 
 
@@ -48,7 +51,8 @@ class Task:
     LoRA usually takes. scale: what the mean of the last hidden states is multiplied by, whose norm is small, before a
     linear head; None: the head is the model's own. text: whether the inputs are texts. kind: a key of ``KINDS``; left
     out, "classification" for texts and "images" else. metric: a key of ``METRICS``; left out, the kind's.
-    max_length: of a text, in tokens. bits: 4 or 8, of the pretrained weights, by bitsandbytes on a GPU.
+    max_length: of a text, in tokens. bits: 4 or 8, of the pretrained weights, by bitsandbytes on a GPU. beams: of the
+    search for what is written, where the metric is of texts.
     """
 
     about: str
@@ -63,12 +67,14 @@ class Task:
     metric: str = ""
     max_length: int = 64
     bits: int | None = None
+    beams: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or ("classification" if self.text else "images"))
         one_of("kind", self.kind, KINDS)
         object.__setattr__(self, "metric", self.metric or KINDS[self.kind].metric)
         one_of("metric", self.metric, METRICS)
+        whole_number("max_length", self.max_length, 4 if self.kind == "language" else 1)
 
 
 class Encoder:
@@ -78,10 +84,13 @@ class Encoder:
         self.task, self.max_length = task, task.max_length
         self.tokenizer: Any = None
         self.pictures: Pictures | None = None
+        self.writing: Writing | None = None
         if task.text:
             self.tokenizer = AutoTokenizer.from_pretrained(task.folder())
             if self.tokenizer.pad_token is None:  # GPT-2 and Llama: what is padded is masked
                 self.tokenizer.pad_token = self.tokenizer.eos_token
+            if task.kind == "language":
+                self.writing = Writing(self.tokenizer, task.max_length)
         elif task.scale is None:
             self.pictures = Pictures(task.folder())
 
@@ -96,12 +105,14 @@ class Encoder:
             return dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
         return {"pixel_values": value if isinstance(value, Tensor) or self.pictures is None else self.pictures(value)}
 
-    def rows(self, split: Split) -> "Encoded":
+    def rows(self, split: Split) -> "Encoded | TokenRows":
         """The inputs of a split one by one, with their "labels"; images that are files are read when asked for."""
-        return Encoded(self, split)
+        return Encoded(self, split) if self.writing is None else self.writing.rows(split)
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """Some rows as one batch, padded to the longest."""
+        if self.writing is not None:
+            return self.writing.collate(rows)
         if self.tokenizer is None:
             return default_data_collator(list(rows))
         return dict(self.tokenizer.pad(list(rows), return_tensors="pt"))
@@ -177,11 +188,14 @@ class Classifier(nn.Module):
 
 
 class OwnHead(nn.Module):
-    """A pretrained model with a head of its own, which trains; it stands where a ``Classifier`` does."""
+    """A pretrained model with a head of its own, which trains; it stands where a ``Classifier`` does.
+
+    A language model has a head, but it is pretrained too, and stays as it is.
+    """
 
     def __init__(self, task: Task, model: nn.Module, classes: int = 0) -> None:
         super().__init__()
-        self.model, self.classes = model, classes
+        self.model, self.classes, self.language = model, classes, task.kind == "language"
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.heads: list[str] = base.qcircuit_heads
         for parameter in self._head().values():
@@ -198,10 +212,13 @@ class OwnHead(nn.Module):
         return nn.ParameterList(self._head().values())
 
     def forward(self, labels: Tensor | None = None, **batch: Tensor) -> Any:
-        """Scores (n, classes), or (n, 1) of numbers; with labels a dict of the "loss" and of them, "logits"."""
+        """Scores (n, classes), (n, 1) of numbers, (n, length, words); with labels a dict of "loss" and "logits"."""
         scores = self.model(**batch).logits
         if labels is None:
             return scores
+        if self.language:
+            total, count = token_losses(scores, labels)
+            return {"loss": total / max(count, 1), "logits": scores}
         loss = cross_entropy(scores, labels) if self.classes else mse_loss(scores[:, 0], labels)
         return {"loss": loss, "logits": scores}
 
@@ -227,7 +244,8 @@ def network(task: Task, model: nn.Module) -> "Classifier | OwnHead":
 def pretrained(task: Task) -> PreTrainedModel:
     """The task's model, frozen, without dropout: it would be a fifth of a step, for any method.
 
-    With a head of its own, which is drawn from torch's global random state, if ``scale`` is None.
+    With a head of its own, which is drawn from torch's global random state, if ``scale`` is None; that of a language
+    model is pretrained.
     """
     return load(task)[0]
 
@@ -246,7 +264,7 @@ def load(task: Task) -> tuple[PreTrainedModel, list[str]]:
     else:
         auto = getattr(transformers, KINDS[task.kind].auto)
         names = task.splits().train.names
-        labels: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+        labels: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"} if task.kind == "regression" else {}
         if names:
             labels = {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
             labels |= {"num_labels": len(names)}
@@ -257,7 +275,8 @@ def load(task: Task) -> tuple[PreTrainedModel, list[str]]:
         lacks |= {key[0].rpartition(".")[0] for key in info["mismatched_keys"]}
         body = model.base_model_prefix
         outside = {name for name, module in model.named_children() if name != body and list(module.parameters())}
-        heads = sorted(outside | {name for name in lacks if name.partition(".")[0] not in outside})
+        if task.kind != "language":
+            heads = sorted(outside | {name for name in lacks if name.partition(".")[0] not in outside})
         if task.text and getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = AutoTokenizer.from_pretrained(task.folder()).eos_token_id
     model.requires_grad_(False)
