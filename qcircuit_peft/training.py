@@ -249,7 +249,8 @@ def accuracy(net: Classifier | OwnHead, encode: Encoder, split: Split) -> float:
     """The task's metric on a split: for most, the share that is classified correctly."""
     metric = METRICS[encode.task.metric]
     if encode.writing is not None and metric.of == "texts":
-        return metric(completions(net.model, encode.writing, split.inputs, encode.task.beams), split.labels)
+        prompts: Any = split.inputs
+        return metric(completions(net.model, encode.writing, prompts, encode.task.beams), split.labels)
     return metric(*predicted(net, encode, encode.rows(split), split))
 
 
@@ -258,7 +259,7 @@ def predicted(net: nn.Module, encode: Encoder, rows: Any, split: Split) -> tuple
     if encode.writing is not None:
         return losses(net, encode.writing, rows)
     given = scores(net, encode, rows, rows.length)
-    return (given.argmax(-1) if split.names else given[:, 0]).numpy(), split.labels.numpy()  # type: ignore[union-attr]
+    return (given.argmax(-1) if split.names else given[:, 0]).numpy(), split.numbers.numpy()
 
 
 def adapter_bytes(folder: Path) -> int:

@@ -21,7 +21,7 @@ def main(task: str, folder: Path, questions: tuple[str, ...]) -> None:
     texts = questions or (SENTENCES if task == "movies" else QUESTIONS)
     inputs = texts if TASKS[task].text else test.inputs[:2]
     for number, scores in enumerate(net(**encode(inputs))):
-        shown = inputs[number] if TASKS[task].text else f"test image {number} (a {test.names[test.labels[number]]})"
+        shown = inputs[number] if TASKS[task].text else f"test image {number} (a {test.names[test.numbers[number]]})"
         print(f"  {shown!s:<48} -> {test.names[int(scores.argmax())]}")
 
 

@@ -58,9 +58,10 @@ class Predictor:
             if not isinstance(given, dict):
                 raise ValueError(f"columns is a table, got {shown(given)}")
             checks.keys("columns", given, [field.name for field in fields(Columns)])
-            columns = Columns(
-                **{key: value if value is None else checks.text(key, value) for key, value in given.items()}
-            )
+            named: dict[str, Any] = {
+                key: value if value is None else checks.text(key, value) for key, value in given.items()
+            }
+            columns = Columns(**named)
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{name} is no adapter of qcircuit-peft train: {TASK}: {error}") from None
         labels = _labels(folder)

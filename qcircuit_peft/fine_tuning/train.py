@@ -276,14 +276,14 @@ def _task(settings: Settings, splits: Splits) -> tuple[Task, tuple[float, float]
 
 def _scaled(split: Split) -> tuple[float, float]:
     """The mean and the deviation of the numbers that are learned."""
-    values = split.labels.double()
+    values = split.numbers.double()
     return values.mean().item(), max(values.std(correction=0).item(), 1e-30)
 
 
 def _rescaled(split: Split, numbers: tuple[float, float]) -> Split:
     if numbers == (0.0, 1.0):
         return split
-    return Split(split.inputs, ((split.labels.double() - numbers[0]) / numbers[1]).float(), split.names)
+    return Split(split.inputs, ((split.numbers.double() - numbers[0]) / numbers[1]).float(), split.names)
 
 
 def _measured(

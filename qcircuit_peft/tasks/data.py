@@ -51,6 +51,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def numbers(self) -> Tensor:
+        """The labels (n,) where they are numbers, of classes or to be predicted; raises ValueError for texts."""
+        if not isinstance(self.labels, Tensor):
+            raise ValueError("the labels of this split are texts to be written, not numbers")
+        return self.labels
+
 
 class Splits(NamedTuple):
     """What is trained on, what settings are chosen by, and what is reported."""

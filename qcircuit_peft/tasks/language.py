@@ -71,10 +71,11 @@ class Writing:
 
     def rows(self, split: Split) -> TokenRows:
         """A row for every completion of every prompt, or for every block of running text."""
+        texts: Any = split.inputs
         several: Any = split.labels
-        pairs = [(text, end) for text, ends in zip(split.inputs, several, strict=True) for end in ends]
+        pairs = [(text, end) for text, ends in zip(texts, several, strict=True) for end in ends]
         if not pairs:
-            return self._blocks(split.inputs)  # type: ignore[arg-type]
+            return self._blocks(texts)
         written = [(ids + self.end)[: self.most] for ids in self._ids([end for _, end in pairs])]
         given = [
             self.prompts([text], self.max_length - len(ids))[0] for (text, _), ids in zip(pairs, written, strict=True)
