@@ -32,7 +32,7 @@ from qcircuit_peft.ansatz import WIRINGS, names
 from qcircuit_peft.backends import BACKENDS
 from qcircuit_peft.drawing import draw
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.parts import Factorization, sizes
+from qcircuit_peft.factorizations.parts import Factorization, sizes, trained_sizes
 from qcircuit_peft.factorizations.parts import make as make_parts
 from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES, Gate, Part
@@ -463,7 +463,7 @@ def factorizations() -> str:
     ]
     for name, kind in FACTORIZATIONS.items():
         made = [kind(n, n, r, FRAMES[frame].spec) for frame in ("circuit", "taylor")]
-        counts = " | ".join(f"{sum(sizes(factors).values()):,}" for factors in made)
+        counts = " | ".join(f"{sum(trained_sizes(factors).values()):,}" for factors in made)
         share = _products(made[0], rows) / (2 * rows * n * n)
         rank = "full" if made[0].rank is None else made[0].rank
         lines.append(f"| `{name}` | {kind.about} | {kind.update} | {kind.count} | {counts} | {rank} | {share:.2%} |")

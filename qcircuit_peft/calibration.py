@@ -16,7 +16,7 @@ from qcircuit_peft.analysis.adapters import measured_adapters
 from qcircuit_peft.analysis.capture import Loss, check_dense, task_gradients, task_outputs
 from qcircuit_peft.checks import boolean, number, one_of, whole_number
 from qcircuit_peft.factorizations.network import Network
-from qcircuit_peft.factorizations.parts import Built, Factorization, Vector, frames
+from qcircuit_peft.factorizations.parts import Built, Factorization, Kept, Vector, frames
 from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.layer import QCircuitLinear
@@ -40,22 +40,28 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Target:
-    """A matrix (out, in), its energy, the sum of its squared entries, and left @ right^T, near it but of energy 1."""
+    """A matrix (out, in): its leading singular vectors, left and right, their sizes where it has energy 1, its energy.
+
+    The energy is the sum of all squared entries.
+    """
 
     left: Tensor
+    sizes: Tensor
     right: Tensor
     energy: float
 
     @classmethod
-    def of(cls, matrix: Tensor, like: Tensor) -> "_Target":
-        """The leading singular directions of a matrix; the same each time."""
+    def of(cls, matrix: Tensor, like: Tensor, least: int) -> "_Target":
+        """The leading singular directions of a matrix, ``least`` or more; the same each time."""
         size = float(matrix.norm())
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # of CPUs alone, where the matrix is
-            left, sizes, right = torch.svd_lowrank(matrix / (size or 1.0), q=min(_LEADING, *matrix.shape), niter=4)
+            left, sizes, right = torch.svd_lowrank(
+                matrix / (size or 1.0), q=min(max(_LEADING, least), *matrix.shape), niter=4
+            )
         dtype = torch.promote_types(like.dtype, torch.float32)
-        left, right = ((side * sizes.sqrt()).to(like.device, dtype) for side in (left, right))
-        return cls(left, right, size**2)
+        left, sizes, right = (part.to(like.device, dtype) for part in (left, sizes, right))
+        return cls(left, sizes, right, size**2)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class _Fit:
 
         ``made`` keeps the frames that modules share.
         """
-        parts, left, right = {}, self.target.left, self.target.right
+        parts, left, right = {}, self.target.left * self.target.sizes, self.target.right
         for name, part in self.factors.parts.items():
             if isinstance(part, Built):
                 leaf = leaves[id(self.parameters[name])]
@@ -83,11 +89,21 @@ class _Fit:
                 parts[name] = made[key]
             elif isinstance(part, Vector):
                 parts[name] = left.new_full((part.size,), part.start)
+            elif isinstance(part, Kept):
+                parts[name] = self.encodings[name].used(self.parameters[name].detach().to(left))
         numbers = parts[_numbers(self.factors)].requires_grad_()
         with no_autocast(left):
             a, b = self.factors.lora(parts)
             slope = torch.autograd.grad(((b.mT @ left) * (a @ right)).sum(), numbers, create_graph=True)[0]
         return slope.square().sum() / self.factors.scaling**2
+
+    @torch.no_grad()
+    def keep_directions(self) -> None:
+        """Let what is kept be the leading directions of the target."""
+        for name, part in self.factors.parts.items():
+            if isinstance(part, Kept):
+                whole = self.target.left if part.side == "left" else self.target.right
+                self.parameters[name].copy_(whole[:, : part.columns].flatten())
 
 
 def _numbers(factors: Factorization) -> str | None:
@@ -99,8 +115,8 @@ def _numbers(factors: Factorization) -> str | None:
     )
 
 
-def _check(name: str, module: QCircuitLinear, adapter: str) -> None:
-    """Raise ValueError for an adapter that has no frames to fit, or is not at its start."""
+def _check(name: str, module: QCircuitLinear, adapter: str, directions: bool) -> None:
+    """Raise ValueError for an adapter that has no frames, or ``directions``, to fit, or is not at its start."""
     check_dense(name, module)
     here = f"adapter {adapter!r} of module {name!r}"
     if module.merged or module.disable_adapters:
@@ -108,18 +124,22 @@ def _check(name: str, module: QCircuitLinear, adapter: str) -> None:
     factors, parameters = module.factors[adapter], module.intrinsic_parameters(adapter)
     if (numbers := _numbers(factors)) is None or not factors.scaling:
         raise ValueError(
-            f"{here} has no frames around plain numbers with a scaling: svd, cp, tucker, tensor_train, std and "
-            "shared_core with alpha above 0 do"
+            f"{here} has no frames around plain numbers with a scaling: svd, cp, tucker, tensor_train, std, "
+            "shared_core and subspace with alpha above 0 do"
         )
     if adapter not in module.active_adapters:
         raise ValueError(f"{here} is not active; call set_adapter, then fit it")
-    for part in frames(factors):
+    for part, kind in factors.parts.items():
+        if isinstance(kind, Vector):
+            continue
         if not isinstance(parameters[part], nn.Parameter):
             raise ValueError(f"{here} has its part {part!r} generated, which is not fitted")
         if parameters[part].is_meta:
             raise ValueError(f"{here} has its part {part!r} kept elsewhere (offloaded or on 'meta'); fit it in memory")
-        if not parameters[part].requires_grad:
+        if not parameters[part].requires_grad and not isinstance(kind, Kept):
             raise ValueError(f"{here} does not train its part {part!r}; fit it first, then freeze it")
+    if directions and not any(isinstance(kind, Kept) for kind in factors.parts.values()):
+        raise ValueError(f"{here} keeps no directions; factorization='subspace' does")
     if parameters[numbers].any():
         raise ValueError(f"{here} is not at its start, where {numbers} is zero; fit it before it is trained")
 
@@ -127,12 +147,13 @@ def _check(name: str, module: QCircuitLinear, adapter: str) -> None:
 def _targets(
     model: nn.Module,
     modules: Mapping[str, QCircuitLinear],
+    least: Mapping[str, int],
     measure: Callable[..., dict[str, Tensor]],
     batches: Iterable[Any],
     loss: Loss | None,
     memory: int,
 ) -> dict[str, _Target]:
-    """The target of every module, measured for as many at a time as fit into ``memory`` bytes."""
+    """The target of every module, of ``least`` directions, measured for as many at a time as fit into ``memory``."""
     some: list[dict[str, QCircuitLinear]] = []
     room = 0
     for name, module in modules.items():
@@ -151,7 +172,7 @@ def _targets(
     for few in some:
         for name, matrix in measure(model, few, batches, loss).items():
             like = next(iter(few[name].parameters()))
-            found[name] = _Target.of(matrix, like)
+            found[name] = _Target.of(matrix, like, least[name])
     return found
 
 
@@ -162,6 +183,7 @@ def calibrate(
     *,
     adapter: str | None = None,
     goal: str = "gradient",
+    directions: bool = False,
     steps: int = 300,
     rate: float = 0.05,
     normalize: bool = True,
@@ -176,7 +198,9 @@ def calibrate(
     zero, to where the plain numbers hold most of ||M||^2: sum_i (u_i^T M v_i)^2 for "svd", ||U^T M V||^2 with a full
     core. What is climbed is the mean of the modules' shares, since Adam trains the numbers of a module with small
     gradients as far as others'; or, without ``normalize``, the share of the sum. The best of all steps is kept.
-    Circuits that modules share are fitted to all of them.
+    Circuits that modules share are fitted to all of them. With ``directions``, for "subspace", the leading singular
+    directions of M come first in the place of those that are kept; ``init="zeros"`` leaves them unmixed, which holds
+    the most that r directions can.
 
     ``batches`` and ``loss`` are as in ``gradient_capture``. Train a new head first: the gradient through a random one
     tells nothing of the task. Batches are gone through once; several times, where all matrices, in float64, take more
@@ -184,8 +208,8 @@ def calibrate(
     is called after every step. Deterministic. Interrupted, it leaves the best so far, and another call goes on there.
 
     Raises ValueError, before anything is changed, for an adapter that is merged, whose frames are not trained, or whose
-    plain numbers are not zero any more, for a factorization without frames around such numbers, and what
-    ``gradient_capture`` refuses.
+    plain numbers are not zero any more, for a factorization without frames around such numbers, ``directions`` of one
+    that keeps none, and what ``gradient_capture`` refuses.
 
     >>> from peft import get_peft_model
     >>> from qcircuit_peft import QCircuitConfig
@@ -199,14 +223,20 @@ def calibrate(
     one_of("goal", goal, GOALS)
     whole_number("steps", steps, 1)
     number("rate", rate, 0)
+    boolean("directions", directions)
     boolean("normalize", normalize)
     whole_number("memory", memory, 1)
     fitted = measured_adapters(model, adapter)
     if len(names := sorted({key for _, _, key in fitted})) > 1:
         raise ValueError(f"one adapter is fitted at a time, but {', '.join(names)} are active; name one of them")
     for name, module, key in fitted:
-        _check(name, module, key)
-    targets = _targets(model, {name: module for name, module, _ in fitted}, GOALS[goal], batches, loss, memory)
+        _check(name, module, key, directions)
+    least = {
+        name: max([part.columns for part in module.factors[key].parts.values() if isinstance(part, Kept)], default=1)
+        for name, module, key in fitted
+    }
+    modules = {name: module for name, module, _ in fitted}
+    targets = _targets(model, modules, least, GOALS[goal], batches, loss, memory)
     energies = torch.tensor([targets[name].energy for name, _, _ in fitted], dtype=torch.float64)
     if not energies.any():
         raise ValueError(f"the matrices of the goal {goal!r} are zero in every module, so there is nothing to fit to")
@@ -223,6 +253,10 @@ def calibrate(
     ]
     free = {id(fit.parameters[part]): fit.parameters[part] for fit in fits for part in frames(fit.factors)}
     first = best = kept = None
+    if directions:
+        first = next(_climb(fits, free, weights, rate, steps))[0]
+        for fit in fits:
+            fit.keep_directions()
     try:
         for step, (shares, leaves) in enumerate(_climb(fits, free, weights, rate, steps)):
             first = shares if first is None else first

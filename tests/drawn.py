@@ -86,6 +86,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "axes": st.sampled_from([{"24": [4, 6], "16": [4, 4]}, {"16": [2, 8]}]),
     "seed": st.integers(0, 9),
     "side": st.sampled_from(["out", "in"]),
+    "size": st.sampled_from([4, 6, 8]),
+    "core": st.sampled_from(["diagonal", "full"]),
+    "start": st.sampled_from(["svd", "random"]),
 }
 OF_CONFIG = ("ansatz", "layers", "width", "backend")  # options that are fields of the configuration
 

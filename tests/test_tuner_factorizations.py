@@ -17,7 +17,7 @@ from torch import nn
 
 from qcircuit_peft import QCircuitConfig, circuits, parameter_count
 from qcircuit_peft.factorizations import FACTORIZATIONS
-from qcircuit_peft.factorizations.parts import Vector, frames, sizes
+from qcircuit_peft.factorizations.parts import Vector, frames, trained_sizes
 from qcircuit_peft.tuner.layer import adapted_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -82,7 +82,7 @@ def test_zero_at_the_start_then_trained_then_switched_off(model: str, name: str,
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 1e-3
     for key, p in net.named_parameters():
-        assert torch.equal(p, start[key]) == ("qcircuit_" not in key), key
+        assert torch.equal(p, start[key]) == ("qcircuit_" not in key or "basis" in key), key
     assert not torch.equal(logits(net.eval(), model), expected)
     with net.disable_adapter():
         assert torch.equal(logits(net, model), expected)
@@ -98,7 +98,7 @@ def test_gradients_are_those_of_each_layer_by_itself(name: str, options: dict[st
                 layer._made = lambda x, adapters, layer=layer: {a: layer.made_now(a) for a in adapters}
         net(**inputs("llama")).loss.backward()
         found.append({key: p.grad for key, p in net.named_parameters() if p.requires_grad})
-    assert len(found[0]) == sum(len(sizes(layer.factors["default"])) for layer in layers(net))
+    assert len(found[0]) == sum(len(trained_sizes(layer.factors["default"])) for layer in layers(net))
     for key, grad in found[0].items():
         assert grad.abs().max() > 0, key
         close_gradient(grad, found[1][key], key)
@@ -179,7 +179,7 @@ def test_counts_and_circuits(name: str, options: dict[str, Any]) -> None:
     net = get_peft_model(base("llama"), settings)
     found = {key: p for key, p in net.named_parameters() if p.requires_grad}
     assert parameter_count(settings, base("llama")) == sum(p.numel() for p in found.values())
-    wanted = sum(sum(sizes(layer.factors["default"]).values()) for layer in layers(net))
+    wanted = sum(sum(trained_sizes(layer.factors["default"]).values()) for layer in layers(net))
     assert sum(p.numel() for p in found.values()) == wanted
     angles = sum(len(values) for _, _, values in circuits(net))
     assert angles == sum(

@@ -8,6 +8,7 @@ from qcircuit_peft.factorizations.parts import Kind
 from qcircuit_peft.factorizations.quanta import quanta
 from qcircuit_peft.factorizations.rotation import rotation
 from qcircuit_peft.factorizations.shared_core import shared_core
+from qcircuit_peft.factorizations.subspace import subspace
 from qcircuit_peft.factorizations.svd import SVD
 from qcircuit_peft.factorizations.tensor_ring import tensor_ring
 from qcircuit_peft.factorizations.tensor_train import std, tensor_train
@@ -63,6 +64,13 @@ FACTORIZATIONS: dict[str, Kind] = {
         update="U G Vᵀ",
         count="f(N, r) + f(M, r) + r²",
         share="kind",
+    ),
+    "subspace": Kind(
+        subspace,
+        "small frames inside the first singular directions of the weight, which are kept as they start",
+        update="A U diag(λ) Vᵀ Bᵀ or A U G Vᵀ Bᵀ",
+        count="2 f(m, r) + r or r², and (N + M) m kept",
+        options=("size", "core", "start"),
     ),
     "quanta": Kind(
         quanta,

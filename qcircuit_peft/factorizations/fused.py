@@ -1,20 +1,20 @@
 """The updates of all experts that one parameter holds, each of the same factorization."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Part, Vector
+from qcircuit_peft.factorizations.parts import Acting, Base, Built, Factorization, Kept, Part, Vector
 from qcircuit_peft.frames.stacked import Stacked
 
 
 @dataclass(frozen=True)
 class Fused:
-    """``experts`` updates like ``factors``, (experts, n_out, n_in), with a vector of numbers each.
+    """``experts`` updates like ``factors``, (experts, n_out, n_in), with numbers, and kept directions, of its own each.
 
     shared: whether all experts have one set of frames; else each has its own. Raises ValueError for a factorization
     whose updates have full rank.
@@ -41,6 +41,8 @@ class Fused:
         for name, part in self.factors.parts.items():
             if isinstance(part, Vector):
                 found[name] = Vector(self.experts * part.size, part.start)
+            elif isinstance(part, Kept):
+                found[name] = replace(part, count=self.experts * part.count)
             else:
                 found[name] = part if self.shared else Built(Stacked(part.frame, self.experts))
         object.__setattr__(self, "parts", found)
@@ -66,7 +68,7 @@ class Fused:
         return self.factors.rank
 
     def _is_shared(self, part: str) -> bool:
-        return self.shared and not isinstance(self.parts[part], Vector)
+        return self.shared and isinstance(self.parts[part], Built | Acting)
 
     def each(self, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The parameters of every expert, from those of all."""
@@ -79,7 +81,7 @@ class Fused:
     def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "experts r in"], Float[Tensor, "experts out r"]]:
         """The factors ``(A, B)`` of every expert, with LoRA's own scaling 1."""
         stacks = {
-            name: value.unflatten(0, (self.experts, -1)) if isinstance(self.parts[name], Vector) else value
+            name: value.unflatten(0, (self.experts, -1)) if isinstance(self.parts[name], Vector | Kept) else value
             for name, value in made.items()
         }
         axes = ({name: None if self._is_shared(name) else 0 for name in made},)

@@ -49,7 +49,32 @@ class Vector:
     start: float = 0.0
 
 
-Part = Built | Acting | Vector
+@dataclass(frozen=True)
+class Kept:
+    """``count`` matrices (rows, columns) of orthonormal columns, handed over as one vector: stored, but never trained.
+
+    side: "left" for directions of what the weight gives, "right" of what it takes. drawn: at random, rather than the
+    weight's singular vectors.
+    """
+
+    rows: int
+    columns: int
+    side: str
+    drawn: bool = False
+    count: int = 1
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return self.count * self.rows * self.columns
+
+    def initial(self, generator: torch.Generator | None = None) -> Tensor:
+        """Random directions, (size,)."""
+        drawn = torch.randn(self.count, self.rows, self.columns, generator=generator)
+        return torch.linalg.qr(drawn)[0].flatten()
+
+
+Part = Built | Acting | Vector | Kept
 
 
 class Factorization(Protocol):
@@ -130,7 +155,7 @@ def frames(factors: Factorization) -> dict[str, Spec]:
     >>> {part: frame.n for part, frame in frames(FACTORIZATIONS["svd"](96, 64, 4, FRAMES["circuit"].spec)).items()}
     {'u': 96, 'v': 64}
     """
-    return {name: part.frame for name, part in factors.parts.items() if not isinstance(part, Vector)}
+    return {name: part.frame for name, part in factors.parts.items() if isinstance(part, Built | Acting)}
 
 
 def sizes(factors: Factorization) -> dict[str, int]:
@@ -144,10 +169,21 @@ def sizes(factors: Factorization) -> dict[str, int]:
     return {name: part.size for name, part in factors.parts.items()}
 
 
+def trained_sizes(factors: Factorization) -> dict[str, int]:
+    """The number of entries of every part but those that are kept as they start.
+
+    >>> from qcircuit_peft.factorizations import FACTORIZATIONS
+    >>> from qcircuit_peft.frames import FRAMES
+    >>> trained_sizes(FACTORIZATIONS["subspace"](96, 64, 4, FRAMES["circuit"].spec))
+    {'u': 4, 'v': 4, 'lambda': 4}
+    """
+    return {name: part.size for name, part in factors.parts.items() if not isinstance(part, Kept)}
+
+
 def owner(part: Part) -> Tensor:
     """The group, counted from 0, of every entry of a part that adaptive rank prunes together; -1 if it never does.
 
-    Those of a frame are its ``groups``; of a plain vector each entry is one.
+    Those of a frame are its ``groups``; of a plain vector each entry is one. What is kept is not pruned.
 
     >>> from qcircuit_peft.frames import FRAMES
     >>> owner(Built(FRAMES["circuit"].spec(4, 2))), owner(Vector(2))
@@ -156,7 +192,7 @@ def owner(part: Part) -> Tensor:
     if isinstance(part, Vector):
         return torch.arange(part.size, device="cpu")
     found = torch.full((part.size,), -1, device="cpu")
-    for index, where in enumerate(part.frame.groups):
+    for index, where in enumerate(part.frame.groups if isinstance(part, Built | Acting) else ()):
         found[where] = index
     return found
 
@@ -172,13 +208,14 @@ def initial(
     Without ``zero`` it is not: standard normal numbers, divided by the scaling, are added to all other parts.
 
     Frames do not start at zero angles: +-unit columns would let the first step move a corner of the weight only.
+    Directions that are kept are random ones; ``subspace.kept_of`` says what they are of a weight.
     ``generators`` may give a random generator for each part; without it the global one is used.
     """
     found = {}
     for name, part in factors.parts.items():
         generator = (generators or {}).get(name)
-        if isinstance(part, Built):
-            found[name] = part.frame.initial(init, generator)
+        if isinstance(part, Built | Kept):
+            found[name] = part.initial(generator) if isinstance(part, Kept) else part.frame.initial(init, generator)
             continue
         found[name] = torch.full((part.size,), part.start if isinstance(part, Vector) else 0.0)
         if not zero:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qcircuit_peft.factorizations.parts import Part, owner
+from qcircuit_peft.factorizations.parts import Kept, Part, owner
 from qcircuit_peft.quantization import Quantization, pack, quantized, unpack
 from qcircuit_peft.tuner import pruning
 
@@ -63,11 +63,15 @@ class Encoding:
 
 
 def encodings(parts: Mapping[str, Part], quantization: Quantization | None) -> dict[str, Encoding]:
-    """How a configuration has the parameters of these parts; raises ValueError for bits of a part that is not there."""
+    """How a configuration has the parameters of these parts; raises ValueError for bits of a part that is not there.
+
+    What is kept has full precision unless it is named.
+    """
     if quantization is None:
         return {name: Encoding(part) for name, part in parts.items()}
     quantization.check_parts(parts)
-    return {name: Encoding(part, quantization.of(name)) for name, part in parts.items()}
+    full = {name for name, part in parts.items() if isinstance(part, Kept) and name not in quantization.parts}
+    return {name: Encoding(part, None if name in full else quantization.of(name)) for name, part in parts.items()}
 
 
 def rounding_of(encodings: Sequence[Encoding]) -> Callable[[Tensor], Tensor] | None:

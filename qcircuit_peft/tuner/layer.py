@@ -17,7 +17,19 @@ from torch.nn.functional import dropout
 from qcircuit_peft.backends.estimation import SWITCH
 from qcircuit_peft.checks import number
 from qcircuit_peft.factorizations.combined import part_itself
-from qcircuit_peft.factorizations.parts import Base, Built, Factorization, Vector, frames, initial, make, sizes
+from qcircuit_peft.factorizations.parts import (
+    Acting,
+    Base,
+    Built,
+    Factorization,
+    Kept,
+    Vector,
+    frames,
+    initial,
+    make,
+    sizes,
+)
+from qcircuit_peft.factorizations.subspace import kept_of
 from qcircuit_peft.precision import is_autocast, no_autocast
 from qcircuit_peft.recomputation import check_unchanged, may_run_again, unhooked
 from qcircuit_peft.tuner.bank import FrameBank, Want
@@ -96,19 +108,23 @@ class QCircuitLayer(BaseTunerLayer):
         encodings: Mapping[str, Encoding],
         config: Any,
         lenders: Mapping[str, Any],
+        kept: Mapping[str, Tensor],
     ) -> None:
         """Add an adapter; ``name`` is the module's name in the base model, by which a seed is told apart.
 
-        ``encodings`` are those of the parts; ``lenders`` the layers that hold the parts which this one shares.
+        ``encodings`` are those of the parts; ``lenders`` the layers that hold the parts which this one shares; ``kept``
+        what parts are that are not drawn.
         """
         self.factors[adapter_name] = factors
         self.rates[adapter_name] = float(config.dropout)
         self.lenders[adapter_name] = dict(lenders)
         self.encodings[adapter_name] = {part: own for part, own in encodings.items() if part not in lenders}
-        if not config.train_angles:
-            self.frozen_peft_weight_names[adapter_name] = tuple(PREFIX + part for part in frames(factors))
+        still = Kept if config.train_angles else (Kept, Built, Acting)
+        if frozen := tuple(PREFIX + name for name, part in factors.parts.items() if isinstance(part, still)):
+            self.frozen_peft_weight_names[adapter_name] = frozen
         random = generators(config.seed, name, sizes(factors))
-        for part, value in initial(factors, config.init, random, zero=config.init_weights).items():
+        start = initial(factors, config.init, random, zero=config.init_weights)
+        for part, value in {**start, **kept}.items():
             if part not in lenders:
                 if (attribute := PREFIX + part) not in self.adapter_layer_names:
                     setattr(self, attribute, nn.ParameterDict({}))
@@ -147,13 +163,13 @@ class QCircuitLayer(BaseTunerLayer):
         return self.lenders[adapter].get(part, self).encodings[adapter][part]
 
     def kinds_of_parameters(self) -> Iterator[tuple[Tensor, str]]:
-        """The parameters that this layer holds, of all adapters, and how each learns, a key of ``RATES``."""
+        """The trained parameters of this layer, of all adapters, and how each learns, a key of ``RATES``."""
         for adapter, factors in self.factors.items():
             for name, parameter in self.own_parameters(adapter).items():
                 part = factors.parts[name]
                 if isinstance(part, Vector):
                     yield parameter, "lambdas" if part_itself(name) == "lambda" else "cores"
-                else:
+                elif not isinstance(part, Kept):
                     yield parameter, "angles" if any(True for _ in part.frame.circuits()) else "frames"
 
     def values(self, adapter: str) -> dict[str, Tensor]:
@@ -270,6 +286,21 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
             original = None if original is None else self.map.matrix(original)
             delta = self.scaled(adapter, self.factors[adapter].delta(self.made_now(adapter), original))
         return self.map.weight(self.get_base_layer(), delta)
+
+    def directions(self, name: str, factors: Factorization) -> dict[str, Tensor]:
+        """What those parts of a factorization are that it keeps of the weight; raises ValueError if it is not whole."""
+        shape = factors.n_out, factors.n_in
+
+        def weight() -> Tensor:
+            found = self.map.matrix(self._original())
+            if found.shape[-2:] != shape:
+                raise ValueError(f"its weight is here as {tuple(found.shape)}, but whole it is {shape}")
+            return found
+
+        try:
+            return kept_of(factors.parts, weight)
+        except ValueError as error:
+            raise ValueError(f"module {name!r}: {error}") from None
 
     def _original(self) -> Tensor:
         """The base weight without the updates that are merged."""

@@ -271,8 +271,10 @@ class QCircuitModel(BaseTuner):
             target = wrapped or target
         elif not isinstance(target, QCircuitLayer):
             adapted = QCircuitLinear(target, adapter_name, self.bank, **get_quantization_kwargs(self))
-        lenders = self._sharing.lenders(current_key, planned.factors, adapted)
-        adapted.update_layer(adapter_name, current_key, planned.factors, planned.encodings, peft_config, lenders)
+        factors, encodings = planned
+        lenders = self._sharing.lenders(current_key, factors, adapted)
+        kept = {} if Incoming.is_loading() else adapted.directions(current_key, factors)  # a checkpoint brings its own
+        adapted.update_layer(adapter_name, current_key, factors, encodings, peft_config, lenders, kept)
         if adapted is target:
             return
         if isinstance(parent, nn.TransformerEncoderLayer):
