@@ -124,7 +124,7 @@ def directions(weight: Float[Tensor, "*experts out in"], k: int) -> tuple[Tensor
     matrix = weight.detach().cpu().double()
     if _DENSE * k < min(matrix.shape) and matrix.any():
         start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-        u, sizes, v = (torch.from_numpy(part.copy()) for part in svds(matrix.numpy(), k, v0=start))
+        u, sizes, v = (torch.from_numpy(np.array(part)) for part in svds(matrix.numpy(), k, v0=start))
         order = sizes.argsort(descending=True)
         left, right = u[:, order], v[order].mT
     else:
