@@ -30,6 +30,7 @@ ROWS = [
         ("a.CSV", GOOD.replace(",", ";").replace("b;", "b,").encode(), {"delimiter": ";"}),
         ("a.tsv", GOOD.replace(",", "\t").replace("b\t", "b,").encode(), {}),
         ("a.jsonl", "\n\n".join(map(json.dumps, ROWS)).encode(), {}),
+        ("a.json", json.dumps(ROWS, indent=2).encode(), {}),
     ],
 )
 def test_every_form_gives_the_same_rows(name, content, options, tmp_path):
@@ -68,6 +69,9 @@ def test_rows_in_memory_and_a_folder_of_images(tmp_path):
         ("a.csv", b"text\n" + b"x" * 200_000, "a.csv, line 2: field larger than field limit"),
         ("a.jsonl", b'{"text": 1}\n{"text"\n', "a.jsonl, line 2: it is not JSON"),
         ("a.jsonl", b'{"text": 1}\n[1]\n', "a.jsonl, line 2: an object is expected, got"),
+        ("a.json", b'{"text": 1}', "a.json: a list of objects is expected, got"),
+        ("a.json", b'[{"text": 1}, 2]', "a.json, row 2: an object is expected, got 2"),
+        ("a.json", b"[" * 40, "a.json: not a JSON file in UTF-8: its brackets are at most 32 deep"),
         ("a.xlsx", b"PK", "a.xlsx: a table ends in .csv, .tsv, .jsonl"),
         ("a.parquet", b"PAR1", "pyarrow|not a Parquet file"),
     ],

@@ -2,7 +2,8 @@
 
 about, kind, model, metric, epochs, max_length, beams, bits, targets, lora_targets
 [columns]  text, text2, image, label; of kind = "language": text, completion, prompt
-[data]     train, validation, test: files; with hub (and config), the names of its splits
+[test_columns]  those that have other names in the test split
+[data]     train, validation, test: files; with hub (and config, revision), the names of its splits
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,8 @@ from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 _PAPERS = Path(__file__).parent / "papers"
 _MOST = 1 << 16
 _NEEDED = ("model", "lora_targets", "columns", "data")
-_KEYS = (*_NEEDED, "about", "kind", "metric", "epochs", "max_length", "beams", "bits", "targets")
-_DATA = ("hub", "config", "train", "validation", "test", "seed", "encoding", "delimiter")
+_KEYS = (*_NEEDED, "test_columns", "about", "kind", "metric", "epochs", "max_length", "beams", "bits", "targets")
+_DATA = ("hub", "config", "revision", "train", "validation", "test", "seed", "encoding", "delimiter")
 
 
 def task_files() -> dict[str, Path]:
@@ -34,12 +35,16 @@ def task_files() -> dict[str, Path]:
 
 
 def load_task(
-    source: str | Path | Mapping[str, Any], *, model: str | Path | None = None, hub: str | Path | None = None
+    source: str | Path | Mapping[str, Any],
+    *,
+    model: str | Path | None = None,
+    hub: str | Path | None = None,
+    folder: str | Path | None = None,
 ) -> Task:
     """A task from the name of a file that comes with the library, a path, or plain data.
 
-    model, hub: others than the file names, such as folders with a copy. Files of data are looked for beside the task
-    file. The data are read when the task is trained, and only once.
+    model, hub: others than the file names, such as folders with a copy. folder: where files of data are; left out,
+    beside the task file. The data are read when the task is trained, and only once.
 
     Raises ValueError, in one sentence, for a file that does not say what a task needs, and when the data are read, for
     what ``Table`` and ``examples`` refuse; ImportError for hub data without the package datasets.
@@ -51,7 +56,7 @@ def load_task(
     ([34, 4, 2], 'accuracy')
     """
     if isinstance(source, Mapping):
-        return _task(source, "task", Path(), model, hub)
+        return _task(source, "task", Path(folder or ""), model, hub)
     text = str(source)
     if isinstance(source, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
         path = Path(source)
@@ -60,22 +65,27 @@ def load_task(
     else:
         known = did_you_mean(text, task_files())
         raise ValueError(f"there is no task named {shown(text)}; {known}, or a path ending in .toml")
-    return _task(files.read_toml(path, "task", _MOST), shortened(printable(str(path))), path.parent, model, hub)
+    where = shortened(printable(str(path)))
+    return _task(files.read_toml(path, "task", _MOST), where, Path(folder or path.parent), model, hub)
 
 
 def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: Any) -> Task:
     try:
         checks.keys("task", data, _KEYS, _NEEDED)
-        for key in ("columns", "data"):
-            if not isinstance(data[key], Mapping):
+        for key in ("columns", "test_columns", "data"):
+            if not isinstance(data.get(key, {}), Mapping):
                 raise ValueError(f"{key} is a table, got {shown(data[key])}")
-        checks.keys("columns", data["columns"], [field.name for field in fields(Columns)])
+        for key in ("columns", "test_columns"):
+            checks.keys(key, data.get(key, {}), [field.name for field in fields(Columns)])
         checks.keys("data", data["data"], _DATA, ("train", "validation"))
         given = {key: checks.text(key, value) for key, value in data["columns"].items()}
+        other = {key: checks.text(key, value) for key, value in data.get("test_columns", {}).items()}
         if data.get("kind") == "language":
             given = {"label": None} | given
-        columns = Columns(**given)  # type: ignore[arg-type]
+        columns, of_test = Columns(**given), Columns(**{**given, **other})  # type: ignore[arg-type]
         kind = checks.one_of("kind", data.get("kind", columns.kind), KINDS)
+        if of_test.kind != columns.kind:
+            raise ValueError(f"test_columns are for {of_test.kind}, columns for {columns.kind}")
         if kind != columns.kind and (kind, columns.kind) != ("regression", "classification"):
             raise ValueError(f"the kind {kind!r} does not go with the columns {sorted(data['columns'])}")
         metric = checks.one_of("metric", data.get("metric", KINDS[kind].metric), METRICS)
@@ -87,7 +97,7 @@ def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: An
         every = tuple(checks.texts("targets", data.get("targets", few)) or ())
         place = str(checks.text("model", data["model"]) if model is None else model)
         source = {**data["data"], **({} if hub is None else {"hub": str(hub)})}
-        for key in ("hub", "config", "encoding", "delimiter"):
+        for key in ("hub", "config", "revision", "encoding", "delimiter"):
             if key in source:
                 checks.text(key, source[key])
         if isinstance(source["validation"], int | float):
@@ -99,7 +109,7 @@ def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: An
 
         @lru_cache(1)
         def splits() -> Splits:
-            return _splits(source, folder, columns, kind == "regression")
+            return _splits(source, folder, columns, of_test, kind == "regression")
 
         return Task(
             checks.text("about", data.get("about", "")) or f"{place}, {kind}",
@@ -120,7 +130,7 @@ def _task(data: Mapping[str, Any], where: str, folder: Path, model: Any, hub: An
         raise ValueError(f"{where}: {error}") from None
 
 
-def _splits(given: Mapping[str, Any], folder: Path, columns: Columns, regression: bool) -> Splits:
+def _splits(given: Mapping[str, Any], folder: Path, columns: Columns, of_test: Columns, regression: bool) -> Splits:
     def table(name: str) -> Table:
         source = given[name]
         if "hub" in given:
@@ -129,33 +139,20 @@ def _splits(given: Mapping[str, Any], folder: Path, columns: Columns, regression
             source = folder / source
         return Table(source, given.get("encoding", "utf-8"), given.get("delimiter"))
 
-    def part(name: str) -> Examples:
+    def part(name: str, columns: Columns = columns) -> Examples:
         return examples(table(name), columns, regression=regression, names=train.names)
 
     train = examples(table("train"), columns, regression=regression)
-    test = part("test") if "test" in given else None
+    test = part("test", of_test) if "test" in given else None
     share = given["validation"]
     validation = float(share) if isinstance(share, int | float) else part("validation")
     return divided(train, validation, test, given.get("seed", 0))
 
 
 def _from_hub(given: Mapping[str, Any], split: Any) -> Any:
-    """A data set of the Hugging Face hub, its classes by name."""
+    """A data set of the Hugging Face hub."""
     if find_spec("datasets") is None:
         raise ImportError("data on the hub are read by datasets, which is not installed; run: pip install datasets")
     checks.text("the name of a split", split)
-    found = import_module("datasets").load_dataset(given["hub"], given.get("config"), split=split)
-    return Named(found)
-
-
-class Named:
-    """The rows of a ``datasets`` object with classes by their names, as texts; images stay as they are."""
-
-    def __init__(self, found: Any) -> None:
-        self.found, self.column_names = found, found.column_names
-        features = getattr(found, "features", None) or {}
-        self.names = {key: feature.names for key, feature in features.items() if hasattr(feature, "int2str")}
-
-    def __iter__(self) -> Any:
-        for row in self.found:
-            yield {key: self.names[key][value] if key in self.names else value for key, value in row.items()}
+    options = {"split": split, "revision": given.get("revision")}
+    return import_module("datasets").load_dataset(given["hub"], given.get("config"), **options)

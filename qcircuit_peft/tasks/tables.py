@@ -1,4 +1,4 @@
-"""Rows of a file, one at a time: CSV, TSV, JSON lines, Parquet, text, a folder of images, or what is in memory.
+"""Rows of a file, one at a time: CSV, TSV, JSON, Parquet, text, a folder of images, or what is in memory.
 
 A file from outside is trusted in nothing: each error is one sentence with the line.
 """
@@ -13,20 +13,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qcircuit_peft import files
 from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": "", ".txt": ""}
+_ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".json": "", ".parquet": "", ".txt": ""}
 TEXT = "text"  # the column of a .txt file
 _MOST_LINE, _MOST_COLUMNS = 1 << 24, 10_000
+_MOST_JSON = 1 << 28  # bytes of a .json file, which is read at once
 _AT_ONCE = 1024  # rows of a Parquet file
 
 
 class Table:
     """The rows of a source, read anew by every loop: pairs of where a row is, for messages, and its cells by column.
 
-    source: the path of a file that ends in .csv, .tsv, .jsonl, .ndjson or .parquet; of a .txt file, whose lines, but
+    source: the path of a file that ends in .csv, .tsv, .jsonl, .ndjson or .parquet; of a .json file of at most 256 MiB,
+    which is one list of objects; of a .txt file, whose lines, but
     empty ones, are the column "text"; of a folder with one folder of images for each label, whose columns are "image"
     and "label"; or rows as mappings, such as a ``datasets`` object. encoding: of a CSV, TSV or text file; a byte order
     mark is obeyed. delimiter: of a CSV or TSV file. columns: their names.
@@ -40,7 +43,7 @@ class Table:
     """
 
     def __init__(self, source: Source, encoding: str = "utf-8", delimiter: str | None = None) -> None:
-        self.source = source
+        self.source = Named(source) if hasattr(source, "features") else source
         self.path = Path(source) if isinstance(source, str | Path) else None
         self.name = "the data" if self.path is None else shortened(printable(str(self.path)))
         self.delimiter = delimiter
@@ -52,7 +55,7 @@ class Table:
         except (LookupError, ValueError):
             raise ValueError(f"encoding is the name of one, such as utf-8 or latin-1, got {shown(encoding)}") from None
         if self.path is None:
-            rows: Any = source
+            rows: Any = self.source
             first = next(iter(rows), {})
             if not isinstance(first, Mapping) or (hasattr(rows, "__next__")):
                 raise ValueError(
@@ -152,16 +155,25 @@ class Table:
             yield f"{self.name}, line {line}", cells
 
     def _objects(self, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for where, cells in self._listed(path) if path.suffix.lower() == ".json" else self._json_lines(path):
+            if not isinstance(cells, dict):
+                raise ValueError(f"{where}: an object is expected, got {shown(cells)}")
+            yield where, cells
+
+    def _json_lines(self, path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(self._lines(path), 1):
             if not line.strip():
                 continue
             try:
-                cells = json.loads(line)
+                yield f"{self.name}, line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{self.name}, line {number}: it is not JSON: {error}") from None
-            if not isinstance(cells, dict):
-                raise ValueError(f"{self.name}, line {number}: an object is expected, got {shown(cells)}")
-            yield f"{self.name}, line {number}", cells
+
+    def _listed(self, path: Path) -> Iterator[tuple[str, Any]]:
+        rows = files.read_json(path, "JSON", _MOST_JSON)
+        if not isinstance(rows, list):
+            raise ValueError(f"{self.name}: a list of objects is expected, got {shown(rows)}")
+        yield from ((f"{self.name}, row {number}", cells) for number, cells in enumerate(rows, 1))
 
     def _parquet(self, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         number = 0
@@ -179,6 +191,19 @@ class Table:
                     yield shortened(printable(str(file))), {"image": str(file), "label": folder.name}
         if not found:
             raise ValueError(f"{self.name}: a folder of images has one folder for each label, with files of {PICTURES}")
+
+
+class Named:
+    """The rows of a ``datasets`` object with classes by their names, as texts; images stay as they are."""
+
+    def __init__(self, found: Any) -> None:
+        self.found, self.column_names = found, found.column_names
+        features = getattr(found, "features", None) or {}
+        self.names = {key: feature.names for key, feature in features.items() if hasattr(feature, "int2str")}
+
+    def __iter__(self) -> Any:
+        for row in self.found:
+            yield {key: self.names[key][value] if key in self.names else value for key, value in row.items()}
 
 
 def _parquet(path: Path, name: str) -> Any:
