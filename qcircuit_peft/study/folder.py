@@ -38,10 +38,13 @@ def check_keys(what: str, kind: Any, data: Mapping[str, Any]) -> None:
 
 
 def task_of(plan: Plan, tasks: Mapping[str, Task]) -> Task:
-    """The task; raises ValueError for one that is not there."""
+    """The task; raises ValueError for one that is not there, or a language model's, which has no accuracy."""
     if plan.task not in tasks:
         raise ValueError(f"the study {plan.name!r} has the task {plan.task!r}; allowed are {', '.join(tasks)}")
-    return tasks[plan.task]
+    task = tasks[plan.task]
+    if task.kind == "language":
+        raise ValueError(f"a study compares accuracies, but the task {plan.task!r} is measured by its {task.metric}")
+    return task
 
 
 def cut(plan: Any, task: Task) -> Splits:

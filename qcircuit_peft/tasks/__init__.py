@@ -5,12 +5,13 @@ The models and the data come inside PyPI packages, so that nothing is downloaded
 
 from functools import partial
 
-from qcircuit_peft.tasks.data import Split, Splits, digits, movies, trec
-from qcircuit_peft.tasks.models import dinov2, minilm
+from qcircuit_peft.tasks.data import Split, Splits, digits, movies, speeches, trec
+from qcircuit_peft.tasks.models import dinov2, minilm, smollm2
 from qcircuit_peft.tasks.own import load_task, task_files
 from qcircuit_peft.tasks.task import KINDS, Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained, quiet
 
 _BERT = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DINO = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
 TASKS: dict[str, Task] = {
@@ -21,6 +22,12 @@ TASKS: dict[str, Task] = {
     "movies": Task("MiniLM, movie sentences, 2 classes", minilm, movies, _BERT, ("query", "value"), 1, 4.0, True),
     "digits": Task(
         "DINOv2-small, MNIST digits, 10 classes", dinov2, digits, _DINO, ("q_proj", "v_proj"), 3, 1.0, False
+    ),
+    "speeches": Task(
+        "SmolLM2-135M, speeches of the 19th century, running text",
+        *(smollm2, speeches, _LLAMA, ("q_proj", "v_proj"), 1, None, True),
+        kind="language",
+        max_length=96,
     ),
 }
 

