@@ -19,7 +19,7 @@ from qcircuit_peft.tuner import (
     parameter_count,
 )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 __all__ = [
     "AdaptiveRank",
     "AdaptiveRankCallback",

@@ -1,5 +1,6 @@
 """The pages of docs/ say what the code says, and lead where they point, on GitHub and in the site."""
 
+import pkgutil
 import re
 import types
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_examples_are_python(page: Path) -> None:
         compiled = compile(code, page.name, "exec")
         if page.name in RUNS:
             exec(compiled, {})
+
+
+def test_what_has_moved_is_where_the_upgrade_notes_say() -> None:
+    text = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| `(qcircuit_peft[\w.]+)` \|$", text, re.MULTILINE)
+    assert len(rows) == 7
+    for old, new in rows:
+        assert pkgutil.resolve_name(new), new
+        for name in re.findall(r"`(qcircuit_peft[\w.]+)`", old):
+            with pytest.raises((ImportError, AttributeError)):
+                pkgutil.resolve_name(name)
 
 
 def test_results_that_moved_are_mentioned_where_they_are() -> None:

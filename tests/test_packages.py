@@ -3,8 +3,13 @@
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
+
+import yaml
+
+import qcircuit_peft
 
 ROOT = Path(__file__).parent.parent
 LOADS = """
@@ -15,6 +20,13 @@ assert importlib.metadata.version("qcircuit-peft") == qcircuit_peft.__version__
 circuits = [qcircuit_peft.load(name).circuit(qubits=4, layers=1) for name in names()]
 print(len(circuits), "circuits")
 """
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (qcircuit_peft.__version__, project["license"])
+    assert f"## [{qcircuit_peft.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_wheel_made_from_the_sdist_loads_every_circuit_from_any_folder(tmp_path: Path) -> None:
