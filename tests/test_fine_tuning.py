@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from qcircuit_peft import fine_tuning
 from qcircuit_peft.cli import app
-from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, fine_tune, predict
+from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, evaluate, fine_tune, predict
 from qcircuit_peft.tasks.pictures import Pictures
 
 WORDS = ["far", "high", "long", "who", "whom", "poet", "where", "city", "country"]
@@ -134,7 +134,7 @@ def test_the_code_of_the_model_card_loads_it_and_every_form_predicts_the_same(tr
 
 def test_predictions_repeat_the_rows(trained, tmp_path, monkeypatch):
     folder, *_ = trained
-    monkeypatch.setattr(sys.modules[predict.__module__], "_AT_ONCE", 7)  # in many pieces
+    monkeypatch.setattr(sys.modules[predict.__module__], "AT_ONCE", 7)  # in many pieces
     fresh = [{"id": str(at), **row, "note": 'a, "b"\nc'} for at, row in enumerate(rows(150)[120:])]
     pieces = []
     told = predict(folder / "adapter", table(tmp_path / "new.csv", fresh), tmp_path / "p.csv", progress=pieces.append)
@@ -149,6 +149,28 @@ def test_predictions_repeat_the_rows(trained, tmp_path, monkeypatch):
     torch.testing.assert_close(
         [row["probability"] for row in again], [float(row["probability"]) for row in found], atol=1e-5, rtol=0
     )
+
+
+def test_an_evaluation_is_of_every_row(trained, tmp_path, monkeypatch):
+    folder, _, _ = trained
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "AT_ONCE", 7)  # in many pieces
+    found = [*rows(40), *rows(3)]  # the last ones twice
+    found[0] = found[0] | {"kind": found[1]["kind"]}
+    predict(folder / "adapter", table(tmp_path / "q.csv", found), tmp_path / "p.csv")
+    told = [row["prediction"] == row["kind"] for row in read(tmp_path / "p.csv")]
+    accuracy, matthews = evaluate(folder / "adapter", tmp_path / "q.csv", ["accuracy", "matthews"])
+    assert accuracy.value == pytest.approx(np.mean(told)) and accuracy.rows == 43 and 0 < accuracy.value < 1
+    wilson = [(p - accuracy.value) ** 2 * 43 - 1.959964**2 * p * (1 - p) for p in (accuracy.low, accuracy.high)]
+    assert wilson == pytest.approx([0, 0], abs=1e-6)  # where the score test of p has this quantile
+    assert -1 < matthews.value < 1 and matthews.low is None
+    for change, metrics, said in (
+        ({"kind": "fish"}, [], "the class 'fish' is none of"),
+        ({}, ["rmse"], "metric is one of accuracy, f1, matthews, got 'rmse'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate(folder / "adapter", [found[0] | change], metrics)
+    with pytest.raises(ValueError, match="has no column 'kind'"):
+        evaluate(folder / "adapter", [{"question": "a"}])
 
 
 def test_a_table_that_breaks_off_leaves_no_predictions(trained, tmp_path):
@@ -217,8 +239,11 @@ def test_numbers_are_predicted_in_their_own_unit(bert, tmp_path):
     predict(tmp_path / "a", found[:20], tmp_path / "p.csv")
     told = read(tmp_path / "p.csv")
     assert all(row["probability"] == "" for row in told)
+    (rmse,) = evaluate(tmp_path / "a", found[:20])
+    assert rmse.metric == "rmse" and rmse.low is None
     error = [float(row["prediction"]) - row0["price"] for row, row0 in zip(told, found, strict=False)]
-    assert np.sqrt(np.mean(np.square(error))) < 0.7 * np.std([row["price"] for row in found])
+    assert rmse.value == pytest.approx(np.sqrt(np.mean(np.square(error))))
+    assert rmse.value < 0.7 * np.std([row["price"] for row in found])
 
 
 def test_pairs_and_a_model_without_padding_and_a_file_to_validate_with(gpt2, tmp_path):
@@ -408,6 +433,8 @@ def test_the_commands(bert, tmp_path, monkeypatch):
     assert "numbers in the adapter" in result.output and "kept" in result.output
     result = run(app, ["predict", str(tmp_path / "a"), str(path), "--out", str(tmp_path / "p.csv")])
     assert result.exit_code == 0 and "30 rows in" in result.output.replace("\n", " ")
+    result = run(app, ["evaluate", str(tmp_path / "a"), str(path), "--csv"])
+    assert result.exit_code == 0 and result.stdout.startswith("metric,value,low,high,rows\naccuracy,0."), result.output
     for wrong, said in (
         (["--out", str(tmp_path / "a")], "is not empty"),
         (["--out", str(tmp_path / "b"), "--label", "kidn"], "has no column 'kidn'; did you mean one of kind"),

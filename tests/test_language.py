@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from typer.testing import CliRunner
 
 from qcircuit_peft.cli import app
-from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, fine_tune, headed, predict
+from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, evaluate, fine_tune, headed, predict
 from qcircuit_peft.methods import DEMO, METHODS, Chosen
 from qcircuit_peft.tasks import Encoder, load_task, pretrained
 from qcircuit_peft.tasks.examples import divided, examples, held_out
@@ -176,6 +176,10 @@ def test_an_adapter_is_trained_by_its_perplexity_and_writes(adapter, tmp_path):
         told = list(csv.DictReader(file))
     assert np.mean([row["prediction"] == row["answer"] for row in told]) > 0.9
     assert all(row["probability"] == "" for row in told)
+    (score,) = evaluate(folder / "adapter", folder / "pairs.csv")
+    assert score.metric == "rouge_l" and score.rows == 96 and 0.9 < score.value <= 1
+    with pytest.raises(ValueError, match="metric is one of final_number, bleu, .*, got 'accuracy'"):
+        evaluate(folder / "adapter", folder / "pairs.csv", ["accuracy"])
 
 
 def test_the_code_of_its_model_card_loads_it_and_every_form_writes_the_same(adapter):
@@ -206,6 +210,8 @@ def test_the_command_learns_a_text_with_circuits(gpt2, tmp_path):
     assert "perplexity" in result.output and "20 rows, whose 9 pieces" in result.output.replace("\n", " ")
     record = json.loads((tmp_path / "a" / "task.json").read_text())
     assert record["kind"] == "language" and record["columns"]["label"] is None
+    with pytest.raises(ValueError, match="learned running text, which has no labels"):
+        evaluate(tmp_path / "a", tmp_path / "a.txt")
     (tmp_path / "b.txt").write_text("far high\nwho\n", encoding="utf-8")
     result = run(app, ["predict", str(tmp_path / "a"), str(tmp_path / "b.txt"), "--out", str(tmp_path / "p.jsonl")])
     assert result.exit_code == 0, result.output

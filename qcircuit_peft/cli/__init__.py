@@ -38,5 +38,5 @@ for command in (
     studies.study,
 ):
     app.command()(command)
-for command in (own_data.train, own_data.predict, adapters.convert, adapters.count, own_data.reach):
+for command in (own_data.train, own_data.predict, own_data.evaluate, adapters.convert, adapters.count, own_data.reach):
     app.command()(command)

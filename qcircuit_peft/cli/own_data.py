@@ -1,4 +1,4 @@
-"""``qcircuit-peft train``, ``predict`` and ``reach``: on a table of one's own, fine-tune, label, or look first."""
+"""``qcircuit-peft train``, ``predict``, ``evaluate``, ``reach``: on one's own table, learn, label, test, look first."""
 
 import shlex
 import sys
@@ -180,6 +180,34 @@ def predict(
     with progress("rows", quiet) as advance:
         rows = run(adapter, data, out, encoding=encoding, delimiter=delimiter, progress=advance)
     print(printable(f"{rows:,} rows in {out}"))
+
+
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="the folder that qcircuit-peft train wrote")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a table with the columns and labels as in training")],
+    metric: Annotated[list[str] | None, typer.Option(help="accuracy, f1, rmse, bleu, ...; several times for several; by the kind of task")] = None,  # noqa: E501
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    out: OutFile = None,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How good a trained adapter is on a table with labels.
+
+    qcircuit-peft evaluate adapter test.csv --metric accuracy --metric matthews
+    """
+    from qcircuit_peft.fine_tuning import evaluate as run
+    from qcircuit_peft.tasks import quiet as silence
+
+    silence()
+    form = Rows(as_csv, as_json, out)
+    with progress("rows", quiet) as advance:
+        rows = run(adapter, data, metric or (), encoding=encoding, delimiter=delimiter, progress=advance)
+    if not form.tell(rows):
+        between = ["" if row.low is None else f"{row.low:.4f} to {row.high:.4f}" for row in rows]
+        cells = ((row.metric, f"{row.value:.4f}", at, f"{row.rows:,}") for row, at in zip(rows, between, strict=True))
+        table(("metric", "value", "95 % interval", "rows"), cells)
 
 
 def reach(

@@ -6,6 +6,7 @@ classes, ``task.json`` (which columns are read, how numbers were scaled), a mode
 
 from qcircuit_peft.fine_tuning.card import card, plot, written
 from qcircuit_peft.fine_tuning.conversion import Converted, convert, loaded
+from qcircuit_peft.fine_tuning.evaluation import Score, evaluate
 from qcircuit_peft.fine_tuning.predict import Predictor, predict
 from qcircuit_peft.fine_tuning.settings import ADAPTERS, PLOT, Figures, Settings
 from qcircuit_peft.fine_tuning.train import Headed, fine_tune, headed, targets_of
@@ -19,9 +20,11 @@ __all__ = [
     "Figures",
     "Headed",
     "Predictor",
+    "Score",
     "Settings",
     "card",
     "convert",
+    "evaluate",
     "fine_tune",
     "headed",
     "loaded",

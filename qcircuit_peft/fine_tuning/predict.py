@@ -27,7 +27,7 @@ from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
 from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.training import scores
 
-_AT_ONCE = 1024  # rows that are read at once
+AT_ONCE = 1024  # rows that are read at once
 ADDED = ("prediction", "probability")
 
 
@@ -151,7 +151,7 @@ def predict(
             if writer is not None:
                 writer.writerow([*table.columns, *ADDED])
             rows = iter(table)
-            while piece := list(islice(rows, _AT_ONCE)):
+            while piece := list(islice(rows, AT_ONCE)):
                 found = predictor([columns.input(where, cells, table) for where, cells in piece])
                 for (_, cells), (prediction, p) in zip(piece, found, strict=True):
                     told = None if p is None else round(p, 6)
