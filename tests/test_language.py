@@ -178,7 +178,7 @@ def test_an_adapter_is_trained_by_its_perplexity_and_writes(adapter, tmp_path):
     assert all(row["probability"] == "" for row in told)
     (score,) = evaluate(folder / "adapter", folder / "pairs.csv")
     assert score.metric == "rouge_l" and score.rows == 96 and 0.9 < score.value <= 1
-    with pytest.raises(ValueError, match="metric is one of final_number, bleu, .*, got 'accuracy'"):
+    with pytest.raises(ValueError, match=r"metric is one of final_number, bleu, .*, got 'accuracy'"):
         evaluate(folder / "adapter", folder / "pairs.csv", ["accuracy"])
 
 
