@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import conversion
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.attention import QCircuitAttention
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
 from qcircuit_peft.tuner.names import base_name, exactly
 from qcircuit_peft.tuner.parameter import QCircuitParameter
@@ -66,6 +68,34 @@ def _widened(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return pad(a, (0, 0, 0, more)), pad(b, (0, more))
 
 
+@functools.cache
+def _attention_is_right() -> bool:
+    """Whether PEFT's LoRA adds the update of an attention's out_proj once, as it ought to (huggingface/peft#3774)."""
+    with torch.random.fork_rng(devices=[]):
+        config = LoraConfig(r=1, target_modules=["a"], init_lora_weights=False)
+        model: Any = get_peft_model(nn.ModuleDict({"a": nn.MultiheadAttention(2, 1)}), config).get_base_model()
+    out = model["a"].base_layer.out_proj
+    expected = (out.weight + out.get_delta_weight("default")).detach()
+    model["a"].merge()
+    return torch.allclose(out.weight, expected)
+
+
+def _module(name: str, layer: QCircuitLinear) -> str | None:
+    """The module by which LoRA would target what a layer adapts; None for a parameter.
+
+    Raises ValueError for one that the installed PEFT would not run right.
+    """
+    if isinstance(layer, QCircuitAttention) and layer.is_whole:
+        if not _attention_is_right():
+            raise ValueError(
+                f"PEFT {peft.__version__} adds a LoRA's update of an nn.MultiheadAttention's out_proj twice "
+                f"(huggingface/peft#3774), so that a plain LoRA of {layer.placed(name)!r} would be another adapter "
+                "there; merge it instead"
+            )
+        return layer.placed(name)
+    return None if isinstance(layer, QCircuitParameter) else name
+
+
 def convert_to_lora(
     model: nn.Module, rank: int | float, adapter_name: str = "default", uniform: bool = False
 ) -> tuple[LoraConfig, Any]:
@@ -83,7 +113,8 @@ def convert_to_lora(
         whole_number("rank", rank, 1)
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = {base_name(name): layer for name, layer in adapted_layers(model, adapter_name)}
-    parameters = {name: layer for name, layer in layers.items() if isinstance(layer, QCircuitParameter)}
+    modules = {name: _module(name, layer) for name, layer in layers.items()}
+    parameters = {name: layer for name, layer in layers.items() if modules[name] is None}
     if not all(layer.supports_lora_conversion(adapter_name) for layer in layers.values()):
         raise TypeError(
             f"updates of full rank, as {config.factorization!r} has them, do not support LoRA conversion; "
@@ -93,7 +124,11 @@ def convert_to_lora(
     alike = thin.keys() if uniform else parameters.keys()  # for parameters PEFT knows no patterns
     widest = max((thin[name][0].shape[-2] for name in alike), default=0)
     thin |= {name: _widened(*thin[name], widest) for name in alike}
-    ranks = {layers[name].named(name): a.shape[-2] for name, (a, _) in thin.items()}
+    ranks: dict[str, int] = {}
+    for name, module in modules.items():  # LoRA knows one rank for both weights of an attention
+        key = module or layers[name].named(name)
+        ranks[key] = max(ranks.get(key, 0), thin[name][0].shape[-2])
+    thin |= {name: _widened(*thin[name], ranks[module]) for name, module in modules.items() if module is not None}
     r = widest or max(ranks.values())
     pattern = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != r}
     adapted: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -105,7 +140,7 @@ def convert_to_lora(
         lora_alpha=r,
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
-        target_modules=exactly(thin.keys() - parameters.keys(), model),
+        target_modules=exactly(filter(None, modules.values()), model),
         target_parameters=sorted(layer.named(name) for name, layer in parameters.items()) or None,
         modules_to_save=config.modules_to_save,
         trainable_token_indices=config.trainable_token_indices,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ def _convolved(module: Any, x: Tensor, factors: Factorization, made: Mapping[str
     return wide(narrow, b.reshape(*b.shape, *[1] * len(module.kernel_size)), groups=module.groups)
 
 
-def _plain_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {"lora_A.weight": a, "lora_B.weight": b}
+def _plain_lora(module: Any, a: Tensor, b: Tensor, inside: str = "") -> dict[str, Tensor]:
+    return {f"{inside}lora_A.weight": a, f"{inside}lora_B.weight": b}
 
 
 def _conv_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -138,20 +139,21 @@ def _fused_lora(module: Any, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def is_turned(module: nn.Module, name: str) -> bool:
     """Whether a parameter is a stack of matrices (in, out): transformers says so of a module, as PEFT reads it."""
-    return getattr(module, name).ndim == 3 and bool(getattr(module, "is_transposed", False))
+    return attrgetter(name)(module).ndim == 3 and bool(getattr(module, "is_transposed", False))
 
 
 def _parameter_widths(module: Any, name: str) -> tuple[int, int]:
-    first, second = getattr(module, name).shape[-2:]
+    first, second = attrgetter(name)(module).shape[-2:]
     return (first, second) if is_turned(module, name) else (second, first)
 
 
 def parameter_map(module: nn.Module, name: str) -> LinearMap:
     """What is known of a parameter of a module: a matrix (out, in), or a stack of those of fused experts.
 
-    Raises ValueError for a parameter of other axes, or of numbers that are no plain floats.
+    The name of one that is a child's has a dot. Raises ValueError for a parameter of other axes, or of numbers that are
+    no plain floats.
     """
-    parameter = getattr(module, name)
+    parameter = attrgetter(name)(module)
     if parameter.ndim not in (2, 3) or parameter.dtype not in DTYPES:
         raise ValueError(
             f"a parameter that circuits adapt is a matrix or a stack of matrices of {', '.join(map(str, DTYPES))}, but "
@@ -163,7 +165,7 @@ def parameter_map(module: nn.Module, name: str) -> LinearMap:
         _turned if turned else _as_it_is,
         _from_turned if turned else _from_matrix,
         _multiplied,
-        _fused_lora if fused else _plain_lora,
+        _fused_lora if fused else partial(_plain_lora, inside=name[: name.rfind(".") + 1]),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qcircuit_peft.factorizations.parts import frames
 from qcircuit_peft.rates import watch
 from qcircuit_peft.text import printable, shown
+from qcircuit_peft.tuner.attention import QCircuitAttention, attention_targets, is_attention
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
@@ -29,6 +30,7 @@ from qcircuit_peft.tuner.maps import LINEAR_MAPS, map_of, parameter_map
 from qcircuit_peft.tuner.mixed import handed_out
 from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, entry, is_ours, own_names, unfiltered
 from qcircuit_peft.tuner.parameter import (
+    ParameterTarget,
     QCircuitParameter,
     check_apart,
     excludes_parameters,
@@ -62,10 +64,12 @@ def check_untied(model: nn.Module, adapted: type[BaseTunerLayer]) -> None:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((name, paths[name]))
     for name, module in paths.items():
-        adapts = getattr(module, "parameter_name", "weight")
-        weight = getattr(module.get_base_layer(), adapts, None) if isinstance(module, adapted) else None
+        inside, _, adapts = getattr(module, "parameter_name", "weight").rpartition(".")
+        holder = module.get_base_layer().get_submodule(inside) if isinstance(module, adapted) else None
+        weight = getattr(holder, adapts, None)
         outermost = paths[re.sub(r"(\.base_layer)+$", "", name)]
-        others = [other for other, owner in owners.get(id(weight), []) if owner is not outermost]
+        own = (outermost, holder) if inside else (outermost,)
+        others = [other for other, owner in owners.get(id(weight), []) if not any(owner is one for one in own)]
         if weight is not None and others:
             raise ValueError(
                 f"module {name!r} shares its weight with {others[0]!r}, which merging would change too; "
@@ -95,7 +99,7 @@ class QCircuitModel(BaseTuner):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
                 watch_heads(model)
         finally:
-            for name in ("_plans", "_planned", "_sharing", "_wrapped"):
+            for name in ("_plans", "_planned", "_sharing", "_wrapped", "_attention"):
                 vars(self).pop(name, None)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
@@ -119,7 +123,8 @@ class QCircuitModel(BaseTuner):
             yield
         for kind in ("rank_pattern", "alpha_pattern"):
             keys = getattr(config, kind)
-            matched = {key for key in keys for name in self._planned if re.match(rf"(.*\.)?({key})$", name)}
+            names = {*self._planned, *self._attention}
+            matched = {key for key in keys for name in names if re.match(rf"(.*\.)?({key})$", name)}
             if unmatched := sorted(set(keys) - matched):
                 told = f"The following {kind} keys match no targeted module or parameter and are ignored: {unmatched}."
                 warnings.warn(told, RuntimeWarning, stacklevel=2)
@@ -141,16 +146,29 @@ class QCircuitModel(BaseTuner):
         held: dict[str, Encoding] = {}
         devices: dict[str, Any] = {}
         whole = {name: module for name, module in targets(self, peft_config, model)}
+        self._attention = {
+            name: attention_targets(peft_config, name, module) for name, module in whole.items() if is_attention(module)
+        }
+        self._wrapped = {target.key: target.layer for found in self._attention.values() for target in found}
         for target in parameters:
             if target.module in whole.values():
                 raise ValueError(
                     f"{target.key!r} is among target_parameters and its module among target_modules; name one of both"
                 )
+        weights = [target for found in self._attention.values() for target in found]
+        layers = {name: module for name, module in whole.items() if name not in self._attention}
         check_apart(
-            peft_config, model, whole, parameters, lambda name: self._check_target_module_exists(peft_config, name)
+            peft_config,
+            model,
+            layers,
+            [*weights, *parameters],
+            lambda name: self._check_target_module_exists(peft_config, name),
         )
-        places = [(name, name, module, None) for name, module in whole.items()]
-        places += [(target.key, target.path, target.module, target.name) for target in parameters]
+        places: list[tuple[str, str, nn.Module, ParameterTarget | None]] = []
+        for name, module in whole.items():
+            found = self._attention.get(name)
+            places += [(t.key, t.path, t.module, t) for t in found] if found else [(name, name, module, None)]
+        places += [(target.key, target.path, target.module, target) for target in parameters]
         for name, path, module, parameter in places:
             planned = self._planned[name] = self._plan(name, module, parameter)
             lenders = sharing.lenders(name, planned.factors, name)
@@ -184,7 +202,7 @@ class QCircuitModel(BaseTuner):
     ) -> list[str]:
         """PEFT's, for target_parameters: by the ends of their names, and by what holds for modules."""
         found = parameter_targets(peft_config, model)
-        self._wrapped = {target.key: target.layer for target in found}
+        self._wrapped |= {target.key: target.layer for target in found}
         for target in found:
             parent, occupant, last = _get_submodules(model, target.outer)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
@@ -219,11 +237,12 @@ class QCircuitModel(BaseTuner):
                 module.cast(adapter_name, wide=False)
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
-    def _plan(self, name: str, module: nn.Module, parameter: str | None = None) -> Planned:
+    def _plan(self, name: str, module: nn.Module, parameter: ParameterTarget | None = None) -> Planned:
         if parameter is not None:
-            shape = getattr(module, parameter).shape
-            widths = parameter_map(module, parameter).widths(module)
-            planned = self._plans.plan(name, *widths, experts=shape[0] if len(shape) == 3 else None)
+            shape = module.get_parameter(parameter.name).shape
+            widths = parameter_map(module, parameter.name).widths(module)
+            patterned = parameter.place if parameter.place in self._attention else name  # of an attention, its name
+            planned = self._plans.plan(patterned, *widths, experts=shape[0] if len(shape) == 3 else None)
             if planned.factors.rank is None:
                 raise ValueError(
                     f"the update of the parameter {name!r} has a rank, but those of "
@@ -241,8 +260,8 @@ class QCircuitModel(BaseTuner):
         if row is None or inside_attention(base):
             raise ValueError(
                 f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; a circuit adapter takes "
-                f"{', '.join(kind.__name__ for kind in LINEAR_MAPS)} and quantized linear layers, outside "
-                "nn.MultiheadAttention, embeddings and convolutions with torch's own forward and without max_norm; "
+                f"{', '.join(kind.__name__ for kind in LINEAR_MAPS)}, MultiheadAttention as a whole and quantized "
+                "linear layers, of embeddings and convolutions those with torch's own forward and without max_norm; "
                 "leave it out with exclude_modules"
             )
         planned = self._plans.plan(name, *row.widths(base))
@@ -263,11 +282,20 @@ class QCircuitModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        for weight in self._attention.get(current_key, []):
+            outermost = getattr(parent, target_name)
+            self._create_and_replace(
+                peft_config, adapter_name, outermost, target_name, parent, weight.key, parameter_name=weight.name
+            )
+        if current_key in self._attention:
+            return
         planned = self._planned.get(current_key) or self._plan(current_key, target)
         adapted: Any = target
         if parameter_name is not None:
             wrapped = self._wrapped.get(current_key)
-            adapted = wrapped or QCircuitParameter(target, adapter_name, self.bank, current_key)
+            kind = QCircuitAttention if is_attention(target) else QCircuitParameter
+            place = current_key.removesuffix(f".{parameter_name}")
+            adapted = wrapped or kind(target, adapter_name, self.bank, place, parameter_name)
             target = wrapped or target
         elif not isinstance(target, QCircuitLayer):
             adapted = QCircuitLinear(target, adapter_name, self.bank, **get_quantization_kwargs(self))

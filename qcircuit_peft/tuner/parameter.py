@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from qcircuit_peft.precision import no_autocast
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
+from qcircuit_peft.tuner.fast_path import inside_attention
 from qcircuit_peft.tuner.heads import in_use
 from qcircuit_peft.tuner.layer import QCircuitLinear
 from qcircuit_peft.tuner.maps import is_turned, parameter_map
@@ -36,39 +38,49 @@ class _Turn:
 class QCircuitParameter(QCircuitLinear):
     """A module that sees a parameter of its own, a matrix or a stack of them, with the updates of circuits added.
 
-    Several parameters of a module are adapted by several of these around each other, as PEFT has it.
+    Several parameters of a module are adapted by several of these around each other, as PEFT has it. ``place`` is the
+    module's name in the base model; ``name`` the parameter's in the module, with a dot where it is a child's.
     """
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, bank: FrameBank, key: str) -> None:
-        self.place, _, self.parameter_name = key.rpartition(".")
+    def __init__(self, base_layer: nn.Module, adapter_name: str, bank: FrameBank, place: str, name: str) -> None:
+        self.place, self.parameter_name = place, name
         inner = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
         self.is_turned = is_turned(inner, self.parameter_name)
         super().__init__(base_layer, adapter_name, bank, linear_map=parameter_map(inner, self.parameter_name))
         self.turn = _Turn()
 
-    def named(self, path: str) -> str:
-        """The name of the parameter, for a layer at ``path``."""
+    def placed(self, path: str) -> str:
+        """The name of the module whose parameter it is, for a layer at ``path``."""
         while path != self.place and not path.endswith(f".{self.place}") and path.rpartition(".")[2] == "base_layer":
             path = path.rpartition(".")[0]
-        return f"{path}.{self.parameter_name}".removeprefix(".")
+        return path
+
+    def named(self, path: str) -> str:
+        """The name of the parameter, for a layer at ``path``."""
+        return f"{self.placed(path)}.{self.parameter_name}".removeprefix(".")
 
     def get_base_weight(self) -> Tensor:
         """The parameter as it is."""
-        return getattr(self.get_base_layer(), self.parameter_name).data
+        return attrgetter(self.parameter_name)(self.get_base_layer()).data
 
     def set_base_weight(self, weight_data: Tensor) -> None:
         """Give the parameter these values."""
-        getattr(self.get_base_layer(), self.parameter_name).data = weight_data
+        attrgetter(self.parameter_name)(self.get_base_layer()).data = weight_data
 
     def _get_base_layer_device_and_dtype(self, base_layer: Any) -> tuple[torch.device, torch.dtype]:
-        parameter = getattr(base_layer, self.parameter_name)
+        parameter = attrgetter(self.parameter_name)(base_layer)
         return parameter.device, parameter.dtype
+
+    def _holder(self) -> tuple[Any, str]:
+        """The module that has the parameter, and the parameter's name there."""
+        inside, _, name = self.parameter_name.rpartition(".")
+        return self.get_base_layer().get_submodule(inside), name
 
     def _updated_parameter(self) -> Tensor:
         """The parameter with the updates of the active adapters, differentiable; in its own dtype."""
-        inner = self.get_base_layer()
+        inner, name = self._holder()
         with align_module_device(inner) if has_offloaded_params(inner) else nullcontext():
-            result: Tensor = getattr(inner, self.parameter_name)
+            result: Tensor = getattr(inner, name)
             with no_autocast(result):
                 for adapter, made in self._made(result, tuple(self.active_adapters)).items():
                     a, b = self.factors[adapter].lora(made)
@@ -80,7 +92,7 @@ class QCircuitParameter(QCircuitLinear):
     @contextmanager
     def _in_place(self, value: Tensor) -> Iterator[None]:
         """Within it, the module finds this value by the parameter's name, but does not list it."""
-        inner, name = self.get_base_layer(), self.parameter_name
+        inner, name = self._holder()
         before = vars(inner).get(name, _MISSING)
         object.__setattr__(inner, name, value)
         try:
@@ -107,7 +119,9 @@ class QCircuitParameter(QCircuitLinear):
         if not works or self.disable_adapters or self.merged or adapter_names is not None:
             return self.base_layer(*args, **kwargs)
         if torch.compiler.is_compiling():  # it follows neither locks nor attributes that go
-            updated = {"base_layer." * len(_chain(self.base_layer)) + self.parameter_name: self._updated_parameter()}
+            updated = {
+                "base_layer." * len(layers_around(self.base_layer)) + self.parameter_name: self._updated_parameter()
+            }
             return torch.func.functional_call(self.base_layer, updated, args, kwargs, tie_weights=False)
         with self.turn.lock, self._in_place(self._updated_parameter()):
             return self.base_layer(*args, **kwargs)
@@ -131,20 +145,38 @@ class QCircuitParameter(QCircuitLinear):
 class ParameterTarget(NamedTuple):
     """A parameter that is targeted.
 
-    key: its name in the base model. path: where the layer is, or will be, that adapts it. outer: where the outermost
-    layer on its module is, or the module itself. module, name: what holds it, and its name there. layer: what
-    adapts it already, for another adapter.
+    place, name: its module's name in the base model, and its own there. path: where the layer is, or will be, that
+    adapts it. outer: where the outermost layer on its module is, or the module itself. layer: what adapts it already,
+    for another adapter.
     """
 
-    key: str
+    place: str
     path: str
     outer: str
     module: nn.Module
     name: str
     layer: QCircuitParameter | None
 
+    @property
+    def key(self) -> str:
+        """The parameter's name in the base model."""
+        return f"{self.place}.{self.name}"
 
-def _chain(layer: nn.Module) -> list[QCircuitParameter]:
+
+def parameters_of(module: nn.Module, names: Sequence[str], place: str, where: str) -> list[ParameterTarget]:
+    """Parameters of one module, the first one innermost, where the outermost layer on it is, or will be."""
+    chain = layers_around(module)
+    inner = chain[-1].base_layer if chain else module
+    last = len(names) - 1
+    return [
+        ParameterTarget(
+            place, where + ".base_layer" * (last - at), where, inner, name, chain[last - at] if chain else None
+        )
+        for at, name in enumerate(names)
+    ]
+
+
+def layers_around(layer: nn.Module) -> list[QCircuitParameter]:
     """The layers around a module, the outermost first."""
     found = []
     while isinstance(layer, QCircuitParameter):
@@ -203,24 +235,25 @@ def parameter_targets(config: QCircuitConfig, model: nn.Module) -> list[Paramete
                 "Targeting an nn.Parameter on the top-level module is not supported (parameter "
                 f"{wanted[0]!r}); adapt a module that has it inside"
             )
-        around = _chain(layers[outermost[module]]) if module in outermost else []
-        if module in outermost and (not around or around[-1].base_layer is not module):
+        if inside_attention(module):
+            raise ValueError(
+                f"{place}.{wanted[0]} is that of an nn.MultiheadAttention, which reads it and never calls its layer; "
+                f"name {place.rpartition('.')[0] or place!r} in target_modules"
+            )
+        chain = layers_around(layers[outermost[module]]) if module in outermost else []
+        if module in outermost and (not chain or chain[-1].base_layer is not module):
             raise ValueError(
                 f"the parameter {place}.{wanted[0]} is that of a module that is adapted as a whole; leave it out of "
                 "target_modules or of target_parameters"
             )
-        known = [layer.parameter_name for layer in reversed(around)]
+        known = [layer.parameter_name for layer in reversed(chain)]
         if known and set(known) != set(wanted):
             raise ValueError(
                 f"all adapters must target the same set of parameters of {place!r}, but one has {', '.join(known)} and "
                 f"another {', '.join(wanted)}; load the other one into a model of its own"
             )
-        order = known or wanted
-        for at, name in enumerate(order):
-            where = outermost.get(module, path)
-            layer = around[len(order) - 1 - at] if around else None
-            inside = where + ".base_layer" * (len(order) - 1 - at)
-            found.append(ParameterTarget(f"{place}.{name}", inside, where, module, name, layer))
+        where = outermost.get(module, path)
+        found += parameters_of(layers.get(where, module), known or wanted, place, where)
     return found
 
 
@@ -247,11 +280,10 @@ def check_apart(
     for target in targets:
         for path, module in target.module.named_modules():
             if path and (id(module) in named or isinstance(module, BaseTunerLayer)):
-                refuse(named.get(id(module), f"{target.key.rpartition('.')[0]}.{path}"), target.key)
+                refuse(named.get(id(module), f"{target.place}.{path}"), target.key)
     for path, layer in tuner_layers(model).items():
         if isinstance(layer, QCircuitParameter) and not isinstance(layer.base_layer, QCircuitParameter):
-            key = layer.named(path)
-            place = key.rpartition(".")[0]
+            key, place = layer.named(path), layer.placed(path)
             for inside, module in layer.base_layer.named_modules():
                 name = f"{place}.{inside}"
                 if inside and (id(module) in named or chosen(name)):
