@@ -210,31 +210,36 @@ from peft import PeftModel
 from peft.utils import hotswap
 sys.path.insert(0, "tests")
 import qcircuit_peft
-from peft.utils.hotswap import hotswap_adapter
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from tiny import adapted, base, inputs
 count = []
 def backend(graph, inputs):
     count.append(1)
     return graph.forward
-model, ids = torch.compile(adapted("llama"), backend=backend), inputs("llama")["input_ids"]
+model, ids = adapted("llama"), inputs("llama")["input_ids"]
+prepare_model_for_compiled_hotswap(model, target_rank=9)
+model = torch.compile(model, backend=backend)
 with torch.no_grad():
     model(ids)
-    compiled = len(count)
-    hotswap_adapter(model, sys.argv[1], "default")
-    found, expected = model(ids).logits, PeftModel.from_pretrained(base("llama"), sys.argv[1])(ids).logits
-print(compiled, len(count), float((found - expected).abs().max()) < 1e-5)
+    print(len(count))
+    for name in ("same", "wider"):
+        folder = f"{sys.argv[1]}/{name}"
+        hotswap_adapter(model, folder, "default")
+        found, expected = model(ids).logits, PeftModel.from_pretrained(base("llama"), folder)(ids).logits
+        print(len(count), float((found - expected).abs().max()) < 1e-5)
 """
 
 
 def test_a_compiled_model_is_not_compiled_again(tmp_path: Path) -> None:
-    shake(adapted("llama"), seed=5).save_pretrained(tmp_path)
-    assert told_by_a_fresh_process(COMPILED, tmp_path).split() == ["1", "1", "True"]
+    shake(adapted("llama"), seed=5).save_pretrained(tmp_path / "same")
+    shake(adapted("llama", r=8, alpha=24), seed=6).save_pretrained(tmp_path / "wider")
+    assert told_by_a_fresh_process(COMPILED, tmp_path).split() == ["1", "1", "True", "1", "True"]
 
 
 def test_what_does_not_fit_is_not_swapped(tmp_path: Path) -> None:
     model = adapted("llama")
     before = logits(model, "llama")
-    for entry in sorted(CONTRACT.keys() - {"default", "frozen"}):
+    for entry in sorted(CONTRACT.keys() - {"default", "frozen", "patterns"}):
         adapted("llama", entry).save_pretrained(tmp_path / entry)
         with pytest.raises(ValueError, match=r"adapter|circuit"):
             hotswap.hotswap_adapter(model, tmp_path / entry, "default")

@@ -7,6 +7,7 @@ from qcircuit_peft.tuner.callback import AdaptiveRankCallback
 from qcircuit_peft.tuner.card import hook_cards
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.count import parameter_count
+from qcircuit_peft.tuner.hotswap import hook_hotswap
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.lora import hook_conversion
 from qcircuit_peft.tuner.model import QCircuitModel, circuit_of, circuits
@@ -14,7 +15,7 @@ from qcircuit_peft.tuner.noise_aware import noise_aware
 from qcircuit_peft.tuner.register import (
     hook_checkpoints,
     hook_deletion,
-    hook_hotswap,
+    hook_mixed,
     hook_scales,
     hook_state_dicts,
     register,
@@ -26,6 +27,7 @@ hook_checkpoints()
 hook_conversion()
 hook_deletion()
 hook_hotswap()
+hook_mixed()
 hook_scales(QCircuitLayer)
 hook_state_dicts()
 

@@ -25,6 +25,10 @@ class QCircuitAttention(QCircuitParameter):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base_layer, name) if name in _READ else super().__getattr__(name)
 
+    def patterned(self, path: str) -> str:
+        """That of the module, if both weights are adapted."""
+        return self.placed(path) if self.is_whole else super().patterned(path)
+
     @property
     def is_whole(self) -> bool:
         """Whether both weights are adapted, by target_modules."""

@@ -138,6 +138,10 @@ class QCircuitLayer(BaseTunerLayer):
         """The name of what this layer adapts, where the layer is at ``path``."""
         return path
 
+    def patterned(self, path: str) -> str:
+        """The name by which ``rank_pattern`` and the like know what this layer adapts, where it is at ``path``."""
+        return self.named(path)
+
     def intrinsic_parameters(self, adapter: str) -> dict[str, Tensor]:
         """The parameters of an adapter by part, shared ones too."""
         lenders = self.lenders[adapter]

@@ -7,11 +7,12 @@ from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
-from peft import PeftConfig, PeftModel, helpers
+from peft import PeftConfig, PeftModel, helpers, mixed_model
 from peft.tuners import tuners_utils
 from peft.tuners.lora import LoraLayer
+from peft.tuners.mixed import COMPATIBLE_TUNER_TYPES
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import PeftType, hotswap, register_peft_method, save_and_load
+from peft.utils import PeftType, register_peft_method, save_and_load
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
@@ -138,46 +139,36 @@ def hook_scales(layer_cls: type) -> None:
     replace_in_place(helpers.rescale_adapter_scale, make)
 
 
-def _check_unmerged(model: Any, adapter: str, what: str) -> None:
+def _telling(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def _check_config_compatible(peft_config: Any) -> None:
+        kind = peft_config.peft_type
+        if is_kind(kind):
+            way = (
+                "write the adapter as a plain LoRA by peft.save_as_lora and mix that"
+                if kind == "QCIRCUIT"
+                else "merge it"
+            )
+            known = ", ".join(kind.value for kind in COMPATIBLE_TUNER_TYPES)
+            raise ValueError(
+                f"PEFT's mixed models know {known} by name and can be told of no other, so that {kind.value} is not "
+                f"mixed with these; {way}"
+            )
+        stock(peft_config)
+
+    return _check_config_compatible
+
+
+def hook_mixed() -> None:
+    """Let PEFT's ``PeftMixedModel``, whose kinds of adapters nobody can add to, say what to do with one of ours."""
+    replace_in_place(mixed_model._check_config_compatible, _telling)
+
+
+def check_unmerged(model: Any, adapter: str, what: str) -> None:
     """Raise ValueError if an adapter is merged: other numbers would be taken out of the weights than were put in."""
     layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
     if any(adapter in module.merged_adapters for module in layers):
         raise ValueError(f"the adapter {shown(adapter)} is merged, so it is not {what}; call unmerge_adapter first")
-
-
-def _swapping(stock: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(stock)
-    def hotswap_adapter(
-        model: Any, model_name_or_path: Any, adapter_name: str, torch_device: str | None = None, **kwargs: Any
-    ) -> None:
-        whole = getattr(model, "_orig_mod", model)  # of torch.compile
-        if of_ours(whole, adapter_name) is None:
-            return stock(model, model_name_or_path, adapter_name, torch_device, **kwargs)
-        layers = [module for module in whole.modules() if isinstance(module, BaseTunerLayer)]
-        _check_unmerged(whole, adapter_name, "swapped")
-        modes = {module: module.training for module in whole.modules()}
-        try:
-            whole.load_adapter(model_name_or_path, adapter_name, torch_device=torch_device, **kwargs)
-            for module in layers:
-                getattr(module, "scales", {}).pop(adapter_name, None)  # a strength was that of the old numbers
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-    return hotswap_adapter
-
-
-def _refusing(stock: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(stock)
-    def hotswap_adapter_from_state_dict(model: Any, state_dict: Any, adapter_name: str, *args: Any, **more: Any) -> Any:
-        if of_ours(model, adapter_name) is not None:
-            raise ValueError(
-                f"a state dict does not say what the numbers of {shown(adapter_name)} mean, so they are not swapped by "
-                "it; use hotswap_adapter with a saved adapter, or set_peft_model_state_dict"
-            )
-        return stock(model, state_dict, adapter_name, *args, **more)
-
-    return hotswap_adapter_from_state_dict
 
 
 def _knowing(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,7 +202,7 @@ def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
         elif of_ours(model, adapter_name) is not None:
             check_known(peft_model_state_dict, mine, f"the adapter {shown(adapter_name)}")
         if of_ours(model, adapter_name) is not None:
-            _check_unmerged(model, adapter_name, "loaded over")
+            check_unmerged(model, adapter_name, "loaded over")
             for name, module in model.named_modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
                     whole = name.removeprefix("_fsdp_wrapped_module.")  # as PEFT does
@@ -248,9 +239,3 @@ def hook_state_dicts() -> None:
     replace_in_place(save_and_load.get_peft_model_state_dict, _knowing)
     replace_in_place(save_and_load.set_peft_model_state_dict, _checking)
     replace_in_place(save_and_load.load_peft_weights, _signed)
-
-
-def hook_hotswap() -> None:
-    """Let PEFT's ``hotswap_adapter`` put the numbers of another adapter of the same circuits in place."""
-    replace_in_place(hotswap.hotswap_adapter, _swapping)
-    replace_in_place(hotswap.hotswap_adapter_from_state_dict, _refusing)
