@@ -1,5 +1,6 @@
 """Writes the generated pages of docs/: ``make docs``."""
 
+import csv
 import re
 import tempfile
 import textwrap
@@ -85,7 +86,34 @@ def parameters() -> str:
         lora = get_peft_model(model, LoraConfig(r=4, target_modules=targets)).get_nb_trainable_parameters()[0]
         row = " | ".join(f"{count:,}" for count in (*counts, lora))
         lines.append(f"| {name} | {', '.join(f'`{t}`' for t in targets)} | {row} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_bytes_of_a_large_model()]) + "\n"
+
+
+def _bytes_of_a_large_model() -> list[str]:
+    """What ``benchmarks/large.py`` measured."""
+    lines = [
+        "",
+        "## Bytes on Llama-2-7B",
+        "",
+        "Measured by `python benchmarks/large.py` on a model of its shapes and module tree whose weights take no",
+        "memory: adapters in float32 on the CPU, the two moments that AdamW keeps, the file of `save_pretrained`, and",
+        "what attaching takes (one thread of a busy machine; memory is that of the process, above the base).",
+        "",
+        "| adapter | modules | parameters | adapter | AdamW's state | checkpoint | attached in | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    with (HERE.parent / "benchmarks" / "results" / "large.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            held = [_size(int(row[key])) for key in ("adapter bytes", "AdamW bytes", "file bytes")]
+            taken = f"{float(row['attach s']):.1f} s | {float(row['attach MB']):.0f} MB"
+            numbers = f"{int(row['numbers']):,}"
+            lines.append(f"| {row['adapter']} | {row['modules']} | {numbers} | {' | '.join(held)} | {taken} |")
+    return lines
+
+
+def _size(count: int) -> str:
+    """Bytes in thousands or millions."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def _number(z: complex) -> str:
