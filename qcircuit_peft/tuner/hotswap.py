@@ -175,8 +175,9 @@ def _widened(model: Any, adapter: str, rank: int) -> tuple[QCircuitConfig, list[
     check_unmerged(model, adapter, "widened")
     layers = {base_name(layer.patterned(path)): layer for path, layer in adapted_layers(model, adapter)}
     for name, layer in layers.items():
-        if (held := layer.factors[adapter].rank) > rank:
-            raise ValueError(f"target_rank is at least the rank of every update, {held} for {name!r}, got {rank}")
+        held: Any = layer.factors[adapter]
+        if held.rank > rank:
+            raise ValueError(f"target_rank is at least the rank of every update, {held.rank} for {name!r}, got {rank}")
     wide = _wide(config, {name: layer.factors[adapter].scaling for name, layer in layers.items()}, rank)
     return wide, [(layer, planned) for _, layer, planned in _planned(wide, model, adapter)]
 
@@ -184,9 +185,9 @@ def _widened(model: Any, adapter: str, rank: int) -> tuple[QCircuitConfig, list[
 @torch.no_grad()
 def _widen(model: Any, adapter: str, wide: QCircuitConfig, layers: list[tuple[QCircuitLinear, Planned]]) -> None:
     for layer, planned in layers:
-        old = layer.qcircuit_lambda[adapter]
-        padded = _padded(old, planned.factors)
-        layer.qcircuit_lambda[adapter] = nn.Parameter(padded, requires_grad=old.requires_grad)
+        lambdas: Any = layer.qcircuit_lambda
+        old = lambdas[adapter]
+        lambdas[adapter] = nn.Parameter(_padded(old, planned.factors), requires_grad=old.requires_grad)
         layer.factors[adapter] = planned.factors
         for part, encoding in layer.encodings[adapter].items():
             encoding.part = planned.encodings[part].part

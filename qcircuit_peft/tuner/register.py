@@ -142,17 +142,13 @@ def hook_scales(layer_cls: type) -> None:
 def _telling(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def _check_config_compatible(peft_config: Any) -> None:
-        kind = peft_config.peft_type
-        if is_kind(kind):
-            way = (
-                "write the adapter as a plain LoRA by peft.save_as_lora and mix that"
-                if kind == "QCIRCUIT"
-                else "merge it"
-            )
+        if is_kind(peft_config.peft_type):
+            mine: str = peft_config.peft_type.value
+            lora = "write the adapter as a plain LoRA by peft.save_as_lora and mix that"
             known = ", ".join(kind.value for kind in COMPATIBLE_TUNER_TYPES)
             raise ValueError(
-                f"PEFT's mixed models know {known} by name and can be told of no other, so that {kind.value} is not "
-                f"mixed with these; {way}"
+                f"PEFT's mixed models know {known} by name and can be told of no other, so that {mine} is not "
+                f"mixed with these; {lora if mine == 'QCIRCUIT' else 'merge it'}"
             )
         stock(peft_config)
 
