@@ -224,9 +224,14 @@ def test_a_plain_lora_is_the_same_where_peft_runs_it_right(tmp_path: Path, monke
             peft.save_as_lora(tmp_path, net, rank=3)
         assert not list(tmp_path.iterdir())
     monkeypatch.setattr(lora, "_attention_is_right", lambda: True)
-    peft.save_as_lora(tmp_path, net, rank=0.9)  # the least rank differs; LoRA knows one for both weights
     peft.save_as_lora(tmp_path / "whole", net, rank=3)
-    assert PeftModel.from_pretrained(Model(), tmp_path).peft_config["default"].target_modules == {"attn", "head"}
+    uneven = copy.deepcopy(net)
+    with torch.no_grad():
+        for layer, numbers in zip(layers(uneven), ([1.0, 1, 1], [1.0, 0, 0]), strict=True):
+            layer.qcircuit_lambda["default"].copy_(torch.tensor(numbers))
+    peft.save_as_lora(tmp_path, uneven, rank=0.99)  # LoRA knows one rank for both weights
+    ranks = PeftModel.from_pretrained(Model(), tmp_path).base_model.model.attn
+    assert {ranks.r["default"], ranks.base_layer.out_proj.r["default"]} == {3}
     there = PeftModel.from_pretrained(Model(), tmp_path / "whole").base_model.model.attn
     state, plain = load_file(tmp_path / "whole" / "adapter_model.safetensors"), Model().eval()
     assert {key for key in state if "attn" in key} == {
