@@ -5,7 +5,7 @@ Each is attached to the model, measured where it starts, at random and fitted, a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from qcircuit_peft import plotting
 from qcircuit_peft.analysis.capture import GradientCapture, Loss, best_capture, gradient_capture
+from qcircuit_peft.analysis.plateaus import task_gradient_variance
 from qcircuit_peft.ansatz import Ansatz, load, without_entanglers
 from qcircuit_peft.calibration import calibrate
 from qcircuit_peft.checks import boolean, whole_number
@@ -33,7 +34,8 @@ class Reach:
     """What one adapter holds of a task's gradient at its start, as in ``GradientCapture``.
 
     start: "random", "fitted" by ``calibrate``, or "best", the gradient's own singular vectors, which no adapter of that
-    rank exceeds. numbers: what is trained; None for the best.
+    rank exceeds. numbers: what is trained; None for the best. angles_scatter, numbers_scatter: the variances of
+    ``task_gradient_variance``, where starts were drawn: of the loss's derivatives by angles, and by plain numbers.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Reach:
     share: float
     full_share: float
     nuclear: float
+    angles_scatter: float | None = None
+    numbers_scatter: float | None = None
 
     @classmethod
     def of(cls, name: str, start: str, numbers: int | None, found: GradientCapture) -> "Reach":
@@ -95,15 +99,18 @@ def compare_captures(
     *,
     fit: bool = True,
     steps: int = 300,
+    starts: int = 0,
     seed: int = 0,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> list[Reach]:
     """What each configuration of PEFT holds of a task's gradient at its start, beside LoRA and the best of their rank.
 
     model: pretrained, without an adapter; it stays as it is. Train a new head first. batches, loss: as in
-    ``gradient_capture``. fit: measure circuits once more after ``calibrate`` with ``steps``. seed: of what is drawn at
-    random. For the layers that the first configuration adapts, LoRA of rank 1 and the best of each rank stand beside
-    them. Raises ValueError for a model with an adapter, no configurations, and what ``gradient_capture`` refuses.
+    ``gradient_capture``. fit: measure circuits once more after ``calibrate`` with ``steps``. starts: how many random
+    starts of circuits say how the loss's derivatives scatter (``task_gradient_variance``), a pass through all batches
+    each; 0: none. seed: of what is drawn at random. For the layers that the first configuration adapts, LoRA of rank 1
+    and the best of each rank stand beside them. Raises ValueError for a model with an adapter, no configurations, and
+    what ``gradient_capture`` refuses.
 
     >>> model = nn.Sequential(nn.Linear(32, 16))
     >>> x = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
@@ -115,6 +122,8 @@ def compare_captures(
     """
     boolean("fit", fit)
     whole_number("steps", steps, 1)
+    if starts:
+        whole_number("starts", starts, 2)
     whole_number("seed", seed, 0, 2**63 - 1)
     if not isinstance(configs, Mapping) or not configs:
         raise ValueError(f"configs has one or more configurations of PEFT by name, got {shown(configs)}")
@@ -131,7 +140,13 @@ def compare_captures(
             with _attached(model, config) as adapted:
                 modules = modules or [key.removeprefix("base_model.model.") for key in tuner_layers(adapted)]
                 numbers = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-                rows.append(Reach.of(name, RANDOM, numbers, gradient_capture(adapted, batches, loss)))
+                row = Reach.of(name, RANDOM, numbers, gradient_capture(adapted, batches, loss))
+                if starts and isinstance(config, QCircuitConfig):
+                    found = task_gradient_variance(adapted, batches, loss, samples=starts, seed=seed)
+                    scatter = {one.kind: one.variance for one in found}
+                    plain = scatter.get("lambdas", scatter.get("cores"))
+                    row = replace(row, angles_scatter=scatter.get("angles"), numbers_scatter=plain)
+                rows.append(row)
                 if fit and isinstance(config, QCircuitConfig) and config.train_angles:
                     calibrate(adapted, batches, loss, steps=steps)
                     rows.append(Reach.of(name, FITTED, numbers, gradient_capture(adapted, batches, loss)))

@@ -9,6 +9,7 @@ from qcircuit_peft.analysis.gradients import decay, gradient_variance
 from qcircuit_peft.analysis.haar import haar_states, haar_value
 from qcircuit_peft.analysis.hardware import Perturbed, evaluate_under_noise
 from qcircuit_peft.analysis.metrics import METRICS, Metric
+from qcircuit_peft.analysis.plateaus import TaskGradientVariance, task_gradient_variance
 from qcircuit_peft.analysis.replica import mean_purities
 from qcircuit_peft.analysis.report import entanglement_report
 from qcircuit_peft.analysis.resources import AdapterResources, Resources, adapter_resources, resources
@@ -27,6 +28,7 @@ __all__ = [
     "Metric",
     "Perturbed",
     "Resources",
+    "TaskGradientVariance",
     "adapter_resources",
     "best_capture",
     "capacity",
@@ -48,4 +50,5 @@ __all__ = [
     "resources",
     "saturation",
     "search",
+    "task_gradient_variance",
 ]

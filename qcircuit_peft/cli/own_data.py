@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -231,6 +232,7 @@ def reach(
     batches: Annotated[int, typer.Option(help="batches of which the gradient is taken")] = 20,
     batch: Annotated[int, typer.Option(help="inputs a batch")] = 32,
     steps: Annotated[int, typer.Option(help="steps that fit the angles")] = 300,
+    starts: Annotated[int, typer.Option(help="random starts that say how the loss's derivatives scatter; 0: none")] = 0,
     seed: Annotated[int, typer.Option(help="draws what is random")] = 0,
     encoding: Encoding = "utf-8",
     delimiter: Delimiter = None,
@@ -243,6 +245,7 @@ def reach(
     """How much of a task circuits can see before they are trained, at each number of layers, random and fitted.
 
     The head is trained first. share: of the gradient's energy, in the directions of lambda; nuclear: as Adam feels it.
+    scatter: the variance of the loss's derivatives by angles, and by lambda, over random starts.
 
     qcircuit-peft reach questions.csv --text question --label kind --model MODEL --rank 16 --layers 0:4
     """
@@ -265,8 +268,10 @@ def reach(
     for config in configs.values():
         config.target_modules = set(given.targets)
     with progress("adapters", quiet) as advance:
-        rows = compare_captures(given.model, configs, given.batches, steps=steps, seed=seed, progress=advance)
+        fitting = {"steps": steps, "starts": starts, "seed": seed}
+        found = compare_captures(given.model, configs, given.batches, progress=advance, **fitting)
     if plot is not None:
-        save(reach_figure(rows, configs), plot)
+        save(reach_figure(found, configs), plot)
+    rows = [{key: value for key, value in asdict(row).items() if starts or "scatter" not in key} for row in found]
     if not form.tell(rows):
         print(to_text(rows))
