@@ -455,6 +455,24 @@ def load(source: "str | Path | Mapping[str, Any] | Ansatz | Circuit") -> Ansatz:
     )
 
 
+def with_neighbours(ansatz: Ansatz) -> Ansatz:
+    """The same family with RYN in the place of every RY: on a wire of d levels d - 1 angles, not d (d - 1) / 2.
+
+    On qubits nothing changes. A width such as 11,008 = 43 x 2^8 has a wire of 43 levels.
+
+    >>> two_design = load("simplified_two_design")
+    >>> [family.circuit(dim=11008, layers=0).n_angles for family in (two_design, with_neighbours(two_design))]
+    [911, 50]
+    """
+    if ansatz.fixed is not None:
+        raise ValueError(f"RYN takes the place of RY in a family of circuits, but {ansatz.name!r} is one circuit")
+
+    def turned(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        return tuple(Step(tuple("RYN" if gate == "RY" else gate for gate in s.gates), s.on) for s in steps)
+
+    return replace(ansatz, **{part: turned(getattr(ansatz, part)) for part in ("first", "layer", "last")})
+
+
 def without_entanglers(ansatz: Ansatz) -> Ansatz:
     """The same family without its gates on two wires, so with the same angles; its circuits make product states only.
 

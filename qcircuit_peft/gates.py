@@ -8,6 +8,7 @@ control.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,9 @@ class Gate:
     """A gate as a record.
 
     ``matrix_of(*angles)`` is its matrix on qubits. With an angle ``t`` it is ``C0 + C1 cos(f t) + C2 sin(f t)`` with
-    ``f = frequency``. A gate that also acts on wires of dimension d > 2 has ``qudit_matrix(dims, angles)``, and
-    ``qudit_angles(*dims)`` if their number differs. ``parts`` are what it is made of, in time order; a two-wire gate
+    ``f = frequency``. A gate that also acts on wires of dimension d > 2 has ``qudit_matrix(dims, angles)``; one with
+    angles is exp(A) there, A skew-symmetric with the angles / 2 at ``skew(d)``, rows and columns below its diagonal.
+    ``parts`` are what it is made of, in time order; a two-wire gate
     with an angle has some, with two-wire parts that are signed permutations, so that every circuit becomes one-wire
     matrices and signed permutations. ``drawing`` is a mark for each of its first wires, then the name in the box on the
     others; a gate without one is a box with its own name.
@@ -69,7 +71,7 @@ class Gate:
     drawing: str = ""
     frequency: float = 0.5
     qudit_matrix: Callable[[tuple[int, ...], NDArray], NDArray] | None = None
-    qudit_angles: Callable[..., int] | None = None
+    skew: Callable[[int], tuple[NDArray, NDArray]] | None = None
 
     @property
     def elementary(self) -> bool:
@@ -90,8 +92,8 @@ class Gate:
         ]
 
     def n_angles(self, dims: tuple[int, ...]) -> int:
-        """Number of angles on wires of these dimensions: d(d-1)/2 for RY on a wire of dimension d."""
-        return self.qudit_angles(*dims) if self.qudit_angles else self.angles
+        """Number of angles on wires of these dimensions: d(d-1)/2 for RY on a wire of dimension d, d-1 for RYN."""
+        return len(self.skew(dims[0])[0]) if self.skew else self.angles
 
     def matrix(self, angles: tuple[float, ...] = (), dims: tuple[int, ...] | None = None) -> NDArray:
         """The (D, D) matrix with D = prod(dims); qubits if ``dims`` is not given.
@@ -123,12 +125,26 @@ def _ry(t: float) -> NDArray:
     return np.array([[c, -s], [s, c]])
 
 
-def _ry_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
-    """exp(A), A skew-symmetric with angles/2 below the diagonal, row by row: (1,0), (2,0), (2,1), ..."""
-    a = np.zeros((dims[0], dims[0]))
-    a[np.tril_indices(dims[0], -1)] = angles / 2
-    values, vectors = np.linalg.eigh(1j * (a - a.T))
-    return np.real((vectors * np.exp(-1j * values)) @ vectors.conj().T)
+def _all_levels(d: int) -> tuple[NDArray, NDArray]:
+    """Every pair of levels, row by row: (1,0), (2,0), (2,1), ..."""
+    return np.tril_indices(d, -1)
+
+
+def _neighbours(d: int) -> tuple[NDArray, NDArray]:
+    """Neighbouring levels: (1,0), (2,1), ..."""
+    return np.arange(1, d), np.arange(d - 1)
+
+
+def _turning(skew: Callable[[int], tuple[NDArray, NDArray]]) -> dict[str, Any]:
+    """What a rotation of SO(d) is on a wire of dimension d."""
+
+    def matrix(dims: tuple[int, ...], angles: NDArray) -> NDArray:
+        a = np.zeros((dims[0], dims[0]))
+        a[skew(dims[0])] = angles / 2
+        values, vectors = np.linalg.eigh(1j * (a - a.T))
+        return np.real((vectors * np.exp(-1j * values)) @ vectors.conj().T)
+
+    return {"skew": skew, "qudit_matrix": matrix}
 
 
 def _cz_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
@@ -156,7 +172,11 @@ _S_BOTH = (Part("S", (0,)), Part("S", (1,)))
 _ROWS = (
     Gate(
         "RY", 1, 1, True, "rotation about y; on a wire of dimension d the rotation exp(A) of SO(d)", _ry,
-        Names("RY", "ry", "ry", "ry", "ry"), qudit_matrix=_ry_qudit, qudit_angles=lambda d: d * (d - 1) // 2,
+        Names("RY", "ry", "ry", "ry", "ry"), **_turning(_all_levels),
+    ),
+    Gate(
+        "RYN", 1, 1, True, "RY; on a wire of dimension d exp(A) with A between neighbouring levels only",
+        _ry, parts=(Part("RY", (0,), 1.0),), **_turning(_neighbours),
     ),
     Gate("RX", 1, 1, False, "rotation about x", _RX, Names("RX", "rx", "rx", "rx", "rx")),
     Gate("RZ", 1, 1, False, "rotation about z", _RZ, Names("RZ", "rz", "rz", "rz", "rz")),

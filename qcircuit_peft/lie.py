@@ -66,8 +66,9 @@ def _generators(op: Op, dims: tuple[int, ...]) -> list[NDArray]:
         f = GATES[op.gate].frequency
         high, low = (_matrix(op, dims, [sign * np.pi / 2 / f]) for sign in (1, -1))
         return [1j * f * (high - low) / 2]
-    size, found = dims[op.wires[0]], []  # the rotation of SO(d)
-    for row, column in zip(*np.tril_indices(size, -1), strict=True):
+    size, found, skew = dims[op.wires[0]], [], GATES[op.gate].skew
+    assert skew is not None, op  # a rotation of SO(d)
+    for row, column in zip(*skew(size), strict=True):
         a = np.zeros((size, size))
         a[row, column], a[column, row] = 0.5, -0.5
         found.append(1j * (-a if op.adjoint else a))

@@ -13,12 +13,12 @@ import numpy as np
 from qcircuit_peft.circuit import Circuit
 
 
-def _generalized_ry(angles, d):
-    """exp(A) by its power series, for A skew, angles/2 below the diagonal: (1,0), (2,0), (2,1), ..."""
+def _generalized_ry(angles, d, neighbours=False):
+    """exp(A) by its power series, for A skew, angles/2 below the diagonal: (1,0), (2,0), (2,1), ..., or next to it."""
     a = np.zeros((d, d), dtype=np.longdouble)
     angle = iter(angles)
     for row in range(d):
-        for column in range(row):
+        for column in range(max(0, row - 1) if neighbours else 0, row):
             a[row, column] = next(angle) / 2
             a[column, row] = -a[row, column]
     halvings = 0
@@ -72,6 +72,7 @@ def _givens(t):
 # Matrices on qubits; the first wire is the more significant digit, and the control of a controlled gate.
 QUBIT_GATES = {
     "RY": _ry,
+    "RYN": _ry,
     "RX": _rx,
     "RZ": _rz,
     "P": lambda t: _diagonal(1, exp(1j * t)),
@@ -100,6 +101,8 @@ def gate_matrix(name, angles, dims):
         return np.array(QUBIT_GATES[name](*angles), dtype=complex)
     if name == "RY":
         return _generalized_ry(angles, dims[0])
+    if name == "RYN":
+        return _generalized_ry(angles, dims[0], neighbours=True)
     if name == "CZ":
         signs = [(-1) ** (i * j) for i in range(dims[0]) for j in range(dims[1])]
         return np.array(_diagonal(*signs), dtype=complex)

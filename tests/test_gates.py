@@ -164,6 +164,18 @@ def test_generalized_ry_is_a_rotation_with_an_angle_for_every_pair_of_levels(d):
     close(np.linalg.det(ry.matrix(angles, (d,))), 1.0, d**2)
 
 
+@pytest.mark.parametrize("d", range(2, 9))
+def test_between_neighbouring_levels_a_wire_takes_one_angle_less_than_levels(d):
+    sparse, whole = GATES["RYN"], GATES["RY"]
+    angles = np.random.default_rng(d).uniform(0, 2 * np.pi, sparse.n_angles((d,)))
+    assert len(angles) == d - 1
+    at = [position for position, (i, j) in enumerate((i, j) for i in range(d) for j in range(i)) if i == j + 1]
+    every = np.zeros(whole.n_angles((d,)))
+    every[at] = angles
+    close(sparse.matrix(tuple(angles), (d,)), whole.matrix(tuple(every), (d,)), roundings((d,), every))
+    close(sparse.matrix(tuple(angles), (d,)), reference.gate_matrix("RYN", angles, (d,)).real, roundings((d,), angles))
+
+
 @pytest.mark.parametrize("name", [name for name, gate in GATES.items() if gate.qudit_matrix])
 def test_the_form_for_any_dimension_holds_on_qubits_too(name):
     gate = GATES[name]

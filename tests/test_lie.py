@@ -99,7 +99,8 @@ def test_a_rotation_by_a_fixed_angle_is_a_fixed_gate():
 
 
 def test_wires_of_other_dimensions():
-    assert lie_dimension(Circuit((5,), [Op("RY", (0,))])) == 10  # so(5)
+    for gate in ("RY", "RYN"):  # neighbours alone generate the others
+        assert lie_dimension(Circuit((5,), [Op(gate, (0,))])) == 10  # so(5)
     assert lie_dimension(load("line_ry_cz").circuit(dims=(3, 2, 2), layers=6)) == 66  # all of so(12)
 
 

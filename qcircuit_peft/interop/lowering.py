@@ -41,8 +41,8 @@ def lower(circuit: Circuit, angles: Angles) -> Circuit:
     for op in circuit.ops:
         given = tuple(made[a] for a in op.angles or ())
         last = tuple(starts[wire] + bits[wire] - 1 for wire in op.wires)
-        if op.gate == "RY" and circuit.dims[op.wires[0]] > 2:
-            turned = GATES["RY"].matrix(given, (circuit.dims[op.wires[0]],))
+        if GATES[op.gate].skew and circuit.dims[op.wires[0]] > 2:
+            turned = GATES[op.gate].matrix(given, (circuit.dims[op.wires[0]],))
             qubits = range(starts[op.wires[0]], last[0] + 1)
             ops += ((gate, tuple(qubits[w] for w in on), at, False) for gate, on, at in _real(turned, op.adjoint))
         else:  # of the other gates only CZ has more levels: its sign is that of the last bits

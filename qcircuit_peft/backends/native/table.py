@@ -128,8 +128,10 @@ def turns_of(factors: Sequence[plan.Factor], turn: str) -> list[Turn]:
 def _skew(factors: Sequence[plan.Factor], d: int) -> tuple[NDArray, NDArray]:
     """Positions and scales of the angles in the skew-symmetric matrix of at most one gate on a wire of dimension d."""
     where, scales = np.zeros((d, d), np.int64), np.zeros((d, d))
-    rows, cols = np.tril_indices(d, -1)
     for factor in factors:
+        skew = GATES[factor.gate].skew
+        assert skew is not None, factor
+        rows, cols = skew(d)
         where[rows, cols] = where[cols, rows] = factor.angles
         scales[rows, cols], scales[cols, rows] = factor.scale / 2, -factor.scale / 2
     return where.ravel(), scales.ravel()
