@@ -13,11 +13,11 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
 from qcircuit_peft import plotting
-from qcircuit_peft.analysis.capture import GradientCapture, Loss, best_capture, gradient_capture
+from qcircuit_peft.analysis.capture import GradientCapture, Loss, best_capture, check_task, gradient_capture
 from qcircuit_peft.analysis.plateaus import task_gradient_variance
 from qcircuit_peft.ansatz import Ansatz, load, without_entanglers
 from qcircuit_peft.calibration import calibrate
-from qcircuit_peft.checks import boolean, whole_number
+from qcircuit_peft.checks import boolean, whole_number, whole_numbers
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner import QCircuitConfig
 from qcircuit_peft.tuner.names import tuner_layers
@@ -57,11 +57,13 @@ class Reach:
 def _attached(model: nn.Module, config: PeftConfig) -> Iterator[nn.Module]:
     """Within it the model has an adapter; after it, it is what it was."""
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+    adapted: Any = None
     try:
+        adapted = get_peft_model(model, config)  # type: ignore[arg-type]
         yield adapted
     finally:
-        adapted.unload()
+        if adapted is not None:
+            adapted.unload()
         for name, p in model.named_parameters():
             p.requires_grad_(trained[name])
         if hasattr(model, "peft_config"):
@@ -84,7 +86,7 @@ def depths(
     """
     family = load(ansatz)
     found = {}
-    for depth in layers:
+    for depth in whole_numbers("layers", list(layers) if isinstance(layers, Iterable) else layers, 0):
         for title, chosen in ((f"L = {depth}", family), (f"L = {depth}{_PLAIN}", without_entanglers(family))):
             if depth or chosen is family:
                 found[title] = QCircuitConfig(r=r, layers=depth, ansatz=chosen, target_modules=targets, **settings)
@@ -125,10 +127,13 @@ def compare_captures(
     if starts:
         whole_number("starts", starts, 2)
     whole_number("seed", seed, 0, 2**63 - 1)
-    if not isinstance(configs, Mapping) or not configs:
-        raise ValueError(f"configs has one or more configurations of PEFT by name, got {shown(configs)}")
-    if tuner_layers(model):
-        raise ValueError("what is compared is attached to a model without adapters, got one that has them")
+    known = isinstance(configs, Mapping) and all(hasattr(config, "target_modules") for config in configs.values())
+    if not known or not configs:
+        raise ValueError(f"configs has one or more configurations of PEFT, of layers, by name, got {shown(configs)}")
+    if not isinstance(model, nn.Module) or tuner_layers(model):
+        got = "one that has them" if isinstance(model, nn.Module) else shown(model)
+        raise ValueError(f"what is compared is attached to a model without adapters, got {got}")
+    check_task(batches, loss)
     first = next(iter(configs.values()))
     every = {**configs, _LORA: LoraConfig(r=1, target_modules=first.target_modules)}  # type: ignore[attr-defined]
     rows: list[Reach] = []

@@ -194,6 +194,8 @@ BAD = {
     "memory": ({}, None, {"memory": 0}, "memory"),
     "no batches": ({}, None, {"batches": []}, "does not depend on module"),
     "no labels": ({}, None, {"loss": None}, "with labels unless a loss is given"),
+    "one batch": ({}, None, {"batches": {"x": X}}, "batches come in a list or a loader, of one too, got 'dict'"),
+    "no function": ({}, None, {"loss": "mse"}, "a loss is a function of a model and a batch, got 'mse'"),
     "infinite": ({}, None, {"loss": lambda m, b: loss(m, b) * float("inf")}, "NaN or infinite"),
     "zero": ({}, None, {"loss": lambda m, b: 0 * loss(m, b)}, "zero in every module"),
 }

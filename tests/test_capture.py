@@ -116,6 +116,10 @@ def test_bad_input_is_one_sentence():
     refuses(r"with labels unless a loss is given, got \['input_ids'\]", bert, [ids], None)
     refuses("the loss does not depend on module 'base_model.model.0'", made(ours()), by=lambda m, b: b[0].sum())
     refuses("the loss does not depend on module", made(ours()), [])
+    for batches, found in (({"x": X}, "dict"), (None, "NoneType"), ("text", "str"), (7, "int")):
+        refuses(f"batches come in a list or a loader, of one too, got '{found}'", made(ours()), batches)
+    refuses("a loss is a function of a model and a batch, got 3", made(ours()), by=3)
+    refuses("a model with an adapter of PEFT, got one without", None)
     refuses("NaN or infinite", made(ours()), by=lambda m, b: loss(m, b) * float("inf"))
     refuses("the gradient is zero in every module", made(ours()), by=lambda m, b: 0 * loss(m, b))
     refuses("a loss is one number for a batch", made(ours()), by=lambda m, b: m(b[0]))

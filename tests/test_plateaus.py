@@ -141,6 +141,8 @@ BAD = {
     "seed": ({}, None, {"seed": -1}, "seed"),
     "adapter": ({}, None, {"adapter": "x"}, "the circuit adapter 'x'"),
     "no batches": ({}, None, {"batches": []}, "one or more batches, got none"),
+    "one batch": ({}, None, {"batches": {"x": X}}, "batches come in a list or a loader, of one too, got 'dict'"),
+    "no function": ({}, None, {"loss": 3}, "a loss is a function of a model and a batch, got 3"),
     "no labels": ({}, None, {"loss": None}, "with labels unless a loss is given"),
     "infinite": ({}, None, {"loss": lambda m, b: loss(m, b) * float("inf")}, "a loss is one finite number"),
     "several": ({}, None, {"loss": lambda m, b: m(b[0])}, "a loss is one finite number for a batch"),

@@ -91,7 +91,17 @@ def test_bad_input_is_one_sentence_and_leaves_the_model():
             compare_captures(*arguments, **options)
 
     plain = net()
-    refuses("one or more configurations of PEFT by name, got {}", plain, {}, [(X, Y)], loss)
+    refuses("one or more configurations of PEFT, of layers, by name, got {}", plain, {}, [(X, Y)], loss)
+    refuses("configurations of PEFT, of layers, by name, got", plain, {"one": 3}, [(X, Y)], loss)
+    refuses("a model without adapters, got None", None, depths(["0"], 2, [0]), [(X, Y)], loss)
+    refuses("batches come in a list or a loader, of one too, got 'dict'", plain, depths(["0"], 2, [0]), {"x": X}, loss)
+    refuses("a loss is a function of a model and a batch, got 'mse'", plain, depths(["0"], 2, [0]), [(X, Y)], "mse")
+    refuses("starts is a whole number >= 2, got 1", plain, depths(["0"], 2, [0]), [(X, Y)], loss, starts=1)
+    refuses("not found in the base model", plain, {"none": LoraConfig(target_modules=["query"])}, [(X, Y)], loss)
+    refuses("r is at most the smaller width", plain, depths(["0"], 99, [0]), [(X, Y)], loss)
+    assert all(p.requires_grad for p in plain.parameters()) and not hasattr(plain, "peft_config")
+    with pytest.raises(ValueError, match="layers is a list of whole numbers >= 0, got 3"):
+        depths(["0"], 2, 3)
     adapted = get_peft_model(net(), LoraConfig(target_modules=["0"]))
     refuses("a model without adapters", adapted, depths(["0"], 2, [0]), [(X, Y)], loss)
     refuses("the gradient is zero in every module", plain, depths(["0"], 2, [0]), [(X, Y)], lambda m, b: 0 * loss(m, b))

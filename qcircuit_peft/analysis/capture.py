@@ -80,6 +80,15 @@ class _Span:
         return float((columns.mT @ vector)[lengths > 0].abs().div(lengths[lengths > 0]).sum())
 
 
+def check_task(batches: Any, loss: Any = None) -> None:
+    """Raise ValueError unless batches come one after another, and a loss that is given is a function."""
+    several = hasattr(type(batches), "__iter__") or hasattr(type(batches), "__getitem__")
+    if not several or isinstance(batches, Mapping | str | bytes):
+        raise ValueError(f"batches come in a list or a loader, of one too, got {shown(type(batches).__name__)}")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"a loss is a function of a model and a batch, got {shown(loss)}")
+
+
 def own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The model's own loss of a batch with labels; raises ValueError for a batch that is no table, or has none."""
     loss = getattr(model(**batch), "loss", None) if isinstance(batch, Mapping) else None
@@ -146,6 +155,7 @@ def task_gradients(
     labels where no loss is given, a loss that is no number or does not reach a module, or a gradient that is not
     finite.
     """
+    check_task(batches, loss)
     found: dict[str, Tensor] = {}
     probes: list[Tensor] = []
 
@@ -176,6 +186,7 @@ def task_outputs(
     ``loss(model, batch)`` runs the model; left out, it is called with each batch, or with its entries if it is a table.
     Changes nothing. Raises ValueError for no batches, a module that is not run, or outputs that are not finite.
     """
+    check_task(batches, loss)
     found: dict[str, Tensor] = {}
     with _measuring(model, modules, lambda name, x, output: _add(found, name, output, x)), torch.no_grad():
         for batch in batches:
@@ -252,7 +263,7 @@ def gradient_capture(model: nn.Module, batches: Iterable[Any], loss: Loss | None
     >>> 0 < found.share < 1 and abs(found.share - found.full_share) < 1e-9
     True
     """
-    modules = tuner_layers(model)
+    modules = tuner_layers(model) if isinstance(model, nn.Module) else {}
     if not modules:
         raise ValueError("what is measured is a model with an adapter of PEFT, got one without")
     parameters = {}

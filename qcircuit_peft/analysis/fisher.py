@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcircuit_peft.analysis.capture import Loss, evaluating, own_loss
+from qcircuit_peft.analysis.capture import Loss, check_task, evaluating, own_loss
 from qcircuit_peft.checks import number, one_of
 from qcircuit_peft.text import shown
 
@@ -98,6 +98,7 @@ def fisher_spectrum(
     (8, 8, True)
     """
     one_of("kind", kind, KINDS)
+    check_task(examples, loss)
     trained = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
     if not trained:
         raise ValueError("the Fisher information is that of what trains, but no parameter of the model does")

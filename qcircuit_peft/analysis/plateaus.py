@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qcircuit_peft.analysis.adapters import measured_adapters
-from qcircuit_peft.analysis.capture import Loss, evaluating, own_loss
+from qcircuit_peft.analysis.capture import Loss, check_task, evaluating, own_loss
 from qcircuit_peft.analysis.haar import MAX_SAMPLES
 from qcircuit_peft.analysis.sampling import bootstrap
 from qcircuit_peft.checks import number, one_of, whole_number
@@ -123,6 +123,7 @@ def task_gradient_variance(
     number("spread", spread, 0)
     whole_number("samples", samples, 2, MAX_SAMPLES)
     whole_number("seed", seed, 0, 2**63 - 1)
+    check_task(batches, loss)
     layers, given = _owned(model, adapter), list(batches)
     if not given:
         raise ValueError("a loss is measured of one or more batches, got none")
