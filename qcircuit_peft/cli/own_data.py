@@ -268,8 +268,9 @@ def reach(
     for config in configs.values():
         config.target_modules = set(given.targets)
     with progress("adapters", quiet) as advance:
-        fitting = {"steps": steps, "starts": starts, "seed": seed}
-        found = compare_captures(given.model, configs, given.batches, progress=advance, **fitting)
+        found = compare_captures(
+            given.model, configs, given.batches, steps=steps, starts=starts, seed=seed, progress=advance
+        )
     if plot is not None:
         save(reach_figure(found, configs), plot)
     rows = [{key: value for key, value in asdict(row).items() if starts or "scatter" not in key} for row in found]
