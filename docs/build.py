@@ -29,6 +29,7 @@ from transformers import (
 
 from qcircuit_peft import QCircuitConfig, columns, load, parameter_count, parameter_groups
 from qcircuit_peft.analysis import METRICS, Metric
+from qcircuit_peft.analysis.tables import from_csv
 from qcircuit_peft.ansatz import WIRINGS, names
 from qcircuit_peft.backends import BACKENDS
 from qcircuit_peft.drawing import draw
@@ -39,6 +40,8 @@ from qcircuit_peft.frames import FRAMES
 from qcircuit_peft.gates import GATES, Gate, Part
 from qcircuit_peft.lie import directions
 from qcircuit_peft.methods import METHODS
+from qcircuit_peft.study import front
+from qcircuit_peft.study.field import Field, Outcome
 
 HERE = Path(__file__).parent
 
@@ -508,10 +511,31 @@ def factorizations() -> str:
     return "\n".join(lines) + "\n"
 
 
+def compared() -> str:
+    """The table of the methods' comparison in studies/, within what people wrote."""
+    studies = HERE.parent / "studies"
+    runs = from_csv((studies / "trec_900.csv").read_text(encoding="utf-8"), Outcome)
+    lines = [
+        "| method | name, size | numbers | stored | rate | validation | test (95 %) | to `circuit`, paired (95 %) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in front.lines(Field.from_file(studies / "trec_900.toml"), runs):
+        over = "" if row.over is None else f"{100 * row.over:+.1f}{_between(row.over_low, row.over_high)}"
+        name = f"`{row.entry.partition('-')[0]}`" + (f", {row.size}" if row.size else "")
+        test = f"{100 * row.test:.1f}{_between(row.low, row.high)}"
+        counts = f"{row.numbers:,} | {row.kept:,} | {row.rate:g}"
+        lines.append(f"| {row.method} | {name} | {counts} | {100 * row.validation:.1f} | {test} | {over} |")
+    return _within("results/methods.md", TREC_900=lines)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+
+
 PAGES = {
     "parameters.md": parameters, "circuits.md": circuits, "factorizations.md": factorizations,
     "simulators.md": simulators, "frames.md": frames, "methods.md": methods, "entanglement.md": measures,
-    "circuit_files.md": circuit_files, "faq.md": faq,
+    "circuit_files.md": circuit_files, "faq.md": faq, "results/methods.md": compared,
     **{f"figures/wirings/{name}.svg": partial(_wiring_picture, name) for name in WIRINGS},
 }  # fmt: skip
 
