@@ -101,7 +101,7 @@ def test_a_stranger_finds_what_to_do(tmp_path: Path) -> None:
 HUB = """
 import base64, json, os, sys, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-asked, files = [], {}
+asked, files, broken = [], {}, False
 class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer({"name": "me", "type": "user", "auth": {}} if "whoami" in self.path else {}, 200)
@@ -121,6 +121,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"files": [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for file in wanted
             ]})
+        if "commit" in self.path and broken:
+            return self.answer({"error": "no"}, 400)
         if "commit" in self.path:
             for line in body.splitlines():
                 row = json.loads(line)
@@ -142,7 +144,7 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test"}
 os.environ |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
 sys.path.insert(0, "tests")
-from tiny import adapted
+from tiny import adapted, base, config, shake
 net = adapted("bert")
 net.push_to_hub("me/adapter")
 made = json.loads(next(body for path, body in asked if "create" in path))
@@ -156,13 +158,40 @@ assert made.get("private") is False or made.get("visibility") == "public", made
 folder = sys.argv[1]
 for name, data in files.items():
     open(f"{folder}/{name}", "wb").write(data)
+files.clear()
+plain = base("bert")
+plain.add_adapter(config("bert"))
+pushed = folder + "/pushed"
+os.mkdir(pushed)
+open(pushed + "/notes", "w").write("mine")
+shake(plain).save_pretrained(pushed, push_to_hub=True, repo_id="me/adapter")
+saved = {name: open(f"{pushed}/{name}", "rb").read() for name in os.listdir(pushed)}
+assert saved.pop("notes") == b"mine" and files == saved, (files.keys(), saved.keys())
+files.clear()
+os.chdir(folder)
+plain.save_pretrained("adapter", push_to_hub=True)
+assert json.loads([body for path, body in asked if "create" in path][-1])["name"] == "adapter" and files == saved
+broken = True
+try:
+    shake(plain, seed=1).save_pretrained(pushed, push_to_hub=True, repo_id="me/adapter")
+except Exception as error:
+    assert "commit endpoint" in str(error), error
+else:
+    raise AssertionError
+assert saved != {name: open(f"{pushed}/{name}", "rb").read() for name in saved}  # what is not uploaded is saved
+assert sorted(os.listdir(pushed)) == sorted([*saved, "notes"])
 """
 
 
 def test_pushed_privately_unless_asked(tmp_path: Path) -> None:
     told_by_a_fresh_process(HUB, tmp_path)
-    net = PeftModel.from_pretrained(base("bert"), tmp_path)
-    assert torch.equal(logits(net, "bert"), logits(adapted("bert"), "bert"))
+    for folder in (tmp_path, tmp_path / "adapter"):
+        net = PeftModel.from_pretrained(base("bert"), folder)
+        assert torch.equal(logits(net, "bert"), logits(adapted("bert"), "bert"))
+        text = (folder / "adapter_config.json").read_text()
+        (folder / "adapter_config.json").write_text(text.replace('"alpha": 48', '"alpha": 47'))
+        with pytest.raises(ValueError, match="was not saved with this adapter_config"):
+            PeftModel.from_pretrained(base("bert"), folder)
 
 
 def test_names_cannot_break_a_card(tmp_path: Path) -> None:

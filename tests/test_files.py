@@ -114,39 +114,6 @@ def test_a_folder_that_is_there_already_stays(tmp_path: Path) -> None:
     assert found(tmp_path) == {"a/x": "theirs"} and len(list(tmp_path.iterdir())) == 1
 
 
-DOTS = ".".join("a" * 1002)
-UNREADABLE = {
-    "none": (None, "there is no such test file"),
-    "large": ("#" * 5000, "a test file has at most 4096 bytes, this has 5000"),
-    "no UTF-8": (b"\xff", "not a TOML file in UTF-8"),
-    "no TOML": ("a = [1", "not a TOML file in UTF-8"),
-    "a key of a thousand dots": (f"{DOTS} = 1", "at most 1000 dots outside of texts, got 1001"),
-    "a header of a thousand dots": (f"[{DOTS}]", "at most 1000 dots"),
-    "dots behind a text that ends in quotes": (f'a = ["""b"""", {{{DOTS} = 1}}, "c"]', "at most 1000 dots"),
-    "dots behind another": (f"a = ['''b'''', {{{DOTS} = 1}}, 'c']", "at most 1000 dots"),
-    "dots behind a comment": (f"# '\n{DOTS} = 1 # '", "at most 1000 dots"),
-    "brackets": ("a = " + "[" * 33 + "]" * 33, "brackets are at most 32 deep"),
-    "braces": ("a = " + "{a=" * 33 + "1" + "}" * 33, "brackets are at most 32 deep"),
-    "a long number": ("a = " + "1" * 4050, "not a TOML file"),
-}
-
-
-@pytest.mark.parametrize("content, said", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_cannot_be_read_is_one_sentence_before_it_is_parsed(
-    content: str | bytes | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x.toml"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    if "at most" in said:
-        monkeypatch.setattr(files.tomllib, "loads", lambda text: pytest.fail("it was parsed"))
-    if content is not None and "1111" in str(content):  # Python reads numbers of 4,300 digits
-        monkeypatch.setattr(files.tomllib, "loads", lambda text: int("1" * 5000))
-    with pytest.raises(ValueError) as error:
-        files.read_toml(path, "test", 4096)
-    assert said in str(error.value) and str(error.value).startswith(str(path))
-
-
 def test_texts_and_comments_may_hold_what_they_like(tmp_path: Path) -> None:
     marks = "." * 2000 + "[" * 100
     text = f'a = """{marks}"""\nb = \'\'\'{marks}\'\'\'\nc = "\\"{marks}"\nd = \'{marks}\'\n# {marks}\n'

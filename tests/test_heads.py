@@ -83,3 +83,17 @@ def check(plain, trained):
     found = plain.classifier.state_dict()
     assert found.keys() == trained.keys() and all(torch.equal(found[key], value) for key, value in trained.items())
     assert logits(plain).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_inside_another_one_is_refused(method):
+    config = copy.deepcopy(METHODS[method])
+    getattr(config, "base", config).modules_to_save = ["dense"]  # and PEFT adds the head of the task
+    net, plain = get_peft_model(tiny("Roberta"), copy.deepcopy(METHODS[method])).eval(), tiny("Roberta")
+    before = logits(net), logits(plain), [name for name, _ in net.named_parameters()]
+    for add in (lambda: net.add_adapter("second", config), lambda: get_peft_model(plain, config)):
+        with pytest.raises(ValueError, match=r"^'dense' is inside 'classifier', and only one of both is trained whole"):
+            add()
+    assert list(net.peft_config) == ["default"] and not hasattr(plain, "peft_config")
+    assert torch.equal(logits(net), before[0]) and torch.equal(logits(plain), before[1])
+    assert [name for name, _ in net.named_parameters()] == before[2]

@@ -241,3 +241,48 @@ def test_a_state_dict_is_taken_whole_or_not_at_all(how: str) -> None:
     assert torch.equal(logits(nets[0], "bert"), before)
     set_peft_model_state_dict(nets[0], get_peft_model_state_dict(nets[1]))
     assert torch.equal(logits(nets[0], "bert"), logits(nets[1], "bert"))
+
+
+@pytest.mark.parametrize("bias", ["all", "qcircuit_only"])
+def test_biases_find_their_place_whatever_other_adapters_are_there(bias: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"r": 4, "seed": 1, "target_modules": ["query"], "task_type": "SEQ_CLS", "bias": bias}
+    other = QCircuitConfig(r=4, target_modules=["value"])
+    net = get_peft_model(base("bert"), QCircuitConfig(**settings)).eval()
+    net.add_adapter("second", other)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in net.parameters() if p.requires_grad):
+            parameter += torch.randn(parameter.shape, generator=random) / 10
+    expected = logits(net, "bert")
+    net.save_pretrained(tmp_path / "beside")
+    net.delete_adapter("second")
+    assert torch.equal(logits(net, "bert"), expected)
+    net.save_pretrained(tmp_path / "alone")
+    for folder in (tmp_path / "beside", tmp_path / "alone"):
+        assert torch.equal(logits(PeftModel.from_pretrained(base("bert"), folder), "bert"), expected)
+        of_transformers = base("bert")
+        of_transformers.load_adapter(str(folder))
+        assert torch.equal(logits(of_transformers, "bert"), expected)
+        beside = get_peft_model(base("bert"), other, adapter_name="second").eval()
+        beside.load_adapter(folder, "default")
+        beside.set_adapter("default")
+        assert torch.equal(logits(beside, "bert"), expected)
+        by_state = get_peft_model(base("bert"), QCircuitConfig(**settings)).eval()
+        set_peft_model_state_dict(by_state, load_peft_weights(str(folder)))
+        assert torch.equal(logits(by_state, "bert"), expected)
+    state = load_peft_weights(str(tmp_path / "alone"))
+    last = next(key for key in state if key.endswith("query.base_layer.bias"))
+    with pytest.raises(ValueError, match=rf"^the checkpoint lacks {last}, which this model trains whole$"):
+        set_peft_model_state_dict(net, {key: value for key, value in state.items() if key != last})
+    assert torch.equal(logits(net, "bert"), expected)
+
+
+def test_biases_are_taken_where_the_adapter_trains_none_itself() -> None:
+    nets = [
+        get_peft_model(base("bert"), QCircuitConfig(r=4, target_modules=["query"], bias=b)) for b in ("all", "none")
+    ]
+    with torch.no_grad():
+        for parameter in (p for p in nets[0].parameters() if p.requires_grad):
+            parameter += 0.1
+    set_peft_model_state_dict(nets[1], get_peft_model_state_dict(nets[0]))
+    assert torch.equal(logits(nets[1].eval(), "bert"), logits(nets[0].eval(), "bert"))

@@ -10,7 +10,8 @@ import torch
 from bounds import close
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, hotswap, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, hotswap, load_peft_weights, set_peft_model_state_dict
 from tiny import (
     CONTRACT,
     MODELS,
@@ -116,6 +117,28 @@ def test_a_strength_goes_with_its_adapter(tmp_path):
     assert all(layer.scales == {"default": 0.5} for layer in layers(model))
     hotswap.hotswap_adapter(model, tmp_path, "default")
     assert torch.equal(logits(model.eval(), "llama"), logits(adapted("llama"), "llama"))
+
+
+@pytest.mark.parametrize("method", ["circuit", "lora"])
+def test_numbers_that_are_loaded_onto_a_name_keep_its_strength_and_a_swapped_adapter_has_its_own(method, tmp_path):
+    settings = {"r": 4, "target_modules": ["q_proj"]}
+    make = {"circuit": QCircuitConfig, "lora": LoraConfig}[method]
+    model = get_peft_model(base("llama"), make(**settings))
+    for name, parameter in model.named_parameters():
+        if "qcircuit_lambda" in name or "lora_B" in name:
+            parameter.data += 0.1
+    model.save_pretrained(tmp_path)
+    trained = logits(model.eval(), "llama")
+    changed = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in changed:
+        layer.set_scale("default", 0.5)
+    weaker = logits(model, "llama")
+    model.load_adapter(tmp_path, "default")
+    assert torch.equal(logits(model.eval(), "llama"), weaker)
+    set_peft_model_state_dict(model, load_peft_weights(str(tmp_path)))
+    assert torch.equal(logits(model, "llama"), weaker)
+    hotswap.hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
+    assert torch.equal(logits(model.eval(), "llama"), trained) and not torch.equal(trained, weaker)
 
 
 def test_the_context_is_stock_for_other_models():

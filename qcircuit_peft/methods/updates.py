@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
+from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import in_use, watch_heads
 from qcircuit_peft.tuner.layer import check_linear, targets
 from qcircuit_peft.tuner.maps import LINEAR, features, map_of
@@ -297,10 +298,11 @@ class UpdateModel(BaseTuner):
         self.update_common[adapter_name] = nn.ParameterDict()
         self.generators[adapter_name] = torch.Generator().manual_seed(config.seed)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
-            watch_heads(model)
-        except Exception:
-            del self.update_common[adapter_name]
+            with injecting(self, adapter_name):
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                watch_heads(model)
+        except BaseException:
+            del self.update_common[adapter_name], self.generators[adapter_name]
             raise
 
     @contextmanager

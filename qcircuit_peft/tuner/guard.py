@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from qcircuit_peft.tuner.names import base_name
+from qcircuit_peft.tuner.heads import check_heads_apart
+from qcircuit_peft.tuner.names import base_name, stripped
 
 _CONTAINERS = (dict, list, set)
 
@@ -43,7 +44,7 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None, keys: Collect
     That is: its modules, all their attributes, what containers among these hold, and what is trainable; and the values
     of an ``adapter``, and of the model's own that checkpoints name by these ``keys``, such as biases.
     """
-    own = {base_name(key) for key in keys}
+    own = {stripped(base_name(key)) for key in keys}  # adapters are put around modules within
     before = [
         (
             module,
@@ -59,7 +60,7 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None, keys: Collect
     values = [
         (tensor, tensor.detach().clone())
         for name, tensor, _ in tensors
-        if _is_of(name, adapter) or base_name(name) in own
+        if _is_of(name, adapter) or stripped(base_name(name)) in own
     ]
     try:
         yield
@@ -99,6 +100,7 @@ def injecting(tuner: Any, adapter: str) -> Iterator[None]:
     try:
         with whole_or_nothing(tuner):
             yield
+            check_heads_apart(tuner)
     except BaseException:
         tuner.peft_config.pop(adapter, None)
         raise

@@ -30,6 +30,18 @@ def unload_heads(model: nn.Module, **how: Any) -> None:
                 setattr(model.get_submodule(parent), last, module.unload_and_optionally_merge_module(**how))
 
 
+def check_heads_apart(model: nn.Module) -> None:
+    """Raise ValueError if a module that is trained whole is inside another one: PEFT could not save what it trains."""
+    whole = [path for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    for outer in whole:
+        if inner := next((path for path in whole if path.startswith(f"{outer}.")), None):
+            names = [path.rpartition(".")[2] for path in (inner, outer)]
+            raise ValueError(
+                f"{names[0]!r} is inside {names[1]!r}, and only one of both is trained whole in a model; name one of "
+                "them in modules_to_save"
+            )
+
+
 @contextmanager
 def passed_by(model: nn.Module) -> Iterator[None]:
     """Within it, PEFT unloads no module of the user's that has a ``base_layer``, by which it knows a tuner's."""

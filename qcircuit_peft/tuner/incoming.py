@@ -130,7 +130,8 @@ def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dic
     except (SafetensorError, UnpicklingError, RuntimeError, OSError, AttributeError, TypeError) as error:
         if not folder.is_dir():
             raise
-        told = str(error).partition("\n")[0]
+        unsafe = isinstance(error, UnpicklingError)  # of which torch says how to run it
+        told = "it has more than tensors" if unsafe else printable(shortened(str(error).partition("\n")[0]))
         raise ValueError(f"{folder}: not a whole weights file ({told}); save or copy the checkpoint again") from None
 
 

@@ -19,7 +19,7 @@ from qcircuit_peft.checks import whole_number
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.attention import QCircuitAttention
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
-from qcircuit_peft.tuner.names import base_name, exactly
+from qcircuit_peft.tuner.names import alone, base_name, exactly
 from qcircuit_peft.tuner.parameter import QCircuitParameter
 from qcircuit_peft.tuner.register import replace_in_place
 from qcircuit_peft.tuner.saving import replaced_at_once
@@ -153,7 +153,7 @@ def convert_to_lora(
         revision=config.revision,
     )
     ours = {f"{name}.{part}" for name, layer in layers.items() for part in layer.adapter_layer_names}
-    rest = get_peft_model_state_dict(model, adapter_name=adapter_name).items()
+    rest = alone(model, adapter_name, get_peft_model_state_dict(model, adapter_name=adapter_name)).items()
     state = {_PREFIX + base_name(key): value.detach().clone() for key, value in rest if base_name(key) not in ours}
     for name, (a, b) in thin.items():
         entries = layers[name].map.lora(layers[name].get_base_layer(), a, b)

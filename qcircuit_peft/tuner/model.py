@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 
@@ -434,7 +435,9 @@ class QCircuitModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """The entries of an adapter as checkpoints name them, with those packed that are quantized or pruned."""
         state_dict = unfiltered(model, state_dict, unwanted_adapter_names)
-        found = cls._get_learnable_bias_state_dict(model, state_dict, config)
+        heads = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper))
+        biases = cls._get_learnable_bias_state_dict(model, state_dict, config)
+        found = {key: value for key, value in biases.items() if not key.startswith(heads)}  # PEFT adds heads itself
         for name, module in adapted_layers(model, adapter_name):
             module.warn_of_norms(adapter_name)
             for part, encoding in module.encodings[adapter_name].items():

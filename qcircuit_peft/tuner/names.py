@@ -50,6 +50,57 @@ def exactly(names: Iterable[str], model: nn.Module) -> list[str] | str:
     return "|".join(re.escape(name) for name in sorted(wanted))
 
 
+def stripped(key: str) -> str:
+    """The name of an entry of a state dict without steps into what layers of tuners wrap.
+
+    >>> stripped("query.base_layer.bias")
+    'query.bias'
+    """
+    return re.sub(r"\.base_layer(?=\.)", "", key)
+
+
+def _named_without(model: nn.Module, keys: Iterable[str], but: str | None = None) -> Iterator[tuple[str, str]]:
+    """Keys of a model's state dict, each after its name if layers of tuners were not there, except those of ``but``."""
+    layers = [(path, layer) for path, layer in tuner_layers(model).items() if but not in _adapters_of(layer)]
+    steps = [f"{path.replace('_fsdp_wrapped_module.', '')}." for path, _ in reversed(layers)]  # those inside first
+    for key in keys:
+        name = key
+        for step in steps if ".base_layer." in key else ():
+            if name.startswith(f"{step}base_layer."):
+                name = step + name.removeprefix(f"{step}base_layer.")
+        yield name, key
+
+
+def _adapters_of(layer: Any) -> set[str]:
+    return {adapter for name in layer.adapter_layer_names for adapter in getattr(layer, name)}
+
+
+def alone(model: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of this model with the names that its entries have where there is no other adapter."""
+    return {name: state[key] for name, key in _named_without(model, state, adapter)}
+
+
+def placed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a checkpoint has of the model itself, such as biases, by the names of this model's state dict.
+
+    PEFT's names tell which layers adapters had put around a module, and another model has others there.
+    """
+    found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    own = {name.replace("_fsdp_wrapped_module.", "") for name, _ in found}
+    places = {base_name(name): key for name, key in _named_without(model, own)}
+    return {key if key in own else places.get(stripped(base_name(key)), key): value for key, value in state.items()}
+
+
+def trained_biases(model: nn.Module, config: Any, adapter: str) -> list[str]:
+    """The model's own biases that an adapter trains, as this model's state dict names them; those of heads are not."""
+    kind, layers = getattr(config, "bias", "none"), tuner_layers(model)
+    heads = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
+    own = {f"{path}.base_layer.bias" for path, layer in layers.items() if adapter in _adapters_of(layer)}
+    names = (name for name, _ in model.named_parameters() if kind == "all" or name in own)
+    wanted = [name for name in names if name.endswith(".bias") and not name.startswith(heads)]
+    return [] if kind == "none" else [name.replace("_fsdp_wrapped_module.", "") for name in wanted]
+
+
 def own_names(model: nn.Module) -> set[str]:
     """How a checkpoint would name the parameters and buffers that a model has itself, adapted or not."""
     found = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))

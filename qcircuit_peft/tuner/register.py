@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
@@ -22,12 +22,13 @@ from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.guard import whole_or_nothing
 from qcircuit_peft.tuner.incoming import Incoming, check_means, look_first
 from qcircuit_peft.tuner.meaning import configuration_of, is_kind, of_ours, with_configuration
-from qcircuit_peft.tuner.names import following
+from qcircuit_peft.tuner.names import following, placed, trained_biases
 from qcircuit_peft.tuner.saving import (
     check_known,
     check_signed,
     located,
     ours_in,
+    uploaded_when_saved,
     where_it_is,
     whole_or_not,
     with_digest,
@@ -107,6 +108,7 @@ def hook_checkpoints() -> None:
     saved: Any
     for saved in (peft, PreTrainedModel):
         saved.save_pretrained = whole_or_not(saved.save_pretrained, has_ours)
+        saved._upload_modified_files = uploaded_when_saved(saved._upload_modified_files)
     for owner, name in ((PeftConfig, "from_pretrained"), (PeftConfig, "_get_peft_type"), (peft, "from_pretrained")):
         setattr(owner, name, classmethod(where_it_is(getattr(owner, name).__func__)))
 
@@ -182,6 +184,11 @@ def _knowing(stock: Callable[..., Any]) -> Callable[..., Any]:
     return get_peft_model_state_dict
 
 
+def _check_whole(wanted: Iterable[str], state: Mapping[str, Any]) -> None:
+    if lacking := next((key for key in wanted if key not in state), None):
+        raise ValueError(f"the checkpoint lacks {lacking}, which this model trains whole")
+
+
 def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def set_peft_model_state_dict(
@@ -203,8 +210,9 @@ def _checking(stock: Callable[..., Any]) -> Callable[..., Any]:
                 if isinstance(module, AuxiliaryTrainingWrapper):
                     whole = name.removeprefix("_fsdp_wrapped_module.")  # as PEFT does
                     wanted = (f"{whole}.{key}" for key in module.adapter_state_dict_load_map(adapter_name))
-                    if lacking := next((key for key in wanted if key not in peft_model_state_dict), None):
-                        raise ValueError(f"the checkpoint lacks {lacking}, which this model trains whole")
+                    _check_whole(wanted, peft_model_state_dict)
+            peft_model_state_dict = placed(model, peft_model_state_dict)
+            _check_whole(trained_biases(model, mine, adapter_name), peft_model_state_dict)
             if not Incoming.is_loading():  # which is whole or nothing by itself
                 with whole_or_nothing(model, adapter_name, peft_model_state_dict):
                     return stock(model, peft_model_state_dict, adapter_name, *args, **kwargs)

@@ -14,7 +14,9 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +40,7 @@ COMMITTED = ".saved"
 MAX_CONFIG = 1 << 20  # bytes of an adapter_config.json
 DIGEST = "qcircuit_peft.configuration"  # the key in the metadata of weights, or an attribute of their table
 _WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+_waiting: ContextVar[list[Callable[[Path], Any]] | None] = ContextVar("waiting", default=None)
 _OF_0_1 = (".saving-????????", ".replaced-????????")  # what a save that was killed left in version 0.1
 
 
@@ -129,19 +132,52 @@ def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> C
     @functools.wraps(save)
     def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(self, save_directory, *args, **kwargs).arguments
-        is_main, to_hub = given.get("is_main_process", True), given.get("push_to_hub", False)
-        target = Path(save_directory)
+        is_main, target = given.get("is_main_process", True), Path(save_directory)
         if is_main and not target.is_file():
             settle(target)
-        if not applies(self) or not is_main or to_hub or target.is_file():
+        if not applies(self) or not is_main or target.is_file():
             return save(self, save_directory, *args, **kwargs)
-        with replaced_at_once(target) as draft, complete():
+        if given.get("push_to_hub", False):
+            kwargs.setdefault("repo_id", target.name)  # as transformers does, but not by the name of the draft
+        with replaced_at_once(target) as draft, complete(), _held_back() as uploads:
             if (target / "README.md").is_file():  # PEFT updates the model card that it finds
                 shutil.copy2(target / "README.md", draft)
             save(self, str(draft), *args, **kwargs)
+        for upload in uploads:
+            upload(target)
         return None
 
     return save_pretrained
+
+
+@contextmanager
+def _held_back() -> Iterator[list[Callable[[Path], Any]]]:
+    """Within it, nothing is uploaded; what would have been, given the folder where it lies in the end."""
+    uploads: list[Callable[[Path], Any]] = []
+    token = _waiting.set(uploads)
+    try:
+        yield uploads
+    finally:
+        _waiting.reset(token)
+
+
+def uploaded_when_saved(upload: Callable[..., Any]) -> Callable[..., Any]:
+    """transformers' ``_upload_modified_files``, which within a save waits until the files are whole and signed."""
+
+    @functools.wraps(upload)
+    def wait(self: Any, working_dir: Any, repo_id: str, files_timestamps: Any, *args: Any, **kwargs: Any) -> Any:
+        waiting, names = _waiting.get(), {path.name for path in Path(working_dir).iterdir()}
+        if waiting is None:
+            return upload(self, working_dir, repo_id, files_timestamps, *args, **kwargs)
+
+        def now(folder: Path) -> Any:
+            others = {path.name: inf for path in folder.iterdir() if path.name not in names}  # as if never touched
+            return upload(self, str(folder), repo_id, others, *args, **kwargs)
+
+        waiting.append(now)
+        return None
+
+    return wait
 
 
 def ours_in(config: Path) -> dict[str, Any] | None:
