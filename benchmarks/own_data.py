@@ -82,7 +82,7 @@ def _quantum_adapter(*more: str) -> Peer:
 
 PEERS = {
     "qcircuit-peft, circuits": _ours("circuit"),
-    "qcircuit-peft, LoRA r = 1": _ours("lora"),
+    "qcircuit-peft, LoRA r = 4": _ours("lora"),
     "quantum-adapter, amplitude (its default)": _quantum_adapter(),
     "quantum-adapter, unitary": _quantum_adapter("--method", "unitary", "--experimental"),
 }
