@@ -50,7 +50,8 @@ class Gate:
 
     ``matrix_of(*angles)`` is its matrix on qubits. With an angle ``t`` it is ``C0 + C1 cos(f t) + C2 sin(f t)`` with
     ``f = frequency``. A gate that also acts on wires of dimension d > 2 has ``qudit_matrix(dims, angles)``; one with
-    angles is exp(A) there, A skew-symmetric with the angles / 2 at ``skew(d)``, rows and columns below its diagonal.
+    angles is exp(A) there, A skew-symmetric with the angles / 2 at ``skew(d)``, rows and columns below its diagonal, of
+    which there are ``qudit_angles(d)``.
     ``parts`` are what it is made of, in time order; a two-wire gate
     with an angle has some, with two-wire parts that are signed permutations, so that every circuit becomes one-wire
     matrices and signed permutations. ``drawing`` is a mark for each of its first wires, then the name in the box on the
@@ -72,6 +73,7 @@ class Gate:
     frequency: float = 0.5
     qudit_matrix: Callable[[tuple[int, ...], NDArray], NDArray] | None = None
     skew: Callable[[int], tuple[NDArray, NDArray]] | None = None
+    qudit_angles: Callable[[int], int] | None = None
 
     @property
     def elementary(self) -> bool:
@@ -93,7 +95,7 @@ class Gate:
 
     def n_angles(self, dims: tuple[int, ...]) -> int:
         """Number of angles on wires of these dimensions: d(d-1)/2 for RY on a wire of dimension d, d-1 for RYN."""
-        return len(self.skew(dims[0])[0]) if self.skew else self.angles
+        return self.qudit_angles(dims[0]) if self.qudit_angles else self.angles
 
     def matrix(self, angles: tuple[float, ...] = (), dims: tuple[int, ...] | None = None) -> NDArray:
         """The (D, D) matrix with D = prod(dims); qubits if ``dims`` is not given.
@@ -135,8 +137,8 @@ def _neighbours(d: int) -> tuple[NDArray, NDArray]:
     return np.arange(1, d), np.arange(d - 1)
 
 
-def _turning(skew: Callable[[int], tuple[NDArray, NDArray]]) -> dict[str, Any]:
-    """What a rotation of SO(d) is on a wire of dimension d."""
+def _turning(skew: Callable[[int], tuple[NDArray, NDArray]], count: Callable[[int], int]) -> dict[str, Any]:
+    """What a rotation of SO(d) is on a wire of dimension d, with ``count(d)`` angles."""
 
     def matrix(dims: tuple[int, ...], angles: NDArray) -> NDArray:
         a = np.zeros((dims[0], dims[0]))
@@ -144,7 +146,7 @@ def _turning(skew: Callable[[int], tuple[NDArray, NDArray]]) -> dict[str, Any]:
         values, vectors = np.linalg.eigh(1j * (a - a.T))
         return np.real((vectors * np.exp(-1j * values)) @ vectors.conj().T)
 
-    return {"skew": skew, "qudit_matrix": matrix}
+    return {"skew": skew, "qudit_angles": count, "qudit_matrix": matrix}
 
 
 def _cz_qudit(dims: tuple[int, ...], angles: NDArray) -> NDArray:
@@ -172,11 +174,11 @@ _S_BOTH = (Part("S", (0,)), Part("S", (1,)))
 _ROWS = (
     Gate(
         "RY", 1, 1, True, "rotation about y; on a wire of dimension d the rotation exp(A) of SO(d)", _ry,
-        Names("RY", "ry", "ry", "ry", "ry"), **_turning(_all_levels),
+        Names("RY", "ry", "ry", "ry", "ry"), **_turning(_all_levels, lambda d: d * (d - 1) // 2),
     ),
     Gate(
         "RYN", 1, 1, True, "RY; on a wire of dimension d exp(A) with A between neighbouring levels only",
-        _ry, parts=(Part("RY", (0,), 1.0),), **_turning(_neighbours),
+        _ry, parts=(Part("RY", (0,), 1.0),), **_turning(_neighbours, lambda d: d - 1),
     ),
     Gate("RX", 1, 1, False, "rotation about x", _RX, Names("RX", "rx", "rx", "rx", "rx")),
     Gate("RZ", 1, 1, False, "rotation about z", _RZ, Names("RZ", "rz", "rz", "rz", "rz")),
