@@ -390,6 +390,7 @@ def test_the_commands(bert, tmp_path, monkeypatch):
     result = run(app, [*train, "--out", str(tmp_path / "a")])
     assert result.exit_code == 0, result.output
     assert "numbers in the adapter" in result.output and "kept" in result.output
+    assert "note: 1 steps, where 100 are usual: --epochs 100" in result.stderr
     result = run(app, ["predict", str(tmp_path / "a"), str(path), "--out", str(tmp_path / "p.csv")])
     assert result.exit_code == 0 and "30 rows in" in result.output.replace("\n", " ")
     result = run(app, ["evaluate", str(tmp_path / "a"), str(path), "--csv"])

@@ -1,6 +1,7 @@
 """Trained tokens, replicated layers and tied heads beside circuits, as PEFT's LoRA has them."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,52 @@ def test_what_cannot_be_is_one_sentence_and_changes_nothing(options: dict[str, A
     with pytest.raises(ValueError, match=told):
         get_peft_model(model, QCircuitConfig(**({"r": 2, "target_modules": ["q_proj"]} | options)))
     assert [(name, id(module)) for name, module in model.named_modules()] == before
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_rows_of_an_adapted_weight_are_refused(target: str) -> None:
+    told = "trains rows of the weight of .*, which is also that of .*, a module that is adapted"
+    with pytest.raises(ValueError, match=told), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, of tied weights
+        options = {"target_modules": [target], "trainable_token_indices": TOKENS}
+        get_peft_model(base("llama", tie_word_embeddings=True), config("llama", **options))
+
+
+def test_adapters_of_a_model_all_train_tokens_or_none_does(tmp_path: Path) -> None:
+    for first, second in (({}, {"trainable_token_indices": [1]}), ({"trainable_token_indices": [1]}, {})):
+        net = adapted("llama", **first)
+        with pytest.raises(ValueError, match="either all adapters of a model have trainable_token_indices or none"):
+            net.add_adapter("other", config("llama", **second))
+        net.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trains tokens, which are not added up"):
+        net.base_model.add_weighted_adapter(["default"], [1.0], "sum", "cat")
+
+
+def test_a_model_with_adapters_keeps_its_layers() -> None:
+    net = shake(adapted("llama"))
+    expected = logits(net, "llama")
+    with pytest.raises(ValueError, match="in which there is no adapter yet, but this one has some"):
+        net.add_adapter("other", config("llama", layer_replication=[(0, 2), (0, 2)]))
+    assert torch.equal(logits(net, "llama"), expected)
+
+
+@pytest.mark.parametrize("way", ["beside", "sum", "after unloading"])
+def test_adapters_of_replicated_layers_say_so(way: str, tmp_path: Path) -> None:
+    plain = base("llama")
+    net: Any = shake(get_peft_model(copy.deepcopy(plain), config("llama", layer_replication=[(0, 2), (0, 2)])))
+    if way == "after unloading":
+        net = get_peft_model(net.unload(), config("llama"), adapter_name="other")
+    elif way == "beside":
+        net.add_adapter("other", config("llama", layers_to_transform=[1]))
+    else:
+        net.base_model.add_weighted_adapter(["default"], [1.0], "other", "cat")
+    net.set_adapter("other")
+    if way != "sum":
+        shake(net, "other", 1)
+    expected = logits(net, "llama")
+    net.save_pretrained(tmp_path, selected_adapters=["other"])
+    fresh = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "other")
+    assert torch.equal(logits(fresh, "llama"), expected)
 
 
 def test_a_trained_token_of_a_module_without_an_embedding() -> None:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ from qcircuit_peft.cli.program import (
 )
 from qcircuit_peft.cli.progress import progress
 from qcircuit_peft.text import printable, shortened
+
+_STEPS = 100  # of a training; adapters of few numbers have hardly moved before (docs/fine_tuning.md)
 
 Data = Annotated[
     str,
@@ -127,6 +130,10 @@ def train(
         soft_wrap=True,
     )
     console.print(printable(f"adapter and model card {out}, plot {out / PLOT}"), soft_wrap=True)
+    an_epoch = ceil(figures.train / batch)
+    if an_epoch * epochs < _STEPS and not quiet:
+        enough = ceil(_STEPS / an_epoch)
+        errors.print(f"note: {an_epoch * epochs} steps, where {_STEPS} are usual: --epochs {enough}", soft_wrap=True)
 
 
 def _columns(

@@ -132,9 +132,7 @@ class QCircuitModel(BaseTuner):
 
     def _prepare_model(self, peft_config: QCircuitConfig, model: nn.Module) -> None:
         """Look at every target before the first one is replaced; share the bank of earlier adapters, if any."""
-        check_tokens(model, peft_config.trainable_token_indices)
-        if peft_config.layer_replication:
-            replicated(model, peft_config.layer_replication)
+        peft_config.layer_replication = replicated(model, peft_config.layer_replication)
         self.bank = next((layer.bank for _, layer in adapted_layers(model)), None) or FrameBank()
         parameters = parameter_targets(peft_config, model)
         if peft_config.wants_all_linear():
@@ -147,6 +145,8 @@ class QCircuitModel(BaseTuner):
         held: dict[str, Encoding] = {}
         devices: dict[str, Any] = {}
         whole = {name: module for name, module in targets(self, peft_config, model)}
+        others = [config for config in self.peft_config.values() if config is not peft_config]
+        check_tokens(model, peft_config, others, whole | dict(adapted_layers(model)))
         self._attention = {
             name: attention_targets(peft_config, name, module) for name, module in whole.items() if is_attention(module)
         }

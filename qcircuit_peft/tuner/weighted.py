@@ -129,6 +129,8 @@ def _check(
     for adapter in adapters:
         if configs[adapter].bias != "none":
             raise ValueError(f"the adapter {shown(adapter)} trains biases, which are not added up; leave it out")
+        if configs[adapter].trainable_token_indices:
+            raise ValueError(f"the adapter {shown(adapter)} trains tokens, which are not added up; leave it out")
 
 
 def _added(path: str, layer: QCircuitLinear, adapters: Sequence[str], weights: Sequence[float]) -> Copied:
