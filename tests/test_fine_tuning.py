@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from qcircuit_peft import fine_tuning
 from qcircuit_peft.cli import app
-from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, evaluate, fine_tune, predict
+from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, convert, evaluate, fine_tune, predict
 from qcircuit_peft.tasks.pictures import Pictures
 
 WORDS = ["far", "high", "long", "who", "whom", "poet", "where", "city", "country"]
@@ -148,6 +148,29 @@ def test_predictions_repeat_the_rows(trained, tmp_path, monkeypatch):
     torch.testing.assert_close(
         [row["probability"] for row in again], [float(row["probability"]) for row in found], atol=1e-5, rtol=0
     )
+
+
+def test_a_converted_adapter_is_loaded_evaluated_and_refused_in_a_sentence(trained, tmp_path):
+    folder, _, _ = trained
+    found = convert(folder / "adapter", tmp_path / "lora", rank=0.9999)
+    assert 0 < found.rank <= 8 and len(CLASSES) == 3
+    given = table(tmp_path / "q.csv", rows(60))
+    assert evaluate(tmp_path / "lora", given)[0].value == pytest.approx(
+        evaluate(folder / "adapter", given)[0].value, abs=0.05
+    )
+    stock = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(
+            json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["base_model_name_or_path"],
+            config=AutoConfig.from_pretrained(tmp_path / "lora"),
+        ),
+        tmp_path / "lora",
+    )
+    assert set(stock.config.label2id) == set(CLASSES)
+    with pytest.raises(ValueError, match="is an adapter of the type LORA; only circuits have this form"):
+        convert(tmp_path / "lora", tmp_path / "again")
+    (tmp_path / "lora" / "config.json").unlink()
+    with pytest.raises(ValueError, match="lora' cannot be loaded: RuntimeError: "):
+        convert(tmp_path / "lora", tmp_path / "again", "merged")
 
 
 def test_an_evaluation_is_of_every_row(trained, tmp_path, monkeypatch):

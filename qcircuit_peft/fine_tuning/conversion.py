@@ -1,5 +1,6 @@
 """A saved circuit adapter in the forms that other programs read: a plain LoRA, the merged model, OpenQASM."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 from transformers import CONFIG_NAME, AutoConfig, AutoTokenizer, PreTrainedModel
 
 from qcircuit_peft import checks, files
+from qcircuit_peft.fine_tuning.predict import refusing
+from qcircuit_peft.fine_tuning.settings import TASK
 from qcircuit_peft.interop import lower
 from qcircuit_peft.qasm import to_qasm
 from qcircuit_peft.text import shown
@@ -61,10 +64,15 @@ def loaded(folder: str | Path, base: str | None = None) -> PeftModel:
             f"the class {shown(name)}; allowed are {', '.join(sorted(_AUTO))}, or a class of transformers"
         )
     own: dict[str, Any] = {"config": AutoConfig.from_pretrained(folder)} if (folder / CONFIG_NAME).is_file() else {}
-    return PeftModel.from_pretrained(auto.from_pretrained(place, **own), folder)
+    with refusing(shown(str(folder))):
+        return PeftModel.from_pretrained(auto.from_pretrained(place, **own), folder)
 
 
-def _as_lora(model: PeftModel, out: Path, rank: int | float | None) -> int:
+def _as_lora(model: PeftModel, folder: Path, out: Path, rank: int | float | None) -> int:
+    """With the classes and the columns of an adapter of ``fine_tune``: its copy is loaded and tried as it is."""
+    for name in (CONFIG_NAME, TASK):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
     config: Any = model.active_peft_config
     own = max([config.r, *config.rank_pattern.values()])
     lora, state = convert_to_lora(model, own if rank is None else rank, uniform=True)
@@ -73,7 +81,7 @@ def _as_lora(model: PeftModel, out: Path, rank: int | float | None) -> int:
     return lora.r
 
 
-def _merged(model: PeftModel, out: Path, rank: int | float | None) -> int:
+def _merged(model: PeftModel, folder: Path, out: Path, rank: int | float | None) -> int:
     place = getattr(model.get_base_model().config, "name_or_path", "")
     merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     merged.save_pretrained(out)
@@ -82,13 +90,13 @@ def _merged(model: PeftModel, out: Path, rank: int | float | None) -> int:
     return 0
 
 
-def _as_qasm(model: PeftModel, out: Path, rank: int | float | None) -> int:
+def _as_qasm(model: PeftModel, folder: Path, out: Path, rank: int | float | None) -> int:
     for name, circuit, angles in circuits(model):
         files.write(out / f"{name.removeprefix('base_model.model.')}.qasm", to_qasm(lower(circuit, angles)))
     return 0
 
 
-FORMS: dict[str, Callable[[PeftModel, Path, int | float | None], int]] = {
+FORMS: dict[str, Callable[[PeftModel, Path, Path, int | float | None], int]] = {
     "lora": _as_lora,
     "merged": _merged,
     "qasm": _as_qasm,
@@ -100,10 +108,10 @@ def convert(
 ) -> Converted:
     """Write a saved circuit adapter in another form, one of ``FORMS``, into a folder that is new or empty.
 
-    lora: a plain LoRA for programs that know only that; exact, or, for a ``rank`` between 0 and 1, with the least rank
-    that keeps this share of every update's energy. merged: the whole model with the update added, and its tokenizer.
-    qasm: every trained circuit as OpenQASM 3, a file each, on qubits alone (``interop.lower``). base: another place of
-    the pretrained model.
+    lora: a plain LoRA for programs that know only that, and for ``evaluate`` and ``predict``; exact, or, for a ``rank``
+    between 0 and 1, with the least rank that keeps this share of every update's energy. merged: the whole model with
+    the update added, and its tokenizer. qasm: every trained circuit as OpenQASM 3, a file each, on qubits alone
+    (``interop.lower``). base: another place of the pretrained model.
 
     Raises ValueError for another form, a folder that is not empty, and what cannot be converted.
     """
@@ -114,12 +122,10 @@ def convert(
     if rank is not None and form != "lora":
         raise ValueError(f"rank is LoRA's, but the form is {form!r}; leave it out")
     model = loaded(folder, base).eval()
-    if model.active_peft_config.peft_type != "QCIRCUIT" and form != "merged":
-        raise ValueError(
-            f"{shown(str(folder))} is an adapter of the type {shown(str(model.active_peft_config.peft_type))}; only "
-            "circuits have this form"
-        )
+    kind: Any = model.active_peft_config.peft_type
+    if kind != "QCIRCUIT" and form != "merged":
+        raise ValueError(f"{shown(str(folder))} is an adapter of the type {kind.value}; only circuits have this form")
     with files.new_folder(target) as draft:
-        found = FORMS[form](model, draft, rank)
+        found = FORMS[form](model, Path(folder), draft, rank)
     sizes = [path.stat().st_size for path in target.iterdir()]
     return Converted(form, len(sizes), sum(sizes), found)

@@ -65,7 +65,7 @@ class Predictor:
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{name} is no adapter of qcircuit-peft train: {TASK}: {error}") from None
         labels = _labels(folder)
-        with _refusing(name):
+        with refusing(name):
             place = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         if not isinstance(place, str):
             raise ValueError(f"{name} does not say which model it adapts")
@@ -74,7 +74,7 @@ class Predictor:
         text = columns.image is None
         task = Task(kind, lambda: place, lambda: Splits(empty, empty, empty), (), (), 1, None, text, kind, "", length)
         base = load(task)[0]
-        with _refusing(name):
+        with refusing(name):
             model = PeftModel.from_pretrained(base, folder)
         if torch.cuda.is_available():
             model = model.cuda()
@@ -104,7 +104,7 @@ def _labels(folder: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def _refusing(name: str) -> Iterator[None]:
+def refusing(name: str) -> Iterator[None]:
     """Within it, whatever PEFT makes of a broken adapter is a ValueError of one sentence."""
     try:
         yield
