@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
-from qcircuit_peft.factorizations.parts import Base, Factorization, Part
+from qcircuit_peft.factorizations.parts import Factorization, LowRank, Part
 
 _OF = "_of_"
 
@@ -25,7 +23,7 @@ def part_itself(part: str) -> str:
 
 
 @dataclass(frozen=True)
-class Combined:
+class Combined(LowRank):
     """The sum of updates of one size; its rank is at most the sum of theirs.
 
     terms: the summands, with the numbers by which their parts are named; raises ValueError unless each has a rank and
@@ -39,8 +37,6 @@ class Combined:
     >>> both.rank, sizes(both)["lambda_of_1"]
     (5, 3)
     """
-
-    uses_base: ClassVar[bool] = False
 
     terms: tuple[tuple[int, Factorization], ...]
     parts: dict[str, Part] = field(init=False, repr=False, compare=False)
@@ -77,13 +73,3 @@ class Combined:
         """LoRA's factors of the sum, those of the terms behind each other: delta W = B A, exactly."""
         pairs = [factors.lora({name: made[part_of(name, at)] for name in factors.parts}) for at, factors in self.terms]
         return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
-
-    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
-        """The sum applied to ``x``, (*rows, n_in): (*rows, n_out)."""
-        a, b = self.lora(made)
-        return linear(linear(x, a), b)
-
-    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
-        """The sum itself."""
-        a, b = self.lora(made)
-        return b @ a

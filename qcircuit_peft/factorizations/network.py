@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
 from qcircuit_peft.checks import whole_number
 from qcircuit_peft.factorizations.axes import split
-from qcircuit_peft.factorizations.parts import Base, Built, FrameOf, Part, Vector
+from qcircuit_peft.factorizations.parts import Built, FrameOf, LowRank, Part, Vector
 from qcircuit_peft.frames.kind import Spec
 
 Axes = tuple[int, ...]
@@ -43,7 +42,7 @@ def chain(cores: Sequence[Tensor], bonds: Sequence[Tensor | None], loop: int) ->
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(LowRank):
     """A weight update scaling * U M V^T, (n_out, n_in), U and V contracted from orthonormal cores by ``side``.
 
     left, right: the frame specs of U's and of V's cores, from the outermost to the one where the sides meet.
@@ -67,8 +66,6 @@ class Network:
     bonds: bool = False
     loop: int = 1
     parts: dict[str, Part] = field(init=False, repr=False, compare=False)
-
-    uses_base: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         found: dict[str, Part] = {}
@@ -98,16 +95,6 @@ class Network:
         closing = made.get("bond") if letter == "u" else None
         bonds = [closing, *(made.get(f"bond_{letter}{m}") for m in range(1, len(cores)))]
         return self.side([made[name] for name in _names(letter, cores)], bonds, self.loop)
-
-    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
-        """delta W applied to ``x``, (*rows, in), without building delta W: (*rows, out)."""
-        a, b = self.lora(made)
-        return linear(linear(x, a), b)
-
-    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
-        """delta W itself, to merge and to export."""
-        a, b = self.lora(made)
-        return b @ a
 
 
 def _names(letter: str, cores: tuple[Spec, ...]) -> list[str]:

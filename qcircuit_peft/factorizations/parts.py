@@ -3,12 +3,14 @@
 Each part is one parameter of an adapted layer, ``qcircuit_<part>``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from qcircuit_peft.frames.kind import Spec
 from qcircuit_peft.text import did_you_mean
@@ -117,6 +119,26 @@ class Factorization(Protocol):
         Raises ValueError where the rank is full.
         """
         ...
+
+
+class LowRank(ABC):
+    """What all factorizations have in common whose update is a product of two thin matrices, those of ``lora``."""
+
+    uses_base: ClassVar[bool] = False
+
+    @abstractmethod
+    def lora(self, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """LoRA's factors ``(A, B)``, (rank, n_in) and (n_out, rank), with its scaling 1: the update is B A, exactly."""
+
+    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
+        """The update applied to ``x``, (*rows, n_in) or nested, by the two thin products: (*rows, n_out)."""
+        a, b = self.lora(made)
+        return linear(linear(x, a), b)
+
+    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
+        """The update itself, (n_out, n_in), to merge and to export."""
+        a, b = self.lora(made)
+        return b @ a
 
 
 @dataclass(frozen=True)

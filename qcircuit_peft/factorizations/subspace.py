@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import svds
 from torch import Tensor
-from torch.nn.functional import linear
 
 from qcircuit_peft.checks import one_of, whole_number
-from qcircuit_peft.factorizations.parts import Base, Factorization, FrameOf, Kept, Part
+from qcircuit_peft.factorizations.parts import Factorization, FrameOf, Kept, LowRank, Part
 from qcircuit_peft.factorizations.shared_core import shared_core
 from qcircuit_peft.factorizations.svd import SVD
 
@@ -22,7 +20,7 @@ _DENSE = 4  # from this share of all directions on, all of them are found at onc
 
 
 @dataclass(frozen=True)
-class Subspace:
+class Subspace(LowRank):
     """delta W = scaling * A (delta of ``inner``) B^T, where A (n_out, m) and B (n_in, m) are kept as they start.
 
     ``inner`` is the update of an m x m weight. Parts: those of ``inner``, and "basis_out" and "basis_in", the entries
@@ -44,8 +42,6 @@ class Subspace:
     scaling: float = 1.0
     parts: dict[str, Part] = field(init=False, repr=False, compare=False)
 
-    uses_base: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         drawn = self.start == "random"
         bases = {
@@ -64,16 +60,6 @@ class Subspace:
         a, b = self.inner.lora(made)
         left, right = made["basis_out"].unflatten(0, (self.n_out, -1)), made["basis_in"].unflatten(0, (self.n_in, -1))
         return a @ right.mT, left @ (b * self.scaling)
-
-    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
-        """delta W applied to ``x``, (*rows, n_in) or nested, by two thin products: (*rows, n_out)."""
-        a, b = self.lora(made)
-        return linear(linear(x, a), b)
-
-    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
-        """delta W itself, to merge and to export."""
-        a, b = self.lora(made)
-        return b @ a
 
 
 def subspace(

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
-from qcircuit_peft.factorizations.parts import Base, Built, FrameOf, Part, Vector
+from qcircuit_peft.factorizations.parts import Built, FrameOf, LowRank, Part, Vector
 from qcircuit_peft.frames.kind import Spec
 
 
 @dataclass(frozen=True)
-class SVD:
+class SVD(LowRank):
     """A weight update of rank r from a frame ``u`` (n_out, r), a frame ``v`` (n_in, r) and r numbers lambda.
 
     lambda, which may be negative, starts at zero. Raises ValueError if the two frames differ in their number of
@@ -29,8 +27,6 @@ class SVD:
     >>> svd.delta(made).shape, svd.forward(torch.ones(2, 5, 64), made).shape
     (torch.Size([96, 64]), torch.Size([2, 5, 96]))
     """
-
-    uses_base: ClassVar[bool] = False
 
     u: Spec
     v: Spec
@@ -66,13 +62,3 @@ class SVD:
     def lora(self, made: Mapping[str, Tensor]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """LoRA's factors ``(A, B)`` of the same update, with LoRA's own scaling 1: delta W = B A, exactly."""
         return made["v"].mT, made["u"] * (made["lambda"] * self.scaling)
-
-    def forward(self, x: Tensor, made: Mapping[str, Tensor], base: Base | None = None) -> Tensor:
-        """delta W applied to ``x``, (*rows, n_in) or nested, by two thin products: (*rows, n_out)."""
-        a, b = self.lora(made)
-        return linear(linear(x, a), b)
-
-    def delta(self, made: Mapping[str, Tensor], weight: Tensor | None = None) -> Float[Tensor, "out in"]:
-        """delta W itself, to merge and to export."""
-        a, b = self.lora(made)
-        return b @ a
