@@ -1,5 +1,6 @@
 """``convert`` and ``count``: a trained adapter in the forms of other programs, and what methods train in a model."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import base, close_logits, config, logits, shake
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from qcircuit_peft import Circuit, circuits, matrix
@@ -50,6 +51,28 @@ def test_every_form_is_the_adapter(saved: Any, tmp_path: Path) -> None:
         at = torch.tensor(places(dims))
         rows = matrix(read, torch.zeros(0, dtype=torch.float64))
         assert torch.allclose(rows[at][:, at].real, matrix(circuit, angles.double()), atol=1e-12), name
+
+
+@pytest.mark.parametrize("kind", ["ranks above a width", "a sum", "a ring"])
+def test_every_update_has_its_own_rank_in_an_exact_copy(kind: str, tmp_path: Path) -> None:
+    plain = base("llama", head_dim=4)  # values 8 wide, queries 16
+    plain.save_pretrained(tmp_path / "base")
+    more: dict[str, Any] = {"r": 12, "rank_pattern": {"v_proj": 3}} if kind == "ranks above a width" else {"r": 2}
+    more |= {"factorization": "tensor_ring"} if kind == "a ring" else {}
+    more |= {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    net: Any = shake(get_peft_model(copy.deepcopy(plain), config("llama", **more)))
+    if kind == "a sum":
+        net.add_adapter("second", config("llama", **more | {"r": 3}))
+        shake(net, "second", 1)
+        net.base_model.add_weighted_adapter(["default", "second"], [1.0, 2.0], "sum", "cat")
+        net.set_adapter("sum")
+    expected = logits(net, "llama")
+    net.save_pretrained(tmp_path / "a", selected_adapters=[net.active_adapter])
+    folder = tmp_path / "a" / ("sum" if kind == "a sum" else "")
+    found = convert(folder, tmp_path / "lora", base=str(tmp_path / "base"))
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "lora")
+    assert stock.peft_config["default"].r == found.rank
+    close_logits(stock, "llama", expected)
 
 
 def test_a_share_of_the_energy_takes_a_lower_rank(saved: Any, tmp_path: Path) -> None:

@@ -73,9 +73,7 @@ def _as_lora(model: PeftModel, folder: Path, out: Path, rank: int | float | None
     for name in (CONFIG_NAME, TASK):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
-    config: Any = model.active_peft_config
-    own = max([config.r, *config.rank_pattern.values()])
-    lora, state = convert_to_lora(model, own if rank is None else rank, uniform=True)
+    lora, state = convert_to_lora(model, rank, uniform=True)
     save_file(state, out / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     lora.save_pretrained(str(out))
     return lora.r

@@ -34,8 +34,8 @@ def _of_energy(singular: Tensor, share: float) -> int:
 
 
 @torch.no_grad()
-def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> tuple[Tensor, Tensor]:
-    """LoRA's factors of an update, or of a stack: of ``rank`` rows, or as many as have that share of its energy.
+def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float | None) -> tuple[Tensor, Tensor]:
+    """LoRA's factors of an update, or of a stack: of ``rank`` rows, as many as have that share of its energy, or all.
 
     Raises ValueError if a rank is above a width, or leaves out a part of the update that is more than a rounding.
     """
@@ -46,7 +46,9 @@ def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float) -> 
     (left, p), (right, q) = (torch.linalg.qr(factor.double()) for factor in (b, a.mT))
     u, singular, v = torch.linalg.svd(p @ q.mT)
     found = singular.shape[-1]
-    if isinstance(rank, float):
+    if rank is None:
+        rank = found
+    elif isinstance(rank, float):
         rank = min(_of_energy(singular, rank), found)
     elif rank > rows:
         raise ValueError(f"rank is at most the smaller width of a module, {rows} for {name!r}, got {rank}")
@@ -97,19 +99,19 @@ def _module(name: str, layer: QCircuitLinear) -> str | None:
 
 
 def convert_to_lora(
-    model: nn.Module, rank: int | float, adapter_name: str = "default", uniform: bool = False
+    model: nn.Module, rank: int | float | None, adapter_name: str = "default", uniform: bool = False
 ) -> tuple[LoraConfig, Any]:
     """The configuration and state dict of the plain LoRA that equals a circuit adapter.
 
     ``rank`` is the number of LoRA's rows, at least the rank of every update, or as a float the share of an update's
-    energy that an approximation keeps. ``uniform``: all modules have as many rows as the one with the most, which
-    programs that serve a LoRA want. Trained heads, embeddings and biases come along, and the task. Raises ValueError
-    for a rank that is too small or too large, TypeError, as PEFT's, for updates of full rank.
+    energy that an approximation keeps; None: of every update its own. ``uniform``: all modules have as many rows as the
+    one with the most, which programs that serve a LoRA want. Trained heads, embeddings and biases come along, and the
+    task. Raises ValueError for a rank that is too small or too large, TypeError, as PEFT's, for updates of full rank.
     """
     if isinstance(rank, float):
         if not 0 < rank <= 1:
             raise ValueError(f"a rank that is a float is a share of energy in (0, 1], got {rank}")
-    else:
+    elif rank is not None:
         whole_number("rank", rank, 1)
     config: Any = model.peft_config[adapter_name]  # type: ignore[index]
     layers = {base_name(name): layer for name, layer in adapted_layers(model, adapter_name)}
