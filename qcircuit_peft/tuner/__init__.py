@@ -10,8 +10,9 @@ from qcircuit_peft.tuner.count import parameter_count
 from qcircuit_peft.tuner.hotswap import hook_hotswap
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear
 from qcircuit_peft.tuner.lora import hook_conversion
-from qcircuit_peft.tuner.model import QCircuitModel, circuit_of, circuits
+from qcircuit_peft.tuner.model import QCircuitModel
 from qcircuit_peft.tuner.noise_aware import noise_aware
+from qcircuit_peft.tuner.outgoing import circuit_of, circuits
 from qcircuit_peft.tuner.register import (
     hook_checkpoints,
     hook_deletion,

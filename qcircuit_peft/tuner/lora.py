@@ -46,10 +46,8 @@ def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float | No
     (left, p), (right, q) = (torch.linalg.qr(factor.double()) for factor in (b, a.mT))
     u, singular, v = torch.linalg.svd(p @ q.mT)
     found = singular.shape[-1]
-    if rank is None:
-        rank = found
-    elif isinstance(rank, float):
-        rank = min(_of_energy(singular, rank), found)
+    if rank is None or isinstance(rank, float):
+        wanted = found if rank is None else min(_of_energy(singular, rank), found)
     elif rank > rows:
         raise ValueError(f"rank is at most the smaller width of a module, {rows} for {name!r}, got {rank}")
     elif rank < found and (singular[..., rank] > torch.finfo(kind).eps * found * singular[..., 0]).any():
@@ -57,8 +55,10 @@ def _thin(layer: QCircuitLinear, name: str, adapter: str, rank: int | float | No
             f"the update of {name!r} has rank {found}, of which rank={rank} would leave out a part; take "
             f"{found}, or a number such as 0.99, the share of an update's energy that an approximation keeps"
         )
-    kept = min(rank, found)
-    lora_a, lora_b = a.new_zeros(*a.shape[:-2], rank, a.shape[-1]), b.new_zeros(*b.shape[:-1], rank)
+    else:
+        wanted = rank
+    kept = min(wanted, found)
+    lora_a, lora_b = a.new_zeros(*a.shape[:-2], wanted, a.shape[-1]), b.new_zeros(*b.shape[:-1], wanted)
     lora_a[..., :kept, :] = (right @ v[..., :kept, :].mT).mT
     lora_b[..., :kept] = left @ (u[..., :kept] * singular[..., None, :kept])
     return lora_a, lora_b
