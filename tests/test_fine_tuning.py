@@ -343,6 +343,14 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(settings
 SOME = ("circuit_own", "lora", "dora", "tinylora", "fourierft", "ia3")
 
 
+@pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/model", "a/b/c"])
+def test_a_model_that_is_neither_a_folder_nor_a_name_is_refused(model):
+    with pytest.raises(ValueError, match="a model is a folder, or a name on the hub such as 'owner/name', got '"):
+        Settings(model, QUESTIONS)
+    counted = CliRunner().invoke(app, ["count", model])
+    assert counted.exit_code == 2 and "a model is a folder, or a name on the hub" in counted.output
+
+
 def test_a_plain_lora_of_what_is_none_is_refused_first(bert, tmp_path):
     with pytest.raises(ValueError, match="but the method is 'dora'; ask for the merged model"):
         fine_tune(rows(), tmp_path / "a", Settings(bert, QUESTIONS, method="dora"), also=["lora"])

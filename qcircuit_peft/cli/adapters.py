@@ -38,7 +38,7 @@ def count(
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModel
 
-    from qcircuit_peft.fine_tuning import targets_of
+    from qcircuit_peft.fine_tuning import place_of, targets_of
     from qcircuit_peft.methods import METHODS
     from qcircuit_peft.text import did_you_mean
 
@@ -48,7 +48,7 @@ def count(
         if name not in METHODS:
             raise ValueError(f"there is no method {shown(name)}; {did_you_mean(name, METHODS)}")
     with init_empty_weights():
-        net = AutoModel.from_config(AutoConfig.from_pretrained(model))
+        net = AutoModel.from_config(AutoConfig.from_pretrained(place_of(model)))
     named = list(filter(None, (targets or "").split(","))) or targets_of(net)
     whole = sum(parameter.numel() for parameter in net.parameters())
     rows, left = [], []

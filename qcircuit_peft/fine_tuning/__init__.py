@@ -8,7 +8,7 @@ from qcircuit_peft.fine_tuning.card import card, plot, written
 from qcircuit_peft.fine_tuning.conversion import Converted, convert, loaded
 from qcircuit_peft.fine_tuning.evaluation import Score, evaluate
 from qcircuit_peft.fine_tuning.predict import Predictor, predict
-from qcircuit_peft.fine_tuning.settings import ADAPTERS, PLOT, Figures, Settings
+from qcircuit_peft.fine_tuning.settings import ADAPTERS, PLOT, Figures, Settings, place_of
 from qcircuit_peft.fine_tuning.train import Headed, fine_tune, headed, targets_of
 from qcircuit_peft.tasks.examples import Columns
 
@@ -28,6 +28,7 @@ __all__ = [
     "fine_tune",
     "headed",
     "loaded",
+    "place_of",
     "plot",
     "predict",
     "targets_of",

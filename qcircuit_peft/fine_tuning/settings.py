@@ -46,7 +46,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.text("model", self.model)
+        place_of(checks.text("model", self.model))
         if self.method not in ADAPTERS:
             raise ValueError(f"there is no method {shown(self.method)}; {did_you_mean(self.method, ADAPTERS)}")
         if self.rank is not None:
@@ -96,5 +96,12 @@ class Figures:
 
 
 def place_of(model: str) -> str:
-    """A folder by its whole path, so that an adapter finds it from wherever it is used; a name on the hub as it is."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+    """A folder by its whole path, so that an adapter finds it from wherever it is used; a name on the hub as it is.
+
+    Raises ValueError for what is neither.
+    """
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    if model.count("/") > 1 or model.startswith(("/", ".", "~")):
+        raise ValueError(f"a model is a folder, or a name on the hub such as 'owner/name', got {shown(model)}")
+    return model
