@@ -81,6 +81,7 @@ def ansatzes(draw: Draw) -> Ansatz | str | Circuit:
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "intrinsic_rank": st.integers(1, 3),
     "order": st.integers(2, 20),
+    "orders": st.sampled_from([1, 2, 3, [1, 2], [3, 2]]),
     "node": st.sampled_from(["signs", "real"]),
     "splits": st.sampled_from([{}, {"24": 16}]),
     "axes": st.sampled_from([{"24": [4, 6], "16": [4, 4]}, {"16": [2, 8]}]),

@@ -119,6 +119,9 @@ def test_groups_of_frames_are_columns_and_layers(name: str, n: int) -> None:
             b = spec.lower(torch.zeros(spec.n_parameters).index_fill_(0, torch.arange(spec.n_parameters)[where], 1.0))
             assert torch.equal(b, torch.ones(n, 3).tril(-1) * (torch.arange(3) == j))
         return
+    if name == "compound":  # a matrix each
+        assert list(spec.groups) == [where for _, _, where in spec.circuits()]
+        return
     ansatz, expected = load("simplified_two_design"), []
     for leaf, circuit, where in spec.circuits():
         if leaf.startswith("outer"):  # of the diagonal frame: rotations only

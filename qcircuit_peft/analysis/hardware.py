@@ -12,6 +12,7 @@ from qcircuit_peft.backends import Backend, estimated_columns, find_backend, mea
 from qcircuit_peft.backends.noise import Noise
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.factorizations.parts import Built, make
+from qcircuit_peft.frames.kind import made_of, whole_circuit
 from qcircuit_peft.frames.stacked import Stacked
 from qcircuit_peft.interop import lower, places
 from qcircuit_peft.tuner.layer import QCircuitLinear
@@ -88,13 +89,13 @@ def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[s
     measured = {}
     for part, whole in built.items():
         frame = whole.frame if isinstance(whole, Stacked) else whole
-        parts = list(frame.circuits())
-        if len(parts) != 1:
+        circuit = whole_circuit(frame)
+        if circuit is None:
             raise ValueError(
                 f"{name}: what is measured are the columns of one circuit, but {part!r} of width {frame.n} is made of "
-                f"{len(parts) or 'none'}; adapt with frame='circuit' and width='qudit'"
+                f"{made_of(frame)}; adapt with frame='circuit' and width='qudit'"
             )
-        if parts[0][1].dim != frame.n:
+        if circuit.dim != frame.n:
             raise ValueError(
                 f"{name}: signs are estimated for real circuits only, but {part!r} is the real form of a complex one; "
                 "adapt with a real circuit"
@@ -102,7 +103,7 @@ def _perturbed(name: str, module: QCircuitLinear, adapter: str, settings: dict[s
         on = settings["backend"]
         estimate = _on_device if isinstance(on, Backend) else estimated_columns
         each = values[part].unflatten(0, (whole.count, -1)) if isinstance(whole, Stacked) else values[part][None]
-        found = [estimate(parts[0][1], angles, frame.k, **settings)[0] for angles in each]
+        found = [estimate(circuit, angles, frame.k, **settings)[0] for angles in each]
         measured[part] = torch.stack(found) if isinstance(whole, Stacked) else found[0]
     delta, true = factors.delta({**values, **measured}), factors.delta(make(factors, values))
     return Perturbed(delta, float((delta - true).norm()), float(true.norm()))

@@ -15,7 +15,7 @@ from qcircuit_peft.analysis.operators import matrix_dims, operator_schmidt
 from qcircuit_peft.ansatz import wire_dims
 from qcircuit_peft.factorizations.fused import Fused
 from qcircuit_peft.factorizations.parts import Acting, Factorization, frames, initial, make, sizes
-from qcircuit_peft.frames.kind import Spec
+from qcircuit_peft.frames.kind import Spec, whole_circuit
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers, generators
 
 _PREFIX = "base_model.model."
@@ -121,8 +121,8 @@ def _layer_rows(
 ) -> Iterator[LayerEntanglement]:
     for part, frame in frames(factors).items():
         now = values[part]
-        own = [circuit for _, circuit, _ in frame.circuits()]
-        dims = own[0].dims if len(own) == 1 else wire_dims(frame.n) if frame.n > 1 else ()
+        own = whole_circuit(frame)
+        dims = own.dims if own else wire_dims(frame.n) if frame.n > 1 else ()
         if len(dims) < 2 or (isinstance(factors.parts[part], Acting) and not operators):
             continue
         stages = {"now": now} if before is None else {"initial": before[part].detach().to(now), "now": now}

@@ -16,6 +16,7 @@ from qcircuit_peft.backends.hadamard import hadamard_test
 from qcircuit_peft.checks import is_whole, number, whole_number
 from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.factorizations.parts import Built
+from qcircuit_peft.frames.kind import made_of, whole_circuit
 from qcircuit_peft.gates import GATES
 from qcircuit_peft.interop import lower, places, to_qiskit
 from qcircuit_peft.interop.reading import needed
@@ -345,13 +346,13 @@ def _shots(free: Sequence[float], error: float, svd: bool) -> list[int]:
 
 def _circuit_of(name: str, frame: Any) -> Circuit:
     """The one real circuit that a frame is columns of."""
-    parts = list(frame.circuits())
-    if len(parts) != 1 or parts[0][1].dim != frame.n:
-        told = "that of a complex one" if len(parts) == 1 else f"made of {len(parts) or 'none'}"
+    circuit = whole_circuit(frame)
+    if circuit is None or circuit.dim != frame.n:
+        told = f"made of {made_of(frame)}" if circuit is None else "that of a complex one"
         raise ValueError(
             f"{name}: what is measured are the columns of one real circuit, but this frame of width {frame.n} is {told}"
         )
-    return parts[0][1]
+    return circuit
 
 
 def _test_of(circuit: Circuit, column: int) -> Circuit:

@@ -3,6 +3,7 @@
 from functools import partial
 
 from qcircuit_peft.frames.circuit import CircuitFrame
+from qcircuit_peft.frames.compound import CompoundFrame
 from qcircuit_peft.frames.diagonal import DiagonalFrame
 from qcircuit_peft.frames.kind import INITS, Frame, Kind, Spec
 from qcircuit_peft.frames.lower import MAPS, LowerFrame
@@ -20,6 +21,11 @@ FRAMES: dict[str, Kind] = {
         DiagonalFrame,
         "a circuit, a trainable diagonal of signs or real numbers, and rotations of every wire",
         ("node", "ansatz", "layers", "width", "backend"),
+    ),
+    "compound": Kind(
+        CompoundFrame,
+        "compound matrices of a rotation, from circuits that keep the number of ones",
+        ("orders", "layers"),
     ),
     **{name: Kind(partial(LowerFrame, name), row.about, row.options) for name, row in MAPS.items()},
 }

@@ -50,7 +50,10 @@ class Spec(Protocol):
         ...
 
     def circuits(self) -> Iterator[tuple[str, Circuit, slice]]:
-        """The circuits that it is made of: a name, empty if there is one only, the circuit, its part of parameters."""
+        """The circuits that it is made of: a name, the circuit, its part of parameters.
+
+        The name is empty if the frame is the first columns of this one, or of its real form if it is complex.
+        """
         ...
 
     def flaw(self, parameters: Tensor, /) -> str | None:
@@ -83,6 +86,17 @@ class Frame(nn.Module):
     def extra_repr(self) -> str:
         """The map and its options, as print(frame) shows them."""
         return str(self.spec)
+
+
+def whole_circuit(frame: Spec) -> Circuit | None:
+    """The circuit whose first columns a frame is, or the real form of whose; None if it is made otherwise."""
+    return next((circuit for name, circuit, _ in frame.circuits() if not name), None)
+
+
+def made_of(frame: Spec) -> str:
+    """What a frame that is no ``whole_circuit`` is made of: the number of circuits, in words for a message."""
+    count = len(list(frame.circuits()))
+    return "none" if not count else "other columns of one" if count == 1 else str(count)
 
 
 @dataclass(frozen=True)
