@@ -12,6 +12,7 @@ from torch import nn
 
 from qcircuit_peft import Affine, Circuit, Op, QCircuitConfig, load, state
 from qcircuit_peft.analysis import fisher_spectrum, fourier_series, frequencies
+from qcircuit_peft.analysis.fisher import FisherSpectrum
 from qcircuit_peft.gates import GATES
 
 X = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -62,6 +63,17 @@ def test_the_eigenvalues_are_those_of_the_dense_matrix(kind):
     k = 1000 / (2 * pi * log(1000))
     inside = np.linalg.slogdet(np.eye(21) + k * dense * 21 / np.trace(dense))[1]
     assert found.effective_dimension(1000) == pytest.approx(inside / log(k), rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e-170, 1e170, 1e300])
+def test_what_a_spectrum_says_does_not_hang_on_its_scale(scale):
+    shape = torch.tensor([1.0, 0.5, 0.0] if scale > 1e-320 else [1.0, 0.0, 0.0], dtype=torch.float64)
+    found, wanted = FisherSpectrum(shape * scale, 5, 9), FisherSpectrum(shape, 5, 9)
+    assert found.participation == pytest.approx(wanted.participation, rel=1e-12)
+    assert found.felt == wanted.felt
+    assert found.effective_dimension(1000) == pytest.approx(wanted.effective_dimension(1000), rel=1e-12)
+    with pytest.raises(ValueError, match="samples is a whole number 0 to"):
+        found.effective_dimension(10**400)
 
 
 def test_a_model_of_transformers_by_its_own_loss_and_logits_stays_as_it_is():

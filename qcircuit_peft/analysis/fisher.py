@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcircuit_peft.analysis.capture import Loss, check_task, evaluating, own_loss
-from qcircuit_peft.checks import number, one_of
+from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.text import shown
 
 KINDS = ("empirical", "true")
@@ -38,29 +38,36 @@ class FisherSpectrum:
         return float(self.eigenvalues.sum())
 
     @property
+    def _relative(self) -> Tensor:
+        """Eigenvalues by the largest, of which no square or quotient leaves the range of float64; it is above 0."""
+        return self.eigenvalues / self.eigenvalues[0]
+
+    @property
     def participation(self) -> float:
         """(sum of eigenvalues)^2 / sum of their squares: in how many directions the scores lie, 1 to ``parameters``."""
-        return float(self.eigenvalues.sum().square() / self.eigenvalues.square().sum()) if self.trace else 0.0
+        return float(self._relative.sum().square() / self._relative.square().sum()) if self.trace else 0.0
 
     @property
     def felt(self) -> int:
         """How many eigenvalues are at least a hundredth of the largest."""
-        return int((self.eigenvalues >= _FELT * self.eigenvalues[0]).sum()) if self.trace else 0
+        return int((self._relative >= _FELT).sum()) if self.trace else 0
 
     def effective_dimension(self, samples: int, gamma: float = 1.0) -> float:
         """The local effective dimension for a number of training samples; the rank of F, for ever more of them.
 
         sum_i log(1 + k f_i) / log k with k = gamma n / (2 pi log n) and f the eigenvalues, scaled so that their sum is
         the number of parameters. Source: Abbas et al., arXiv 2112.04807, Eq. (4), at one point. Raises ValueError where
-        k is at most 1, and for a gamma outside of (0, 1].
+        k is at most 1, for a gamma outside of (0, 1], and for samples that are no whole number up to 2^63 - 1.
         """
+        whole_number("samples", samples, 0, (1 << 63) - 1)
         number("gamma", gamma, 0, 1)
         k = gamma * samples / (2 * pi * log(samples)) if samples > 1 else 0.0
         if k <= 1:
             raise ValueError(f"gamma n / (2 pi log n) is above 1, got {k:.3g} of n = {shown(samples)} samples")
         if not self.trace:
             return 0.0
-        return float((k * self.eigenvalues * (self.parameters / self.trace)).log1p().sum() / log(k))
+        scaled = self._relative * (self.parameters / self._relative.sum())
+        return float((k * scaled).log1p().sum() / log(k))
 
 
 def _own_logits(model: nn.Module, batch: Any) -> Tensor:
