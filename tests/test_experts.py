@@ -68,9 +68,9 @@ def config(**change: Any) -> QCircuitConfig:
     return QCircuitConfig(**({"r": 4, "target_modules": [], "target_parameters": BOTH, "seed": 3} | change))
 
 
-def adapted(name: str, **change: Any) -> PeftModel:
-    """A model with an adapter of experts that does something."""
-    net = get_peft_model(tiny(name), config(**change))
+def adapted(name: str, sizes: dict[str, Any] | None = None, **change: Any) -> PeftModel:
+    """A model with an adapter, of experts unless it is said, that does something."""
+    net = get_peft_model(tiny(name, **(sizes or {})), config(**change))
     torch.manual_seed(1)
     with torch.no_grad():
         for p in net.parameters():
@@ -433,3 +433,37 @@ def test_a_gate_of_one_output_is_refused_with_what_to_do():
         model, QCircuitConfig(r=4, target_modules="all-linear", rank_pattern={"shared_expert_gate": 1})
     )
     assert net.get_nb_trainable_parameters()[0] > 0
+
+
+DENSE = {
+    "DeepseekV3": {"first_k_dense_replace": 1, "num_hidden_layers": 2},
+    "Qwen3Moe": {"mlp_only_layers": [0], "num_hidden_layers": 2},
+    "Qwen2Moe": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore:target_modules=.all-linear. leaves")
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("DeepseekV3", "all-linear"),
+        ("DeepseekV3", ["up_proj"]),
+        ("Qwen3Moe", r".*\.mlp\.(up|gate)_proj"),
+        ("Qwen3Moe", ["mlp.down_proj"]),
+        ("Qwen2Moe", ["shared_expert.down_proj"]),
+        ("DeepseekV3", ["o_proj", "kv_b_proj"]),
+        ("Qwen3Moe", ["q_proj", "o_proj"]),
+    ],
+)
+def test_a_plain_lora_is_the_same_or_not_written(name, targets, tmp_path):
+    """PEFT takes names of dense layers for those of experts, in most models of this kind."""
+    net = adapted(name, DENSE[name], target_modules=targets, target_parameters=None)
+    expected = net(IDS).logits.detach()
+    if name == "Qwen2Moe" or "o_proj" in targets:
+        peft.save_as_lora(tmp_path, net, None)
+        found = PeftModel.from_pretrained(tiny(name, **DENSE[name]), tmp_path)(IDS).logits.detach()
+        close(found, expected, CHAIN)
+        return
+    with pytest.raises(ValueError, match=rf"a plain LoRA of a {name}ForCausalLM for those of its experts \("):
+        peft.save_as_lora(tmp_path / "out", net, None)
+    assert not (tmp_path / "out").exists()

@@ -37,10 +37,54 @@ class Shifted(nn.Embedding):
         return super().forward(ids + 2)
 
 
+class Followed(nn.Linear):
+    """A linear layer of its own words, as Falcon's, which gives what torch's gives."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape, "it reads the shape"
+        return x @ self.weight.mT + self.bias
+
+
+class Counting(nn.Linear):
+    """A linear layer that reads a value, and so cannot be asked what it gives without arithmetic."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.abs().sum().item() >= 0 else x
+
+
+class Router(nn.Linear):
+    """A router as Llama 4's: scores of some, and all."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = super().forward(x)
+        return logits.topk(2, -1).values.sigmoid(), logits
+
+
+class Wider(nn.Linear):
+    """A linear layer that puts something behind its outputs, as Idefics's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([super().forward(x), x], -1)
+
+
+class Routed(nn.Module):
+    """An ordinary layer and one of the two above."""
+
+    def __init__(self, kind: type[nn.Linear]) -> None:
+        super().__init__()
+        self.into, self.router = nn.Linear(12, 12), kind(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.router(self.into(x))
+        return torch.cat(found, -1) if isinstance(found, tuple) else found
+
+
 IDS = torch.tensor([[1, 5, 0, 19], [2, 2, 7, 3]])
 # A module and inputs of it, two rows each.
 MODULES: dict[str, tuple[Any, torch.Tensor]] = {
     "Linear": (lambda: nn.Linear(12, 20), torch.randn(2, 3, 12)),
+    "Linear of its own words": (lambda: Followed(12, 20), torch.randn(2, 3, 12)),
+    "Linear that reads values": (lambda: Counting(12, 20), torch.randn(2, 3, 12)),
     "Conv1D": (lambda: Conv1D(20, 12), torch.randn(2, 3, 12)),
     "Embedding": (lambda: nn.Embedding(20, 12), IDS),
     "Embedding with padding": (lambda: nn.Embedding(20, 12, padding_idx=2), IDS),
@@ -75,7 +119,7 @@ def adapter(name, factorization="svd", **settings):
 
 
 def test_every_kind_is_here():
-    assert {type(plain(name)[0][0]) for name in MODULES} - {Scaled} == {*LINEAR_MAPS}
+    assert {type(plain(name)[0][0]) for name in MODULES} - {Scaled, Followed, Counting} == {*LINEAR_MAPS}
 
 
 @every
@@ -187,6 +231,28 @@ def test_what_is_not_a_map_is_refused_with_what_is():
     for factorization in ("rotation", "quanta"):
         refuses("is a Conv2d, for which an update has a rank", nn.Conv2d(4, 8, 3), factorization=factorization)
         refuses("is a Embedding, for which an update has a rank", nn.Embedding(16, 8), factorization=factorization)
+
+
+@pytest.mark.parametrize("kind", [Router, Wider])
+def test_a_layer_that_gives_more_than_its_product_is_adapted_by_its_weight(kind):
+    def made():
+        torch.manual_seed(2)
+        return Routed(kind).double()
+
+    model, x = made(), torch.randn(5, 12, dtype=torch.float64)
+    for targets in (["router"], ["into", "router"]):
+        with pytest.raises(ValueError, match=r"or adapt its weight by target_parameters=\['router.weight'\]"):
+            get_peft_model(model, QCircuitConfig(r=3, target_modules=targets))
+    random = torch.get_rng_state()
+    with pytest.warns(UserWarning, match=rf"leaves 1 modules .* 'router': {kind.__name__} gives something else"):
+        model = get_peft_model(model, QCircuitConfig(r=3, target_modules="all-linear", seed=1))
+    assert model.base_model.targeted_module_names == ["into"] and torch.equal(random, torch.get_rng_state())
+    for more in ({"target_parameters": ["router.weight"]}, {"exclude_modules": ["router"]}):
+        model = get_peft_model(made(), QCircuitConfig(r=3, target_modules="all-linear", seed=1, **more))
+        found = shake(model)(x).detach()
+        merged = model.merge_and_unload()
+        close(merged(x), found, 64, size=float(found.abs().max()))
+        assert torch.equal(merged.router.weight, made().router.weight) == ("exclude_modules" in more)
 
 
 @pytest.mark.parametrize("name", ["Embedding", "Conv2d"])

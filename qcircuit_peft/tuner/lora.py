@@ -1,5 +1,6 @@
 """A circuit adapter as a plain LoRA, with all else that it trained: what PEFT's ``save_as_lora`` writes of ours."""
 
+import copy
 import functools
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.import_utils import is_transformers_ge_v5
 from peft.tuners.lora import conversion
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from qcircuit_peft.checks import whole_number
-from qcircuit_peft.text import shown
+from qcircuit_peft.text import shortened, shown
 from qcircuit_peft.tuner.attention import QCircuitAttention
 from qcircuit_peft.tuner.layer import QCircuitLinear, adapted_layers
 from qcircuit_peft.tuner.names import alone, base_name, exactly
@@ -98,6 +100,29 @@ def _module(name: str, layer: QCircuitLinear) -> str | None:
     return None if isinstance(layer, QCircuitParameter) else name
 
 
+def _check_taken(lora: LoraConfig, model: nn.Module) -> None:
+    """Raise ValueError if PEFT, in a model of transformers, would take targets of a LoRA for those of experts.
+
+    It does so with the names that experts had in transformers 4, also where other layers have them now.
+    """
+    if not is_transformers_ge_v5:
+        return
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers  # which asks for that
+
+    taken, wanted = copy.deepcopy(lora), {*(lora.target_parameters or ())}
+    try:
+        convert_peft_config_for_transformers(taken, model, None)
+        added = {*(taken.target_parameters or ())} - wanted
+    except ValueError as error:
+        added = {str(error)}
+    if added:
+        raise ValueError(
+            f"PEFT {peft.__version__} takes the names of modules in a plain LoRA of a {type(model).__name__} for those "
+            f"of its experts ({shortened(', '.join(sorted(added)))}), so that it would be another adapter there; merge "
+            "it instead, or leave such modules out when the model is adapted"
+        )
+
+
 def convert_to_lora(
     model: nn.Module, rank: int | float | None, adapter_name: str = "default", uniform: bool = False
 ) -> tuple[LoraConfig, Any]:
@@ -154,6 +179,7 @@ def convert_to_lora(
         base_model_name_or_path=config.base_model_name_or_path or vars(adapted).get("name_or_path"),
         revision=config.revision,
     )
+    _check_taken(lora, adapted)
     ours = {f"{name}.{part}" for name, layer in layers.items() for part in layer.adapter_layer_names}
     rest = alone(model, adapter_name, get_peft_model_state_dict(model, adapter_name=adapter_name)).items()
     state = {_PREFIX + base_name(key): value.detach().clone() for key, value in rest if base_name(key) not in ours}

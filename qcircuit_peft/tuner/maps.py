@@ -3,6 +3,7 @@
 An entry of ``LINEAR_MAPS`` is all that has to be known of a kind of module.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.factorizations.parts import Base, Factorization
@@ -169,16 +171,34 @@ def parameter_map(module: nn.Module, name: str) -> LinearMap:
     )
 
 
+def _multiplies(module: Any, kind: type[Any]) -> bool:
+    """Whether a linear layer gives, of vectors (in,), as many vectors (out,), and not a router's choice of experts.
+
+    One with a forward of its own is asked, without arithmetic; one that cannot be asked so is taken to.
+    """
+    if type(module).forward is kind.forward:
+        return True
+    into, out = LINEAR_MAPS[kind].widths(module)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            x = torch.empty(2, into, dtype=module.weight.dtype, device=module.weight.device)
+            found = type(module).forward(copy.copy(module), x)
+            return isinstance(found, Tensor) and found.shape == (2, out)
+    except Exception:  # whatever code it is
+        return True
+
+
 def map_of(module: nn.Module, quantized: bool = False) -> LinearMap | None:
     """The kind of a module, LINEAR for one of a quantized weight; None for one that circuits do not adapt.
 
-    Embeddings and convolutions that do something else with their weight than torch's own are not adapted.
+    Embeddings and convolutions that do something else with their weight than torch's own are not adapted, and linear
+    layers that do something else with their outputs.
     """
     kind = next((kind for kind in LINEAR_MAPS if isinstance(module, kind)), None)
     if kind is None:
         return LINEAR if quantized else None
     if LINEAR_MAPS[kind].dense:
-        return LINEAR_MAPS[kind]
+        return LINEAR_MAPS[kind] if quantized or _multiplies(module, kind) else None
     own: Any = module
     plain = type(own).forward is kind.forward or hasattr(own, "embed_scale")
     plain = plain and getattr(own, "max_norm", None) is None

@@ -26,7 +26,7 @@ from qcircuit_peft.tuner.guard import injecting
 from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, targets
-from qcircuit_peft.tuner.maps import LINEAR_MAPS, map_of, parameter_map
+from qcircuit_peft.tuner.maps import LINEAR_MAPS, LinearMap, is_linear, map_of, parameter_map
 from qcircuit_peft.tuner.mixed import handed_out
 from qcircuit_peft.tuner.names import PREFIX, base_name, check_adapter_name, entry, is_ours, own_names, unfiltered
 from qcircuit_peft.tuner.parameter import (
@@ -50,6 +50,19 @@ def _warn_of_fused_experts(model: nn.Module, targeted: set[str]) -> None:
             f'target_modules="all-linear" leaves {len(left)} fused parameters of experts as they are, the first of '
             f"them {next(iter(left))!r}: they are no linear layers; adapt them too with "
             f"target_parameters={sorted(set(left.values()))}",
+            stacklevel=2,
+        )
+
+
+def _warn_of_routers(model: nn.Module, left: list[str]) -> None:
+    """Say which linear layers "all-linear" leaves as they are: such as routers, which give a choice of experts."""
+    if left:
+        kinds = sorted({type(model.get_submodule(name)).__name__ for name in left})
+        ends = sorted({f"{name.rpartition('.')[2]}.weight" for name in left})
+        warnings.warn(
+            f'target_modules="all-linear" leaves {len(left)} modules as they are, the first of them {left[0]!r}: '
+            f"{', '.join(kinds)} gives something else than a linear layer; adapt them too with "
+            f"target_parameters={ends}",
             stacklevel=2,
         )
 
@@ -136,9 +149,14 @@ class QCircuitModel(BaseTuner):
         parameters = parameter_targets(peft_config, model)
         if peft_config.wants_all_linear():
             _maybe_include_all_linear_layers(peft_config, model)
-            _warn_of_fused_experts(model, {target.key for target in parameters})
-            attention = {name for name, module in model.named_modules() if inside_attention(module)}
-            peft_config.target_modules = set(peft_config.target_modules or ()) - attention
+            targeted = {target.key for target in parameters}
+            _warn_of_fused_experts(model, targeted)
+            found = {name: model.get_submodule(name) for name in peft_config.target_modules or ()}
+            found = {name: module for name, module in found.items() if not inside_attention(module)}
+            rest = [name for name in sorted(found) if self._row(found[name]) is None]
+            wanted = (name for name in rest if self._check_target_module_exists(peft_config, name))
+            _warn_of_routers(model, [name for name in wanted if f"{name}.weight" not in targeted])
+            peft_config.target_modules = found.keys() - rest
         self._plans, self._planned = Plans(peft_config), dict[str, Planned]()
         sharing, self._sharing = Sharing(peft_config), Sharing(peft_config)
         held: dict[str, Encoding] = {}
@@ -237,6 +255,11 @@ class QCircuitModel(BaseTuner):
                 module.cast(adapter_name, wide=False)
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
+    def _row(self, module: nn.Module) -> LinearMap | None:
+        """What is known of a kind of module, adapted or not; None for one that circuits do not adapt."""
+        base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
+        return map_of(base, resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None)
+
     def _plan(self, name: str, module: nn.Module, parameter: ParameterTarget | None = None) -> Planned:
         if parameter is not None:
             shape = module.get_parameter(parameter.name).shape
@@ -255,14 +278,14 @@ class QCircuitModel(BaseTuner):
                 "target_parameters, or in a model of its own"
             )
         base = module.get_base_layer() if isinstance(module, QCircuitLayer) else module
-        quantized = resolve_quantization_backend(base, **get_quantization_kwargs(self)) is not None
-        row = map_of(base, quantized)
+        row = self._row(base)
         if row is None or inside_attention(base):
+            weight = f", or adapt its weight by target_parameters={[f'{name}.weight']}" if is_linear(base, True) else ""
             raise ValueError(
                 f"target module {name!r} is a {type(base).__module__}.{type(base).__name__}; a circuit adapter takes "
                 f"{', '.join(kind.__name__ for kind in LINEAR_MAPS)}, MultiheadAttention as a whole and quantized "
-                "linear layers, of embeddings and convolutions those with torch's own forward and without max_norm; "
-                "leave it out with exclude_modules"
+                "linear layers, of embeddings and convolutions those with torch's own forward and without max_norm, of "
+                f"linear layers those that give nothing but their product; leave it out with exclude_modules{weight}"
             )
         planned = self._plans.plan(name, *row.widths(base))
         if not row.dense and planned.factors.rank is None:
