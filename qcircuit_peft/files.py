@@ -11,17 +11,22 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from qcircuit_peft.text import printable, shortened, shown
 
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows locks no folders
 STEPS = ("make_folder", "write_bytes", "link", "replace", "remove", "sync_folder")
 DRAFT = ".writing-"  # how the names begin of what is not yet in its place
 _MAX_DOTS, _MAX_DEPTH = 1000, 32
+_PATIENCE = 60.0  # seconds that one waits for another process, which may have been stopped
 _PICTURES = ("png", "pdf", "svg")
 # What a TOML or JSON file may hold of dots and brackets that mean nothing: texts and comments.
 # A text that does not end goes to the end, so that each character is read once.
@@ -130,6 +135,33 @@ def write_figure(path: str | Path, figure: Any) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format=kind, dpi=150)
     write(path, drawn.getvalue())
+
+
+@contextmanager
+def turn(folder: Path, reads: bool = False) -> Iterator[None]:
+    """Within it, other processes and threads that take turns on a folder wait; those that read do with each other.
+
+    The lock is the system's, on the folder itself: it goes with a process that is killed, and leaves nothing behind.
+    Where a system or a disk has none, and after a minute, the work is done without.
+    """
+    handle = None
+    if fcntl is not None and folder.is_dir():
+        kind, end = fcntl.LOCK_SH if reads else fcntl.LOCK_EX, time.monotonic() + _PATIENCE
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            while time.monotonic() < end:
+                try:
+                    fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.01)
+    try:
+        yield
+    finally:
+        if fcntl is not None and handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+            os.close(handle)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """A checkpoint is one thing: at every instant of a save a folder loads as the old or the new adapter."""
 
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from test_qpa import steps
 from tiny import adapted, base, config, logits, shake
 from torch import Tensor
 
+from qcircuit_peft import files
 from qcircuit_peft.tuner.saving import COMMITTED
 
 pytestmark = [*forked, pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")]
@@ -103,6 +107,56 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_and_nothing_after_the_next
         if not going:
             break
     assert len(seen) > 12 and seen == sorted(seen) and seen.count(True) > 5
+
+
+def _in_a_process(work: Callable[[], None]) -> Callable[[], bool]:
+    """Begin it; what is returned waits for its end, and says whether it was a good one."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _in_a_thread(pool: ThreadPoolExecutor, work: Callable[[], None]) -> Callable[[], bool]:
+    found = pool.submit(work)
+    return lambda: found.exception() is None
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system locks no folders")
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+def test_those_who_save_into_one_folder_and_load_from_it_take_turns(kind: str, tmp_path: Path) -> None:
+    nets = [circuit(48.0, 1), circuit(7.0, 2), named(5.0, 4)]
+    nets[2].set_adapter("default")
+    whole = [logits(net, "llama") for net in nets]
+    nets[0].save_pretrained(tmp_path)
+
+    def saves(net: Any) -> None:
+        for _ in range(4):
+            net.save_pretrained(tmp_path)
+
+    with ThreadPoolExecutor(len(nets)) as pool:
+        begin = _in_a_process if kind == "processes" else partial(_in_a_thread, pool)
+        ends = [begin(partial(saves, net)) for net in nets]
+        for _ in range(12):
+            found = by_peft(tmp_path)
+            assert any(torch.equal(found, expected) for expected in whole)
+        assert all([end() for end in ends])
+    found = by_peft(tmp_path)
+    assert any(torch.equal(found, expected) for expected in whole)
+    assert {path.name for path in tmp_path.iterdir()} == {*NAMES, "other"}
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system locks no folders")
+def test_who_holds_a_folder_for_ever_is_not_waited_for_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = circuit(7.0, 2)
+    monkeypatch.setattr(files, "_PATIENCE", 0.1)
+    with files.turn(tmp_path):
+        net.save_pretrained(tmp_path)
+        assert torch.equal(by_peft(tmp_path), logits(net, "llama"))
 
 
 @pytest.mark.parametrize(

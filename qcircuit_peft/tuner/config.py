@@ -344,8 +344,9 @@ def write_config(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
     if os.path.isfile(folder):
         raise ValueError(f"an adapter is saved in a folder, but {folder} is a file")
     files.make_folder(Path(folder))
-    settle(Path(folder))
-    files.write(Path(folder) / CONFIG_NAME, text)
+    with files.turn(Path(folder)):
+        settle(Path(folder))
+        files.write(Path(folder) / CONFIG_NAME, text)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -63,12 +63,16 @@ def where_it_is(load: Callable[..., Any]) -> Callable[..., Any]:
         tables = [name for name in ("kwargs", "hf_hub_download_kwargs", "adapter_kwargs") if given.get(name)]
         holders = [table for table in (given, *(given[name] for name in tables)) if table.get("subfolder")]
         place, inside = given.get(source), holders[0]["subfolder"] if holders else ""
-        if place is not None and (found := current(Path(place, inside))) != Path(place, inside):
-            given[source] = str(found)
-            given.pop("subfolder", None)
-            for name in tables:
-                given[name] = {key: value for key, value in given[name].items() if key != "subfolder"}
-        return load(*call.args, **call.kwargs)
+        if place is None:
+            return load(*call.args, **call.kwargs)
+        folder = Path(place, inside)
+        with files.turn(folder, reads=True):
+            if (found := current(folder)) != folder:
+                given[source] = str(found)
+                given.pop("subfolder", None)
+                for name in tables:
+                    given[name] = {key: value for key, value in given[name].items() if key != "subfolder"}
+            return load(*call.args, **call.kwargs)
 
     return loader
 
@@ -94,7 +98,6 @@ def settle(folder: Path) -> None:
 
 def _exchange(draft: Path, target: Path) -> None:
     """Put the files of a draft in the place of those that a folder has: all at once for who loads it."""
-    files.make_folder(target)
     settle(target)
     files.sync_folder(draft)
     files.replace(draft, target / COMMITTED)
@@ -107,19 +110,27 @@ def _exchange(draft: Path, target: Path) -> None:
 
 @contextmanager
 def replaced_at_once(target: Path) -> Iterator[Path]:
-    """A folder to fill with files, which take the place of those that ``target`` has, all or none of them."""
+    """A folder to fill with files, which take the place of those that ``target`` has, all or none of them.
+
+    Who saves into it meanwhile, or loads, waits.
+    """
     files.make_folder(target)
-    settle(target)
-    draft = files.draft_of(target / COMMITTED)
-    files.make_folder(draft)
-    try:
-        yield draft
-        folders = [draft, *(path for path in draft.rglob("*") if path.is_dir())]
-        for folder in reversed(folders):  # those inside first
-            _sign(folder)
-            _exchange(folder, target / folder.relative_to(draft))
-    finally:
-        files.remove(draft)
+    with files.turn(target):
+        settle(target)
+        draft = files.draft_of(target / COMMITTED)
+        files.make_folder(draft)
+        try:
+            yield draft
+            inside = [path.relative_to(draft) for path in draft.rglob("*") if path.is_dir()]
+            for name in reversed(inside):  # the innermost first
+                _sign(draft / name)
+                files.make_folder(target / name)
+                with files.turn(target / name):
+                    _exchange(draft / name, target / name)
+            _sign(draft)
+            _exchange(draft, target)
+        finally:
+            files.remove(draft)
 
 
 def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> Callable[..., None]:
@@ -133,8 +144,9 @@ def whole_or_not(save: Callable[..., None], applies: Callable[[Any], bool]) -> C
     def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(self, save_directory, *args, **kwargs).arguments
         is_main, target = given.get("is_main_process", True), Path(save_directory)
-        if is_main and not target.is_file():
-            settle(target)
+        if is_main and target.is_dir():
+            with files.turn(target):
+                settle(target)
         if not applies(self) or not is_main or target.is_file():
             return save(self, save_directory, *args, **kwargs)
         if given.get("push_to_hub", False):
