@@ -1,5 +1,6 @@
 """The table of methods: where they start, what they train, that all of it learns, and that it is read back."""
 
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 
@@ -13,8 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, L
 
 from qcircuit_peft.methods import METHODS, UpdateConfig, load, save, stored, trained_numbers
 from qcircuit_peft.methods.base import Lisa
-from qcircuit_peft.methods.method import blocks
+from qcircuit_peft.methods.method import MAX_SIZE, blocks
 from qcircuit_peft.methods.reft import LoReFT
+from qcircuit_peft.text import shown
 
 TARGETS = ["query", "value"]
 SIZES = {"mora": 6, "quanta": 3, "randlora": 8, "fourierft": 9, "waveft": 9, "svf": 5, "nola": 9, "oft": 4}
@@ -138,6 +140,17 @@ def test_a_size_is_the_nearest_to_the_numbers_asked_for(name):
     if least > 8:
         with pytest.raises(ValueError, match=f"trains {least:,} numbers here at least, {least // 2:,} were asked"):
             method.fit(model, TARGETS, least // 2)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].size])
+def test_a_size_beyond_all_bounds_is_refused_before_it_is_looked_for(name):
+    method, model = METHODS[name], bert(name)
+    last = list(islice(method.sizes(model, TARGETS), MAX_SIZE + 1))[-1]
+    assert last <= MAX_SIZE
+    for size in (last + 1, 10**12, 10**5000):
+        said = f"has no size {shown(size)} in this model; the next smaller one is {last}"
+        with pytest.raises(ValueError, match=said):
+            method.count(model, TARGETS, size)
 
 
 def test_what_a_method_cannot_do_is_one_sentence():

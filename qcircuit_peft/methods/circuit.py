@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import combinations, count
+from itertools import combinations
 from typing import Any
 
 from peft import PeftConfig
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from qcircuit_peft.ansatz import load, without_entanglers
 from qcircuit_peft.factorizations.quanta import quanta
 from qcircuit_peft.frames import CircuitFrame
-from qcircuit_peft.methods.method import Adapter, Attach, Count, Method, Shape, shapes
+from qcircuit_peft.methods.method import MAX_SIZE, Adapter, Attach, Count, Method, Shape, shapes
 from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
 from qcircuit_peft.methods.updates import UpdateConfig
 from qcircuit_peft.tuner import QCircuitConfig
@@ -68,7 +68,7 @@ def _even(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
 
 
 def _from_two(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
-    return count(2)
+    return iter(range(2, MAX_SIZE + 1))
 
 
 def _quanta(targets: list[str], size: int) -> PeftConfig:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,14 +60,15 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
+MAX_SIZE = 1 << 16  # sizes are looked through one by one, and a method is built before it can be counted
 Attach = Callable[..., nn.Module]
 Count = Callable[[nn.Module, Sequence[str], int], int]
 Sizes = Callable[[nn.Module, Sequence[str]], Iterable[int]]
 
 
 def any_size(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
-    """Sizes without a bound but that of what they count."""
-    return count(1)
+    """Sizes without a bound but the largest that any method takes."""
+    return iter(range(1, MAX_SIZE + 1))
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Method:
             allowed = list(takewhile(lambda one: one <= size, self.sizes(model, targets)))
             if allowed[-1:] != [size]:
                 near = f"; the next smaller one is {allowed[-1]}" if allowed else ""
-                raise ValueError(f"{self.name} has no size {size} in this model{near}")
+                raise ValueError(f"{self.name} has no size {shown(size)} in this model{near}")
         return self.formula(model, targets, size)
 
     def default_on(self, model: nn.Module, targets: Sequence[str]) -> int:
