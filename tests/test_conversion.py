@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from qcircuit_peft.fine_tuning import convert, loaded
 from qcircuit_peft.fine_tuning.conversion import FORMS
 from qcircuit_peft.interop import places
 from qcircuit_peft.methods import METHODS
+from qcircuit_peft.tuner.saving import COMMITTED
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,39 @@ def test_what_cannot_be_converted_is_one_sentence(saved: Any, tmp_path: Path) ->
     with pytest.raises(ValueError, match="rank 4, of which rank=2 would leave out a part"):
         convert(adapter, new, rank=2)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", "[]"),
+        ("adapter_config.json", '{"peft_type": "NOPE"}'),
+        ("adapter_config.json", {"peft_type": []}),
+        ("adapter_config.json", {"task_type": []}),
+        ("adapter_config.json", {"auto_mapping": [1], "task_type": None}),
+        ("adapter_config.json", {"base_model_name_or_path": {}}),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": 5}'),
+        ("adapter_model.safetensors", "{}"),
+    ],
+)
+def test_an_adapter_that_is_not_what_it_says_is_one_sentence(
+    saved: Any, name: str, content: Any, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(saved[0] / "adapter", adapter)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((adapter / name).read_text()) | content)
+    (adapter / name).write_text(content)
+    with pytest.raises(ValueError):
+        convert(adapter, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_save_that_was_interrupted_is_converted(saved: Any, tmp_path: Path) -> None:
+    shutil.copytree(saved[0] / "adapter", tmp_path / "adapter" / COMMITTED)
+    found, expected = (loaded(folder / "adapter").eval() for folder in (tmp_path, saved[0]))
+    assert torch.equal(logits(found, "bert"), logits(expected, "bert"))
 
 
 def test_the_command_line_converts_and_counts(saved: Any, tmp_path: Path) -> None:

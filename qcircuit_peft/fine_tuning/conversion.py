@@ -21,6 +21,7 @@ from qcircuit_peft.qasm import to_qasm
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner import circuits
 from qcircuit_peft.tuner.lora import convert_to_lora
+from qcircuit_peft.tuner.saving import current
 
 _AUTO = {
     TaskType.CAUSAL_LM: "AutoModelForCausalLM",
@@ -48,23 +49,24 @@ def loaded(folder: str | Path, base: str | None = None) -> PeftModel:
     The class of the model is that of the adapter's task, or else the one of transformers that its configuration names;
     a model configuration beside the adapter says how many classes there are. Raises ValueError where none is said.
     """
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{shown(str(folder))} holds no adapter: there is no adapter_config.json in it")
-    config: Any = PeftConfig.from_pretrained(str(folder))
-    place = base or config.base_model_name_or_path
+    folder, told = Path(folder), shown(str(folder))
+    if not (current(folder) / "adapter_config.json").is_file():
+        raise ValueError(f"{told} holds no adapter: there is no adapter_config.json in it")
+    with refusing(told):
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        place = base or config.base_model_name_or_path
+        name = _AUTO.get(config.task_type) or (config.auto_mapping or {}).get("base_model_class")
     if not isinstance(place, str) or not place:
-        raise ValueError(f"{shown(str(folder))} does not say which model it adapts; name it as base")
-    name = _AUTO.get(config.task_type) or (config.auto_mapping or {}).get("base_model_class")
+        raise ValueError(f"{told} does not say which model it adapts; name it as base")
     auto: Any = getattr(transformers, str(name), None)
     known = isinstance(auto, type) and (issubclass(auto, PreTrainedModel) or name in _AUTO.values())
     if not known:
         raise ValueError(
-            f"{shown(str(folder))} does not say what kind of model it adapts: task_type is {shown(config.task_type)}, "
+            f"{told} does not say what kind of model it adapts: task_type is {shown(config.task_type)}, "
             f"the class {shown(name)}; allowed are {', '.join(sorted(_AUTO))}, or a class of transformers"
         )
-    own: dict[str, Any] = {"config": AutoConfig.from_pretrained(folder)} if (folder / CONFIG_NAME).is_file() else {}
-    with refusing(shown(str(folder))):
+    with refusing(told):
+        own: dict[str, Any] = {"config": AutoConfig.from_pretrained(folder)} if (folder / CONFIG_NAME).is_file() else {}
         return PeftModel.from_pretrained(auto.from_pretrained(place, **own), folder)
 
 
