@@ -14,6 +14,9 @@ from beartype import beartype
 from hypothesis import settings
 from jaxtyping import AbstractArray, install_import_hook
 
+# Triton reads it when it is imported: without a GPU its interpreter runs the kernels of the engine, where a test asks.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 torch.set_num_threads(1)
 
 settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -43,3 +46,20 @@ def fixed_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+NO_GPU = "no CUDA device here"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked cuda where there is no such device."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line how many these were."""
+    reports = terminalreporter.stats.get("skipped", [])
+    if count := sum(isinstance(report.longrepr, tuple) and NO_GPU in report.longrepr[2] for report in reports):
+        terminalreporter.write_line(f"{count} tests marked cuda were skipped: {NO_GPU}")

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qcircuit_peft import Circuit, Op, apply, columns, load, matrix, state
 from qcircuit_peft.ansatz import names
 from qcircuit_peft.backends.native import kernels
+from qcircuit_peft.backends.native.prefix import is_deep
 from qcircuit_peft.gates import GATES
 
 DTYPES = (torch.float64, torch.float32)
@@ -745,7 +746,7 @@ def test_flops_are_those_of_the_torch_form(name):
     assert flops(lambda: columns(circuit, plain, 8)) == flops(lambda: kernels.columns(plain, circuit.text, 8)) > 0
     assert flops(lambda: apply(circuit, plain, x)) == flops(lambda: kernels.apply(plain, x, circuit.text)) > 0
     found = flops(lambda: torch.autograd.grad(y, angles, g))
-    deep = y.detach() if kernels.is_deep(circuit, 8) else None
+    deep = y.detach() if is_deep(circuit, 8) else None
     assert found == flops(lambda: kernels.columns_backward(g, plain, deep, circuit.text, 8)) > 0
 
 

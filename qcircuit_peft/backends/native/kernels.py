@@ -1,18 +1,19 @@
 """What runs behind the operators: the operations of a circuit in torch, and with numpy where calls are what costs."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcircuit_peft.backends.native import plan
+from qcircuit_peft.backends.native import fused
 from qcircuit_peft.backends.native.arrays import Array, arrays, contiguous, tensors
 from qcircuit_peft.backends.native.prefix import Prefix, make_prefix, split
 from qcircuit_peft.backends.native.whole import Whole, make_whole
@@ -20,6 +21,7 @@ from qcircuit_peft.circuit import Circuit, Op
 from qcircuit_peft.precision import full_precision
 
 SMALL = 1 << 17  # numbers of a result up to which numpy is faster than torch, on a CPU
+_T = TypeVar("_T")
 _Program = tuple[Prefix | None, Whole | None]
 _OP = re.compile(r"(\w+)(†?)(?:\[([\d ]*)\])? ([\d ]+)")
 
@@ -53,18 +55,41 @@ def _program(text: str, k: int | None, dtype: torch.dtype, device: torch.device 
     """What to run for ``columns`` (k columns) or ``apply`` (k is None): on a device, or, None, with numpy."""
     circuit = read(text)
     make = arrays(dtype, circuit.is_real) if device is None else tensors(dtype, circuit.is_real, device)
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _untraced():  # plain, whoever asks for them first
+
+    def program() -> _Program:
         if k is None:
             return None, make_whole(circuit, None, make)
-        done = split(circuit, k)[1]
-        rest = make_whole(circuit, done, make)
+        rest = make_whole(circuit, split(circuit, k)[1], make)
         return make_prefix(circuit, k, make), rest if rest.steps else None
 
+    return _kept(program, device)
 
-def is_deep(circuit: Circuit, k: int) -> bool:
-    """Whether some levels act on the whole state, so that the backward pass starts from the result."""
-    done, levels = split(circuit, k)[1], plan.levels(circuit)
-    return done < len(levels) - 1 or (done < len(levels) and bool(levels[-1].monomials))
+
+@lru_cache(maxsize=256)
+def _fused(text: str, k: int, device: torch.device) -> fused.Plan:
+    """What the fused kernels need."""
+    return _kept(lambda: fused.make_plan(read(text), k, device), device)
+
+
+def _kept(make: Callable[[], _T], device: torch.device | None) -> _T:
+    """What is made once and kept: plain tensors, whoever asks first.
+
+    On a GPU another thread makes them: this one may be warming up a CUDA graph, in whose memory nothing may be kept.
+    """
+
+    def plain() -> _T:
+        with torch.inference_mode(False), torch._C._DisableFuncTorch(), _untraced():
+            return make()
+
+    def apart() -> _T:
+        found = plain()
+        torch.cuda.current_stream(device).synchronize()  # other streams will read them
+        return found
+
+    if device is None or device.type != "cuda":
+        return plain()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(apart).result()
 
 
 def _rows(angles: Tensor) -> Tensor:
@@ -156,7 +181,7 @@ def like_apply(angles: Tensor, x: Tensor, text: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-# --- with numpy, where nobody records what is done ----------------------------------------------------------
+# --- with numpy, or with fused kernels, where nobody records what is done -----------------------------------
 
 
 def is_small(angles: Tensor, text: str, k: int, *others: Tensor | None) -> bool:
@@ -166,6 +191,11 @@ def is_small(angles: Tensor, text: str, k: int, *others: Tensor | None) -> bool:
     if not all(type(x) in (Tensor, nn.Parameter) for x in (angles, *others) if x is not None):
         return False
     return 0 < prod(angles.shape[:-1]) * read(text).dim * k <= SMALL and angles.shape[-1] > 0
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The numbers in the order in which they are read, with their signs."""
+    return x.detach().resolve_neg().contiguous()
 
 
 def _array(x: Tensor) -> NDArray:
@@ -179,7 +209,10 @@ def _tensor(x: NDArray) -> Tensor:
 
 
 def fast_columns(angles: Tensor, text: str, k: int) -> Tensor:
-    """``columns``, where nobody records what is done: with numpy if that is faster."""
+    """``columns``, where nobody records what is done: with the fused kernels, or with numpy, if that is faster."""
+    if fused.serves(angles, read(text), k):
+        made = fused.columns(_fused(text, k, angles.device), _plain(_rows(angles)))
+        return made.view(*angles.shape[:-1], *made.shape[1:])
     if not is_small(angles, text, k):
         return columns(angles, text, k)
     with np.errstate(all="ignore"):  # as torch is
@@ -189,6 +222,9 @@ def fast_columns(angles: Tensor, text: str, k: int) -> Tensor:
 
 def fast_columns_backward(g: Tensor, angles: Tensor, y: Tensor | None, text: str, k: int) -> Tensor:
     """``columns_backward``, likewise."""
+    if fused.serves(angles, read(text), k, g) and angles.numel():
+        own = _fused(text, k, angles.device)
+        return fused.columns_backward(own, _plain(_rows(angles)), _plain(_matrices(g))).view(angles.shape)
     if not is_small(angles, text, k, g, y):
         return columns_backward(g, angles, y, text, k)
     rows, of_result = _array(_rows(angles)), _array(_matrices(g))

@@ -137,7 +137,7 @@ def together(sides: Sequence[tuple[int, ...]]) -> bool:
     return one <= 1.5 * sum(_shape(frozenset([side]))[0] for side in sides) + 100_000
 
 
-class _Places:
+class Places:
     """Where the entries of each wire's matrix in each level stand in the table."""
 
     def __init__(self, circuit: Circuit, jobs: Sequence[Job]) -> None:
@@ -211,7 +211,7 @@ class _Places:
 class _Groups:
     """The left or the right groups of the blocks of a batch, all filled up to one size."""
 
-    def __init__(self, places: _Places, jobs: list[Job], size: int) -> None:
+    def __init__(self, places: Places, jobs: list[Job], size: int) -> None:
         self.places, self.jobs, self.size = places, jobs, size
         self.more = max(sum(places.variants - 1 if d == 2 else 1 for d in places.of(job)) for job in jobs)
 
@@ -235,7 +235,7 @@ class _Groups:
         return [self.places.others(job, self.size, rows) for job in self.jobs] if rows else []
 
 
-def _halves(places: _Places, jobs: Sequence[Job]) -> tuple[_Groups, _Groups]:
+def _halves(places: Places, jobs: Sequence[Job]) -> tuple[_Groups, _Groups]:
     """The left and the right groups of blocks."""
     _, a, b = _shape(frozenset(map(places.of, jobs)))
     lefts, rights = [], []
@@ -261,14 +261,14 @@ def _batch(left: _Groups, right: _Groups, sides: int, gathers: Sequence[plan.Gat
     n = a * b
     of_left, of_right = (1 + left.more) * a * a, (1 + right.more) * b * b
     w = max(1, *(len(wires) for _, wires in left.jobs + right.jobs))
-    filled = [_filled(gather or (np.arange(n), np.ones(n)), n) for gather in gathers]
-    source = np.array([rows for rows, _ in filled]).reshape(sides, 1, count, n)
+    complete = [completed(gather or (np.arange(n), np.ones(n)), n) for gather in gathers]
+    source = np.array([rows for rows, _ in complete]).reshape(sides, 1, count, n)
     starts = (of_left + of_right) * np.arange(len(gathers)).reshape(sides, 1, count, 1)
     spread_left = starts + source // b * a + np.arange(a)[:, None, None]
     spread_right = starts + of_left + source % b * b + np.arange(b)[:, None, None]
     inverse = np.argsort(source, -1).reshape(sides, count, a, 1, b, 1)
     side, j, _, column_a, _, column_b = np.indices((sides, count, a, a, b, b), sparse=True)
-    weights = np.array([weights for _, weights in filled]).reshape(sides, 1, 1, count * n)
+    weights = np.array([weights for _, weights in complete]).reshape(sides, 1, 1, count * n)
     return Batch(
         sides=sides,
         count=count,
@@ -286,7 +286,7 @@ def _batch(left: _Groups, right: _Groups, sides: int, gathers: Sequence[plan.Gat
 
 def make_blocks(circuit: Circuit, batches: Sequence[Sequence[Sequence[Wanted]]], make: Constants) -> Blocks:
     """The blocks of these batches, each a list of sides, each a list of what is wanted."""
-    places = _Places(circuit, [job for sides in batches for side in sides for job, _ in side])
+    places = Places(circuit, [job for sides in batches for side in sides for job, _ in side])
     made, wanted, entries, slopes = [], [], [], []
     before = 0
     for sides in batches:
@@ -310,7 +310,7 @@ def make_blocks(circuit: Circuit, batches: Sequence[Sequence[Sequence[Wanted]]],
     )
 
 
-def _filled(gather: plan.Gather, n: int) -> plan.Gather:
+def completed(gather: plan.Gather, n: int) -> plan.Gather:
     """A gather with n rows that takes every row once: what has coefficient 0 may come from anywhere."""
     m = len(gather[0])
     source, coefficient = np.full(n, -1), np.zeros(n, gather[1].dtype)

@@ -16,6 +16,7 @@ from torch.library import Library
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from qcircuit_peft.backends.native import kernels
+from qcircuit_peft.backends.native.prefix import is_deep
 from qcircuit_peft.precision import no_autocast
 
 _LIBRARY = Library("qcircuit_peft", "DEF")
@@ -109,7 +110,7 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         angles, ctx.text, ctx.k = inputs
-        ctx.save_for_backward(angles, output.detach() if kernels.is_deep(kernels.read(ctx.text), ctx.k) else None)
+        ctx.save_for_backward(angles, output.detach() if is_deep(kernels.read(ctx.text), ctx.k) else None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -136,7 +137,7 @@ class _ColumnsBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         def first(g: Tensor, angles: Tensor) -> Tensor:
-            y = kernels.columns(angles, ctx.text, ctx.k) if kernels.is_deep(kernels.read(ctx.text), ctx.k) else None
+            y = kernels.columns(angles, ctx.text, ctx.k) if is_deep(kernels.read(ctx.text), ctx.k) else None
             return kernels.columns_backward(g, angles, y, ctx.text, ctx.k)
 
         _, pull, *_ = torch.func.vjp(first, *ctx.saved_tensors)

@@ -120,7 +120,8 @@ def _lift(gather: Gather, wires: tuple[int, ...], dims: tuple[int, ...]) -> Gath
     return np.asarray(np.ravel_multi_index(tuple(source), dims)), gather[1][at]
 
 
-def _identity(n: int) -> Gather:
+def identity(n: int) -> Gather:
+    """Every row from its own place."""
     return np.arange(n), np.ones(n)
 
 
@@ -132,7 +133,7 @@ def _gather(monomial: Monomial) -> Gather:
 @lru_cache(maxsize=512)
 def permutation(monomials: tuple[Monomial, ...], dims: tuple[int, ...]) -> Gather:
     """The product of signed permutations on a register, as one gather."""
-    total = _identity(prod(dims))
+    total = identity(prod(dims))
     for monomial in monomials:
         total = _after(total, _lift(_gather(monomial), monomial.wires, dims))
     return total
@@ -166,7 +167,7 @@ def halves(monomials: tuple[Monomial, ...], dims: tuple[int, ...], cut: int) -> 
         group = group.reshape(-1)
         keep_left, keep_right = np.arange(n_left), np.arange(n_right)
         return [((keep_left, own[:, 0] * (group == s)), (keep_right, row)) for s, row in enumerate(rows)]
-    terms = [(_identity(n_left), _identity(n_right))]
+    terms = [(identity(n_left), identity(n_right))]
     for monomial in monomials:
         a, b = monomial.wires
         if max(a, b) < cut:

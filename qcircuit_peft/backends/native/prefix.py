@@ -159,6 +159,12 @@ def split(circuit: Circuit, k: int) -> tuple[int, int]:
     return cut, -best[1]
 
 
+def is_deep(circuit: Circuit, k: int) -> bool:
+    """Whether some levels act on the whole state, so that the backward pass starts from the result."""
+    done, levels = split(circuit, k)[1], plan.levels(circuit)
+    return done < len(levels) - 1 or (done < len(levels) and bool(levels[-1].monomials))
+
+
 def make_prefix(circuit: Circuit, k: int, make: Constants) -> Prefix:
     """The first levels of a circuit for k columns."""
     cut, done = split(circuit, k)
