@@ -136,7 +136,7 @@ def _check(name: str, module: QCircuitLinear, adapter: str, directions: bool) ->
             raise ValueError(f"{here} has its part {part!r} generated, which is not fitted")
         if parameters[part].is_meta:
             raise ValueError(f"{here} has its part {part!r} kept elsewhere (offloaded or on 'meta'); fit it in memory")
-        if not parameters[part].requires_grad and not isinstance(kind, Kept):
+        if not parameters[part].requires_grad and isinstance(kind, Built) and not directions:
             raise ValueError(f"{here} does not train its part {part!r}; fit it first, then freeze it")
     if directions and not any(isinstance(kind, Kept) for kind in factors.parts.values()):
         raise ValueError(f"{here} keeps no directions; factorization='subspace' does")
@@ -200,7 +200,7 @@ def calibrate(
     gradients as far as others'; or, without ``normalize``, the share of the sum. The best of all steps is kept.
     Circuits that modules share are fitted to all of them. With ``directions``, for "subspace", the leading singular
     directions of M come first in the place of those that are kept; ``init="zeros"`` leaves them unmixed, which holds
-    the most that r directions can.
+    the most that r directions can. Frames that are not trained stay as they are then.
 
     ``batches`` and ``loss`` are as in ``gradient_capture``. Train a new head first: the gradient through a random one
     tells nothing of the task. Batches are gone through once; several times, where all matrices, in float64, take more
@@ -285,7 +285,11 @@ def _climb(
 ) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
     """The shares of all modules and the frames' parameters, copied, at the start and after every step."""
     leaves = {key: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for key, p in free.items()}
-    optimizer = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves.values()], lr=rate, maximize=True)
+    fitted = [leaf.requires_grad_() for key, leaf in leaves.items() if free[key].requires_grad]
+    if not fitted:
+        yield torch.stack([fit.share(leaves, {}).detach().cpu() for fit in fits]).to(weights), leaves
+        return
+    optimizer = torch.optim.Adam(fitted, lr=rate, maximize=True)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps + 1):
         made: dict[Hashable, Tensor] = {}

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qcircuit_peft import files, methods
-from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, load_trained, save_trained
+from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, Method, load_trained, save_trained
 from qcircuit_peft.tasks import Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained
 from qcircuit_peft.tasks.data import Split
 from qcircuit_peft.tasks.language import completions, losses
@@ -36,6 +36,23 @@ _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
 
 Progress = Callable[[int, int, float], None]  # the step, of how many, and its loss
 Measure = Callable[[], float]
+
+
+def some_batches(
+    encode: Encoder, rows: Rows, device: torch.device, *, seed: int = 0, count: int = 20, batch: int = BATCH
+) -> list[dict[str, Tensor]]:
+    """Batches of some of the rows, drawn with a seed."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = [order[at : at + batch] for at in range(0, len(order), batch)][:count]
+    some = [encode.collate([rows[at] for at in places]) for places in chosen]
+    return [{name: x.to(device) for name, x in table.items()} for table in some]
+
+
+def look(
+    method: Method, net: nn.Module, heads: list[nn.Parameter], encode: Encoder, rows: Rows, *, seed: int = 0
+) -> None:
+    """Let an adapted model take what its method wants of the task before the first step."""
+    method.look(net, some_batches(encode, rows, next(net.parameters()).device, seed=seed), heads)
 
 
 @dataclass(frozen=True)
@@ -297,6 +314,7 @@ def train(
     if not groups and not head:
         raise ValueError(f"the {method.name} trains nothing in a language model, whose head is pretrained")
     rows, trained = encode.rows(splits.train), net
+    look(method.method, net, head, encode, rows, seed=seed)
     plain = not groups and isinstance(net, Classifier)
     if plain and isinstance(net, Classifier):  # nothing below the head changes
         rows, trained = _features(net, encode, rows), Head(net.head)

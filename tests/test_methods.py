@@ -12,8 +12,10 @@ from tiny import CHAIN
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaModel
 
-from qcircuit_peft.methods import METHODS, UpdateConfig, load, save, stored, trained_numbers
+from qcircuit_peft.analysis import best_capture, gradient_capture
+from qcircuit_peft.methods import METHODS, Method, UpdateConfig, load, save, stored, trained_numbers
 from qcircuit_peft.methods.base import Lisa
+from qcircuit_peft.methods.circuit import _loss, _trained_for_a_while
 from qcircuit_peft.methods.method import MAX_SIZE, blocks
 from qcircuit_peft.methods.reft import LoReFT
 from qcircuit_peft.text import shown
@@ -400,3 +402,53 @@ def test_an_update_is_merged_whole_or_not_and_switched_off_when_merged():
         model.merge_adapter(["default"])
         with model.disable_adapter():
             close(out(model), plain, 10 * CHAIN)
+
+
+class Net(nn.Module):
+    """A model and a head on it, as a task has them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.model, self.head = model, nn.Linear(32, 3)
+
+    def forward(self, labels: torch.Tensor, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.head(self.model(**batch)[0].mean(1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def batches() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(6)
+    ids = [torch.randint(0, 64, (5, 9), generator=generator) for _ in range(3)]
+    return [{"input_ids": some, "labels": torch.randint(0, 3, (5,), generator=generator)} for some in ids]
+
+
+LOOKING = [name for name, row in METHODS.items() if row.look is not Method.look]
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_look_at_the_task_moves_where_the_adapter_acts_and_nothing_else(name):
+    net = Net(attached(name))
+    before = {key: p.detach().clone() for key, p in net.named_parameters()}
+    with torch.no_grad():
+        wanted = out(net.model)
+    METHODS[name].look(net, batches(), list(net.head.parameters()))
+    with torch.no_grad():
+        assert torch.equal(out(net.model), wanted)
+    after = dict(net.named_parameters())
+    moved = {key for key, p in after.items() if not torch.equal(p, before[key])}
+    assert moved and all("qcircuit" in key for key in moved)
+    assert all(p.grad is None for p in after.values())
+    again = Net(attached(name))
+    METHODS[name].look(again, batches(), list(again.head.parameters()))
+    assert all(torch.equal(p, after[key]) for key, p in again.named_parameters())
+
+
+def test_a_core_in_the_gradients_directions_holds_the_most_of_it():
+    net = Net(attached("gradient_core"))
+    heads, given = list(net.head.parameters()), batches()
+    METHODS["gradient_core"].look(net, given, heads)
+    with _trained_for_a_while(net, given, heads):
+        found = gradient_capture(net, given, _loss)
+        best = best_capture(net, found.modules, given, size("gradient_core"), _loss)
+    assert found.share == pytest.approx(best.share, rel=1e-4)  # whose singular vectors are float32

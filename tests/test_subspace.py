@@ -170,6 +170,18 @@ def test_calibrated_to_activations_they_are_those_of_inputs_and_outputs():
         assert np.linalg.norm(wanted.T @ basis) == pytest.approx(2.0, abs=1e-6), sizes[:6]
 
 
+def test_directions_are_taken_around_frames_that_are_not_trained():
+    batch = (X.double(), Y)
+    model = made(train_angles=False, init="zeros", layers=0, factorization_options={"size": 4})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = calibrate(model, [batch], loss, directions=True)
+    moved = {name.split(".")[-2] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"qcircuit_basis_out", "qcircuit_basis_in"}
+    assert found.before < found.after == pytest.approx(gradient_capture(model, [batch], loss).share, rel=1e-6)
+    with pytest.raises(ValueError, match="does not train its part 'u'; fit it first, then freeze it"):
+        calibrate(model, [batch], loss)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

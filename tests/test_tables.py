@@ -156,6 +156,11 @@ def test_equal_inputs_are_merged_before_anything_is_held_out():
         held_out(found, 0.001, seed=0)
 
 
+def test_a_label_is_one_class_whether_a_file_has_1_or_1_0():
+    rows = [{"text": f"t{at}", "label": label} for at, label in enumerate((1, 1.0, 0.0, 0, "1", 2.5))]
+    assert examples(Table(rows), Columns("text")).names == ("0", "1", "2.5")
+
+
 def test_numbers_of_equal_inputs_are_averaged():
     rows = [{"a": "x", "b": "y", "n": n} for n in (1, "3")] + [{"a": "x", "b": "z", "n": -1e3}]
     found = examples(Table(rows), Columns("a", "b", label="n"), regression=True)

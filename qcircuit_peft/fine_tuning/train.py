@@ -38,7 +38,7 @@ from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tasks.tables import Source, Table
 from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
 from qcircuit_peft.text import shown
-from qcircuit_peft.training import Fit, Progress, fit, predicted
+from qcircuit_peft.training import Fit, Progress, fit, look, predicted, some_batches
 
 _TARGETS = (
     ("query", "value"), ("q_proj", "v_proj"), ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("q", "v"),
@@ -143,12 +143,10 @@ def headed(
             )
         if not done.finished:
             raise KeyboardInterrupt
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    chosen = [order[at : at + settings.batch] for at in range(0, len(order), settings.batch)][:batches]
     device = next(model.parameters()).device
-    some = [encode.collate([rows[at] for at in places]) for places in chosen]
+    some = some_batches(encode, rows, device, seed=settings.seed, count=batches, batch=settings.batch)
     model.requires_grad_(False)
-    return Headed(model, targets, [{name: x.to(device) for name, x in batch.items()} for batch in some])
+    return Headed(model, targets, some)
 
 
 def fine_tune(
@@ -187,6 +185,8 @@ def fine_tune(
     encode = Encoder(task)
     groups = ADAPTERS[settings.method].groups(net)
     train, held = encode.rows(task.splits().train), encode.rows(task.splits().validation)
+    heads = [p for group in groups if group["kind"] == "heads" for p in group["params"]]
+    look(ADAPTERS[settings.method], net, heads, encode, train, seed=settings.seed)
     metric = METRICS[task.metric]
     with files.new_folder(out / CHECKPOINTS) as draft:  # one that is there stays
         files.write(draft / SETTINGS, signature)
@@ -211,7 +211,7 @@ def fine_tune(
     )
     if not done.finished:
         return None
-    head = sum(p.numel() for group in groups if group["kind"] == "heads" for p in group["params"])
+    head = sum(p.numel() for p in heads)
     trained = sum(p.numel() for group in groups for p in group["params"]) - head
     history = _history(done, metric.larger)
     values = [row["value"] for row in history]

@@ -2,20 +2,24 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import combinations
 from typing import Any
 
+import torch
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.ansatz import load, without_entanglers
+from qcircuit_peft.calibration import calibrate
 from qcircuit_peft.factorizations.quanta import quanta
 from qcircuit_peft.frames import CircuitFrame
 from qcircuit_peft.methods.method import MAX_SIZE, Adapter, Attach, Count, Method, Shape, shapes
 from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
 from qcircuit_peft.methods.updates import UpdateConfig
+from qcircuit_peft.rates import RATES
 from qcircuit_peft.tuner import QCircuitConfig
 from qcircuit_peft.tuner.plan import kind_of
 
@@ -30,6 +34,66 @@ def linear_layers(model: nn.Module) -> list[str]:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     inside = [name for name in names if re.search(r"\.\d+\.", f".{name}")]
     return sorted({re.split(r"\.\d+\.", f".{name}")[-1] for name in inside})
+
+
+def circuits_inside(size: int, **settings: Any) -> Adapter:
+    """Attaches frames that act inside ``size`` directions of each layer, or r, with a full core between them."""
+
+    def config(model: nn.Module, targets: Sequence[str], r: int, **more: Any) -> PeftConfig:
+        options = {"size": _directions(model, targets, size, r), "core": "full"}
+        inside = {"factorization": "subspace", "factorization_options": options, **settings}
+        return QCircuitConfig(r=r, alpha=SCALE * r, target_modules=list(targets), **{**inside, **more})
+
+    return Adapter(config)
+
+
+def _directions(model: nn.Module, targets: Sequence[str], size: int, r: int) -> int:
+    return min(max(size, r), *(min(shape.out, shape.into) for shape in shapes(model, targets)))
+
+
+def _inside_count(size: int, layers: int) -> Count:
+    """r x r numbers a layer, and the angles of circuits on ``size`` directions for each kind of layers."""
+
+    def numbers(model: nn.Module, targets: Sequence[str], r: int) -> int:
+        found = shapes(model, targets)
+        kinds = {kind_of(shape.name) for shape in found}
+        return 2 * len(kinds) * _angles(_directions(model, targets, size, r), layers) + r * r * len(found)
+
+    return numbers
+
+
+def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return net(**batch)["loss"]
+
+
+def _by_activations(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> None:
+    """Let the directions be those in which each layer's outputs and inputs go together."""
+    calibrate(net, batches, _loss, goal="activations", directions=True, steps=1)
+
+
+def _by_gradient(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> None:
+    """Let the directions be the gradient's, through heads that have been trained for a while."""
+    with _trained_for_a_while(net, batches, heads):
+        calibrate(net, batches, _loss, directions=True, steps=1)
+
+
+@contextmanager
+def _trained_for_a_while(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> Iterator[None]:
+    """Within it new heads know something of the task; after it they are what they were."""
+    before = [head.detach().clone() for head in heads]
+    optimizer = torch.optim.AdamW(heads, lr=RATES["heads"]) if heads else None
+    try:
+        for batch in 2 * batches if optimizer else []:
+            slopes = torch.autograd.grad(_loss(net, batch), heads, materialize_grads=True)
+            for head, slope in zip(heads, slopes, strict=True):
+                head.grad = slope
+            optimizer.step()
+        yield
+    finally:
+        with torch.no_grad():
+            for head, value in zip(heads, before, strict=True):
+                head.copy_(value)
+                head.grad = None
 
 
 def circuits(all_layers: bool = False, **settings: Any) -> Adapter:
@@ -211,6 +275,45 @@ CIRCUITS: dict[str, Method] = {
         default=8,
         sizes=up_to_width,
         rates_of={"cores": 1.0, "angles": 10.0},
+    ),
+    "activation_core": Method(
+        "core inside activations' directions",
+        "the control: U G V with a full r x r matrix G, zero at first, and U and V kept: the leading directions of a "
+        "layer's outputs and inputs on 20 batches of the task",
+        "the form is LoRA-XS's, arXiv 2405.17604; the directions are CorDA's, arXiv 2406.05223",
+        (2e-3, 5e-3, 2e-2),
+        circuits_inside(1, layers=0, init="zeros", train_angles=False),
+        per_layer(lambda shape, r: r * r),
+        default=8,
+        sizes=up_to_width,
+        rates_of={"cores": 1.0},
+        look=_by_activations,
+    ),
+    "gradient_core": Method(
+        "core inside the gradient's directions",
+        "the control: the same in the leading directions of the task's gradient on 20 batches, through a head that was "
+        "trained on them first and then forgotten",
+        "the form is LoRA-XS's, arXiv 2405.17604; the directions are LoRA-GA's, arXiv 2407.05000",
+        (2e-3, 5e-3, 2e-2),
+        circuits_inside(1, layers=0, init="zeros", train_angles=False),
+        per_layer(lambda shape, r: r * r),
+        default=8,
+        sizes=up_to_width,
+        rates_of={"cores": 1.0},
+        look=_by_gradient,
+    ),
+    "circuit_inside": Method(
+        "circuits inside the gradient's directions",
+        "as the last, with circuits of four layers, shared by kind, inside the gradient's 16 leading directions, which "
+        "start at the first r of them",
+        "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the directions are LoRA-GA's, arXiv 2407.05000",
+        (2e-3, 5e-3, 2e-2),
+        circuits_inside(16, share="kind", layers=4, init="zeros"),
+        _inside_count(16, 4),
+        default=8,
+        sizes=up_to_width,
+        rates_of={"cores": 1.0, "angles": 5.0},
+        look=_by_gradient,
     ),
     "circuit_deep": Method(
         "circuits of four layers",

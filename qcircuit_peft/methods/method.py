@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
@@ -62,6 +62,7 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 MAX_SIZE = 1 << 16  # sizes are looked through one by one, and a method is built before it can be counted
 Attach = Callable[..., nn.Module]
+Look = Callable[[nn.Module, list[dict[str, Tensor]], list[nn.Parameter]], object]
 Count = Callable[[nn.Module, Sequence[str], int], int]
 Sizes = Callable[[nn.Module, Sequence[str]], Iterable[int]]
 
@@ -95,6 +96,8 @@ class Method:
     rates_of: the rate of each group of parameters, as a multiple; the keys are those of ``parameter_groups``.
     at_base: whether an adapted model starts with the outputs of the pretrained one.
     given_back: names of frozen tensors that PEFT saves, but that a seed or the base weights give back.
+    look: ``look(net, batches, heads)``, what an adapted model takes from batches of the task before its first step.
+        ``net(**batch)`` has a "loss"; the parameters ``heads`` are left as they are.
     callbacks: ``callbacks(model, steps)``, what has to happen during the training, for ``transformers.Trainer``.
 
     >>> from torch import nn
@@ -118,6 +121,7 @@ class Method:
     rates_of: Mapping[str, float] = field(default_factory=lambda: {"others": 1.0})
     at_base: bool = True
     given_back: tuple[str, ...] = ()
+    look: Look = lambda net, batches, heads: None
     callbacks: Callable[[nn.Module, int], list[TrainerCallback]] = lambda model, steps: []
 
     @property

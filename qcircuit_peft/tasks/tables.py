@@ -219,10 +219,10 @@ def _parquet(path: Path, name: str) -> Any:
 
 
 def text_of(where: str, cells: Mapping[str, Any], column: str) -> str:
-    """The text of a cell without blanks around it; raises ValueError if it is empty or not a text or number."""
+    """The text of a cell without blanks around it, of 1.0 as of 1; raises ValueError if it is empty, or a list, say."""
     value = cells.get(column)
     if isinstance(value, bool | int | float):
-        value = str(value)
+        value = str(int(value) if isinstance(value, float) and value.is_integer() else value)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"{where}: the column {shown(column)} is empty")
     if not isinstance(value, str):
