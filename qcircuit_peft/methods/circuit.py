@@ -24,6 +24,7 @@ from qcircuit_peft.tuner import QCircuitConfig
 from qcircuit_peft.tuner.plan import kind_of
 
 ANSATZ, SCALE = "simplified_two_design", 8
+INSIDE = 16  # directions of a layer, where circuits act inside them
 _RATES = (5e-3, 2e-2, 5e-2)  # of lambda
 _ANGLES = {"lambdas": 1.0, "angles": 2.5}
 _SOURCE = "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431"
@@ -36,7 +37,7 @@ def linear_layers(model: nn.Module) -> list[str]:
     return sorted({re.split(r"\.\d+\.", f".{name}")[-1] for name in inside})
 
 
-def circuits_inside(size: int, **settings: Any) -> Adapter:
+def circuits_inside(size: int | None = None, **settings: Any) -> Adapter:
     """Attaches frames that act inside ``size`` directions of each layer, or r, with a full core between them."""
 
     def config(model: nn.Module, targets: Sequence[str], r: int, **more: Any) -> PeftConfig:
@@ -47,8 +48,8 @@ def circuits_inside(size: int, **settings: Any) -> Adapter:
     return Adapter(config)
 
 
-def _directions(model: nn.Module, targets: Sequence[str], size: int, r: int) -> int:
-    return min(max(size, r), *(min(shape.out, shape.into) for shape in shapes(model, targets)))
+def _directions(model: nn.Module, targets: Sequence[str], size: int | None, r: int) -> int:
+    return r if size is None else min(size, *(min(shape.out, shape.into) for shape in shapes(model, targets)))
 
 
 def _inside_count(size: int, layers: int) -> Count:
@@ -129,6 +130,10 @@ def _all_ranks(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
 
 def _even(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
     return (r for r in up_to_width(model, targets) if r % 2 == 0)
+
+
+def _up_to_inside(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
+    return iter(range(1, _directions(model, targets, INSIDE, 0) + 1))
 
 
 def _from_two(model: nn.Module, targets: Sequence[str]) -> Iterator[int]:
@@ -282,7 +287,7 @@ CIRCUITS: dict[str, Method] = {
         "layer's outputs and inputs on 20 batches of the task",
         "the form is LoRA-XS's, arXiv 2405.17604; the directions are CorDA's, arXiv 2406.05223",
         (2e-3, 5e-3, 2e-2),
-        circuits_inside(1, layers=0, init="zeros", train_angles=False),
+        circuits_inside(layers=0, init="zeros", train_angles=False),
         per_layer(lambda shape, r: r * r),
         default=8,
         sizes=up_to_width,
@@ -295,7 +300,7 @@ CIRCUITS: dict[str, Method] = {
         "trained on them first and then forgotten",
         "the form is LoRA-XS's, arXiv 2405.17604; the directions are LoRA-GA's, arXiv 2407.05000",
         (2e-3, 5e-3, 2e-2),
-        circuits_inside(1, layers=0, init="zeros", train_angles=False),
+        circuits_inside(layers=0, init="zeros", train_angles=False),
         per_layer(lambda shape, r: r * r),
         default=8,
         sizes=up_to_width,
@@ -308,10 +313,10 @@ CIRCUITS: dict[str, Method] = {
         "start at the first r of them",
         "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the directions are LoRA-GA's, arXiv 2407.05000",
         (2e-3, 5e-3, 2e-2),
-        circuits_inside(16, share="kind", layers=4, init="zeros"),
-        _inside_count(16, 4),
+        circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
+        _inside_count(INSIDE, 4),
         default=8,
-        sizes=up_to_width,
+        sizes=_up_to_inside,
         rates_of={"cores": 1.0, "angles": 5.0},
         look=_by_gradient,
     ),
