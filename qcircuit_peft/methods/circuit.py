@@ -82,13 +82,14 @@ def _by_gradient(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[n
 def _trained_for_a_while(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> Iterator[None]:
     """Within it new heads know something of the task; after it they are what they were."""
     before = [head.detach().clone() for head in heads]
-    optimizer = torch.optim.AdamW(heads, lr=RATES["heads"]) if heads else None
     try:
-        for batch in 2 * batches if optimizer else []:
-            slopes = torch.autograd.grad(_loss(net, batch), heads, materialize_grads=True)
-            for head, slope in zip(heads, slopes, strict=True):
-                head.grad = slope
-            optimizer.step()
+        if heads:  # a language model has none that are new
+            optimizer = torch.optim.AdamW(heads, lr=RATES["heads"])
+            for batch in 2 * batches:
+                slopes = torch.autograd.grad(_loss(net, batch), heads, materialize_grads=True)
+                for head, slope in zip(heads, slopes, strict=True):
+                    head.grad = slope
+                optimizer.step()
         yield
     finally:
         with torch.no_grad():
