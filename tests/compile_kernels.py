@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from qcircuit_peft import Circuit, load
-from qcircuit_peft.backends.native import butterflies, fused
+from qcircuit_peft.backends.native import fused
 
 CIRCUITS = {
     "4,096, 64 columns": (load("simplified_two_design").circuit(qubits=12, layers=1), 64),
@@ -32,6 +29,8 @@ TYPES = {torch.float32: "*fp32", torch.int32: "*i32"}
 
 def launches(circuit: Circuit, k: int) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
     """The name, types and constants of every launch for two factors."""
+    from qcircuit_peft.backends.native import butterflies
+
     found = []
 
     def record(name: str, programs: int, *tensors: torch.Tensor, **sizes: Any) -> None:
@@ -53,6 +52,12 @@ def launches(circuit: Circuit, k: int) -> Iterator[tuple[str, dict[str, str], di
 
 
 def main(capability: int) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from qcircuit_peft.backends.native import butterflies
+
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for what, (circuit, k) in CIRCUITS.items():
         for name, types, constants in launches(circuit, k):

@@ -144,7 +144,7 @@ def test_more_tiles_than_one(device, monkeypatch):
     """Blocks of columns, strips and tiles that do not divide what they cover."""
     monkeypatch.setattr(fused, "_TILE", 16)
     monkeypatch.setattr(fused, "_LEFT", 4)
-    monkeypatch.setattr(fused, "_RIGHT", 16)
+    monkeypatch.setattr(fused, "_RIGHT", 8)
     check(FAMILY.circuit(qubits=4, layers=1), 7, device)
     check(FAMILY.circuit(dims=(3, 2, 2), layers=1), 7, device)
 
