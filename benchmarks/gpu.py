@@ -71,12 +71,15 @@ class Report:
         """Add a row."""
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
+    def in_time(self) -> None:
+        """Raise TimeoutError where nothing more is to begin."""
+        if time.monotonic() > self.until:
+            raise TimeoutError("left out, the time was over")
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """A part that may fail alone; raises nothing."""
         try:
-            if time.monotonic() > self.until:
-                raise TimeoutError("left out, the time was over")
             yield
         except Exception as error:
             first = str(error).strip().partition("\n")[0][:200].replace("|", "/")
@@ -160,6 +163,7 @@ def rate_of_copies(report: Report, sizes: Sizes) -> float:
     report.table("Machine", "what", "value")
     rate = float("nan")
     with report.part("copy"):
+        report.in_time()
         name = torch.cuda.get_device_name() if sizes.device.type == "cuda" else "CPU, tiny sizes: nothing is measured"
         report.row("device", name)
         report.row("torch, Triton", f"{torch.__version__}, {getattr(_triton(), '__version__', 'none')}")
@@ -187,6 +191,7 @@ def agreement(report: Report, sizes: Sizes) -> None:
         (slope,) = torch.autograd.grad(value, exact, g.double())
         for name in forms(sizes):
             with report.part(f"{what}, {name}"), form(name):
+                report.in_time()
                 given = angles.to(sizes.device).requires_grad_()
                 by = name if name == "torch" or fused.serves(given, circuit, k) else f"{name} does not serve it: torch"
                 found = columns(circuit, given, k)
@@ -212,6 +217,7 @@ def frames(report: Report, sizes: Sizes, rate: float) -> None:
                 for back in (False, True):
                     what = f"{factors} x {k}", f"{size / 1e6:,.1f}", "and back" if back else "forward", name
                     with report.part(", ".join(what)), form(name):
+                        report.in_time()
                         g = torch.randn(factors, circuit.dim, k, device=sizes.device) if back else None
 
                         def run(g: Tensor | None = g, k: int = k, trained: Tensor = trained, a: Tensor = angles) -> Any:
@@ -248,6 +254,7 @@ def simulators(report: Report, sizes: Sizes) -> None:
     }
     for name, (factors, make) in peers.items():
         with report.part(name), torch.device(sizes.device):
+            report.in_time()
             columns_of = make()
             angles = drawn(circuit, *((factors,) if factors > 1 else ())).requires_grad_()
             g = torch.randn(*angles.shape[:-1], circuit.dim, k)
@@ -330,11 +337,13 @@ def steps(report: Report, sizes: Sizes) -> None:
     )  # fmt: skip
     for model in models(sizes):
         with report.part(model.name):
+            report.in_time()
             base = model.make()
             for targets in model.targets:
                 first: list[float] = []
                 for name, method in (TINY_METHODS if sizes.device.type == "cpu" else METHODS).items():
                     with report.part(f"{model.name}, {targets}, {name}"):
+                        report.in_time()
                         base = _measured(report, sizes, model, base, targets, name, method, first)
 
 
