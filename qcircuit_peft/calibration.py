@@ -207,7 +207,8 @@ def calibrate(
     than ``memory`` bytes. ``adapter`` is one of the model's; left out, the active one. ``progress(step, steps, share)``
     is called after every step. Deterministic. Interrupted, it leaves the best so far, and another call goes on there.
 
-    Raises ValueError, before anything is changed, for an adapter that is merged, whose frames are not trained, or whose
+    Raises ValueError, before anything is changed, for an adapter that is merged, whose frames are not trained (without
+    ``directions``), or whose
     plain numbers are not zero any more, for a factorization without frames around such numbers, ``directions`` of one
     that keeps none, and what ``gradient_capture`` refuses.
 
@@ -287,7 +288,9 @@ def _climb(
     leaves = {key: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for key, p in free.items()}
     fitted = [leaf.requires_grad_() for key, leaf in leaves.items() if free[key].requires_grad]
     if not fitted:
-        yield torch.stack([fit.share(leaves, {}).detach().cpu() for fit in fits]).to(weights), leaves
+        with torch.enable_grad():
+            shares = torch.stack([fit.share(leaves, {}).detach().cpu() for fit in fits])
+        yield shares.to(weights), leaves
         return
     optimizer = torch.optim.Adam(fitted, lr=rate, maximize=True)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -145,17 +145,17 @@ def turn(folder: Path, reads: bool = False) -> Iterator[None]:
     Where a system or a disk has none, and after a minute, the work is done without.
     """
     handle = None
-    if fcntl is not None and folder.is_dir():
-        kind, end = fcntl.LOCK_SH if reads else fcntl.LOCK_EX, time.monotonic() + _PATIENCE
-        with suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY)
-            while time.monotonic() < end:
-                try:
-                    fcntl.flock(handle, kind | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.01)
     try:
+        if fcntl is not None and folder.is_dir():
+            kind, end = fcntl.LOCK_SH if reads else fcntl.LOCK_EX, time.monotonic() + _PATIENCE
+            with suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+                while time.monotonic() < end:
+                    try:
+                        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        time.sleep(0.01)
         yield
     finally:
         if fcntl is not None and handle is not None:

@@ -11,7 +11,7 @@ from qcircuit_peft.gates import GATES
 from qcircuit_peft.text import shown
 
 _MOST = 256  # readings of one circuit
-_LONGEST = 1 << 12  # gates of what is read as steps: a layer, not a circuit
+_LONGEST = 1 << 8  # gates of what is read as steps: a layer, not a circuit
 _WIRES = range(2, 13)  # on which two readings are compared
 
 Key = tuple[str, tuple[int, ...]]

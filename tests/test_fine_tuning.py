@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 from qcircuit_peft import fine_tuning
 from qcircuit_peft.cli import app
 from qcircuit_peft.fine_tuning import Columns, Predictor, Settings, convert, evaluate, fine_tune, predict
+from qcircuit_peft.fine_tuning.settings import ADAPTERS
 from qcircuit_peft.tasks.pictures import Pictures
 
 WORDS = ["far", "high", "long", "who", "whom", "poet", "where", "city", "country"]
@@ -249,6 +250,32 @@ def test_an_interrupted_training_goes_on_to_the_same_adapter(trained, bert, tmp_
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     with pytest.raises(ValueError, match="holds no training that was interrupted"):
         fine_tune(folder / "q.csv", out, settings, resume=True)
+
+
+@pytest.mark.parametrize("method", [name for name, row in ADAPTERS.items() if row.look])
+def test_what_was_taken_from_the_task_is_not_taken_again(method, trained, tmp_path, monkeypatch):
+    """The directions are frozen, so no checkpoint of what trains has them; another machine's would be others."""
+    folder, _, settings = trained
+    chosen = replace(settings, method=method, rank=2, layers=None)
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        if step == 30:
+            raise KeyboardInterrupt
+
+    def again(*_):
+        raise AssertionError("it was looked at again")
+
+    whole, out = tmp_path / "whole", tmp_path / "adapter"
+    fine_tune(folder / "q.csv", whole, chosen)
+    assert fine_tune(folder / "q.csv", out, chosen, progress=stop) is None
+    monkeypatch.setitem(ADAPTERS, method, replace(ADAPTERS[method], look=again))
+    fine_tune(folder / "q.csv", out, chosen, resume=True)
+    first, second = (load_file(path / "adapter_model.safetensors") for path in (whole, out))
+    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any("basis" in name and value.any() for name, value in second.items())
+    if "core" in method:
+        with pytest.raises(ValueError, match="layers are of circuits, but the method is"):
+            replace(chosen, layers=2)
 
 
 def test_numbers_are_predicted_in_their_own_unit(bert, tmp_path):

@@ -82,3 +82,9 @@ def test_a_long_circuit_of_no_pattern_takes_bounded_time() -> None:
     ops = [Op(gates[number * number % 97 % len(gates)], (number * 7 % 11,)) for number in range(2000)]
     with pytest.raises(ValueError, match="no pattern"):
         family_of(Circuit((2,) * 11, ops))
+
+
+def test_a_long_circuit_without_a_pattern_is_no_recursion():
+    ops = [Op(("RY", "H")[seed % 3 == 0], (wire,)) for seed in range(900) for wire in range(2)]
+    with pytest.raises(ValueError):
+        family_of(Circuit((2, 2), [*ops, *[Op("CX", (0, 1)), Op("RY", (0,)), Op("RY", (1,))] * 300]))

@@ -18,6 +18,7 @@ FORMS = ("lora", "merged")
 ADAPTERS = {
     name: row for name, row in {**CIRCUITS, **RIVALS}.items() if isinstance(row.attach, Adapter) and name != "adalora"
 }
+_CORES = ("activation_core", "gradient_core")  # between directions alone
 LOW_RANK = (*CIRCUITS, "lora")  # of which a plain LoRA is an exact copy
 
 
@@ -53,7 +54,7 @@ class Settings:
             checks.whole_number("rank", self.rank, 1)
         if self.layers is not None:
             checks.whole_number("layers", self.layers, 0)
-            if self.method not in CIRCUITS:
+            if self.method not in CIRCUITS or self.method in _CORES:
                 raise ValueError(f"layers are of circuits, but the method is {self.method!r}")
         for name, most in (("epochs", 10_000), ("batch", 1 << 16), ("max_length", 1 << 20)):
             checks.whole_number(name, getattr(self, name), 1, most)

@@ -185,12 +185,12 @@ def fine_tune(
     encode = Encoder(task)
     groups = ADAPTERS[settings.method].groups(net)
     train, held = encode.rows(task.splits().train), encode.rows(task.splits().validation)
-    heads = [p for group in groups if group["kind"] == "heads" for p in group["params"]]
-    look(ADAPTERS[settings.method], net, heads, encode, train, seed=settings.seed)
     metric = METRICS[task.metric]
     with files.new_folder(out / CHECKPOINTS) as draft:  # one that is there stays
         files.write(draft / SETTINGS, signature)
     files.clear_drafts(out)
+    method, heads = ADAPTERS[settings.method], [p for row in groups if row["kind"] == "heads" for p in row["params"]]
+    look(method, net, heads, encode, train, seed=settings.seed, batch=settings.batch, folder=out / CHECKPOINTS)
 
     def measure() -> float:
         value = _measured(net, encode, held, splits.validation, task, numbers)

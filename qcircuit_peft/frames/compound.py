@@ -157,6 +157,11 @@ class CompoundFrame:
                 f"compound: orders {list(orders)} reach {self.reached} of {self.n} rows, less than half; "
                 "take lower ones"
             )
+        if self.modes < self.orders[0]:
+            raise ValueError(
+                f"compound: an order is at most the {self.modes} modes, got {list(orders)} at width {self.n}; "
+                "take lower ones"
+            )
         if self.n_parameters > MAX_ANGLES:
             raise ValueError(
                 f"a frame has at most {MAX_ANGLES} angles, but a compound of orders {list(orders)} at width {self.n} "

@@ -297,8 +297,8 @@ CIRCUITS: dict[str, Method] = {
     ),
     "gradient_core": Method(
         "core inside the gradient's directions",
-        "the control: the same in the leading directions of the task's gradient on 20 batches, through a head that was "
-        "trained on them first and then forgotten",
+        "the control: U G V with a full r x r matrix G, zero at first, and U and V kept: the leading directions of the "
+        "task's gradient on 20 batches, through a head that was trained on them first and then put back",
         "the form is LoRA-XS's, arXiv 2405.17604; the directions are LoRA-GA's, arXiv 2407.05000",
         (2e-3, 5e-3, 2e-2),
         circuits_inside(layers=0, init="zeros", train_angles=False),
@@ -310,8 +310,8 @@ CIRCUITS: dict[str, Method] = {
     ),
     "circuit_inside": Method(
         "circuits inside the gradient's directions",
-        "as the last, with circuits of four layers, shared by kind, inside the gradient's 16 leading directions, which "
-        "start at the first r of them",
+        "U G V with a full core between circuits of four layers, shared by kind, that act inside the 16 leading "
+        "directions of the task's gradient, which are kept, and start at the first r of them",
         "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the directions are LoRA-GA's, arXiv 2407.05000",
         (2e-3, 5e-3, 2e-2),
         circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
@@ -323,7 +323,7 @@ CIRCUITS: dict[str, Method] = {
     ),
     "circuit_deep": Method(
         "circuits of four layers",
-        "as the next, with four layers of entangling gates instead of one",
+        "U diag(lambda) V with circuits of four layers for all layers of a kind; lambda is a layer's own",
         _SOURCE,
         _RATES,
         circuits(share="kind", layers=4),

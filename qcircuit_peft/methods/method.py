@@ -97,7 +97,7 @@ class Method:
     at_base: whether an adapted model starts with the outputs of the pretrained one.
     given_back: names of frozen tensors that PEFT saves, but that a seed or the base weights give back.
     look: ``look(net, batches, heads)``, what an adapted model takes from batches of the task before its first step.
-        ``net(**batch)`` has a "loss"; the parameters ``heads`` are left as they are.
+        ``net(**batch)`` has a "loss", of labels too; the parameters ``heads`` are left as they are. None: nothing.
     callbacks: ``callbacks(model, steps)``, what has to happen during the training, for ``transformers.Trainer``.
 
     >>> from torch import nn
@@ -121,7 +121,7 @@ class Method:
     rates_of: Mapping[str, float] = field(default_factory=lambda: {"others": 1.0})
     at_base: bool = True
     given_back: tuple[str, ...] = ()
-    look: Look = lambda net, batches, heads: None
+    look: Look | None = None
     callbacks: Callable[[nn.Module, int], list[TrainerCallback]] = lambda model, steps: []
 
     @property

@@ -9,11 +9,13 @@ torch form's: other circuits, dtypes and devices, second derivatives, and the ex
 
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import product
 from math import ceil, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from qcircuit_peft.circuit import Circuit
 DEVICES = {"cuda"}  # kinds on which the kernels run; "cpu" too while Triton interprets them, as in tests
 CAPABILITY = (8, 0)  # the least of a GPU
 _TERMS, _ROWS = 32, 256  # most products, and most rows of a side, that are made here
+_OPS = 1024  # most gates, each of which is made anew for every one before it on the way back
 _TILE = 1024  # numbers of a tile of a side
 _LEFT, _RIGHT = 16, 256  # the tile of the result
 
@@ -101,7 +104,7 @@ def serves(angles: Tensor, circuit: Circuit, k: int, *others: Tensor | None) -> 
 
 @lru_cache(maxsize=64)
 def runs_on(device: torch.device) -> bool:
-    """Whether Triton is there with the C compiler that it calls, and the device is one of its own.
+    """Whether Triton is there with the C compiler and Python's headers that it needs, and the device is one of its own.
 
     The environment variable ``QCIRCUIT_PEFT_TRITON=0``, read once, says no.
     """
@@ -109,14 +112,17 @@ def runs_on(device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return True
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return compiler is not None and torch.cuda.get_device_capability(device) >= CAPABILITY
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < CAPABILITY:
+        return False
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    return any(map(shutil.which, compilers)) and headers.is_file()
 
 
 @lru_cache(maxsize=1024)
 def _fits(circuit: Circuit, k: int) -> bool:
     """Whether the circuit is real, all of it a short sum of products, and its halves small."""
-    if not circuit.is_real or is_deep(circuit, k) or circuit.dim * k >= 1 << 31:
+    if not circuit.is_real or len(circuit.ops) > _OPS or is_deep(circuit, k) or circuit.dim * k >= 1 << 31:
         return False
     (cut, done), levels = split(circuit, k), plan.levels(circuit)
     if max(prod(circuit.dims[:cut]), prod(circuit.dims[cut:])) > _ROWS:
