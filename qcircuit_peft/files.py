@@ -138,13 +138,13 @@ def write_figure(path: str | Path, figure: Any) -> None:
 
 
 @contextmanager
-def turn(folder: Path, reads: bool = False) -> Iterator[None]:
+def turn(folder: Path, reads: bool = False) -> Iterator[bool]:
     """Within it, other processes and threads that take turns on a folder wait; those that read do with each other.
 
     The lock is the system's, on the folder itself: it goes with a process that is killed, and leaves nothing behind.
-    Where a system or a disk has none, and after a minute, the work is done without.
+    Where a system or a disk has none, and after a minute, the work is done without; it gives whether one is alone.
     """
-    handle = None
+    handle, alone = None, False
     try:
         if fcntl is not None and folder.is_dir():
             kind, end = fcntl.LOCK_SH if reads else fcntl.LOCK_EX, time.monotonic() + _PATIENCE
@@ -153,10 +153,11 @@ def turn(folder: Path, reads: bool = False) -> Iterator[None]:
                 while time.monotonic() < end:
                     try:
                         fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                        alone = True
                         break
                     except BlockingIOError:
                         time.sleep(0.01)
-        yield
+        yield alone
     finally:
         if fcntl is not None and handle is not None:
             with suppress(OSError):

@@ -16,74 +16,26 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qcircuit_peft import files, methods
-from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, Method, load_trained, save_trained
+from qcircuit_peft.methods import HEAD_RATE, TRAINED, Chosen, load_trained, look, save_trained
 from qcircuit_peft.tasks import Classifier, Encoder, Head, OwnHead, Rows, Task, network, pretrained
 from qcircuit_peft.tasks.data import Split
 from qcircuit_peft.tasks.language import completions, losses
 from qcircuit_peft.tasks.metrics import METRICS
-from qcircuit_peft.tuner.names import PREFIX
 from qcircuit_peft.tuner.saving import current, replaced_at_once
 
 BATCH = 32
 HEAD = "head.safetensors"
-LOOKED = "taken.safetensors"
 _MOST_STATE = 1 << 26  # bytes of a trainer_state.json
 _WARMUP = 0.06  # of all steps; then the rates fall linearly to zero
 
 Progress = Callable[[int, int, float], None]  # the step, of how many, and its loss
 Measure = Callable[[], float]
-
-
-def some_batches(
-    encode: Encoder, rows: Rows, device: torch.device, *, seed: int = 0, count: int = 20, batch: int = BATCH
-) -> list[dict[str, Tensor]]:
-    """Batches of some of the rows, drawn with a seed."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = [order[at : at + batch] for at in range(0, len(order), batch)][:count]
-    some = [encode.collate([rows[at] for at in places]) for places in chosen]
-    return [{name: x.to(device) for name, x in table.items()} for table in some]
-
-
-def look(
-    method: Method,
-    net: nn.Module,
-    heads: list[nn.Parameter],
-    encode: Encoder,
-    rows: Rows,
-    *,
-    seed: int = 0,
-    batch: int = BATCH,
-    folder: Path | None = None,
-) -> None:
-    """Let an adapted model take what its method wants of the task before the first step.
-
-    What is taken and not trained lies in ``folder``, where there is one, since checkpoints hold what trains alone: a
-    training that is resumed takes it from there. Raises ValueError if that is of another model or method.
-    """
-    if method.look is None:
-        return
-    taken = {name: p for name, p in net.named_parameters() if PREFIX in name and not p.requires_grad}
-    path = None if folder is None else folder / LOOKED
-    if path is None or not path.is_file():
-        method.look(net, some_batches(encode, rows, next(net.parameters()).device, seed=seed, batch=batch), heads)
-        if path is not None:
-            draft = files.draft_of(path)
-            save_file({name: p.detach().contiguous() for name, p in taken.items()}, draft)
-            files.replace(draft, path)
-        return
-    found = load_file(path)
-    if {name: p.shape for name, p in taken.items()} != {name: value.shape for name, value in found.items()}:
-        raise ValueError(f"{path} is of another model or method: what is taken from the task here is not there")
-    with torch.no_grad():
-        for name, parameter in taken.items():
-            parameter.copy_(found[name])
 
 
 @dataclass(frozen=True)
@@ -345,7 +297,7 @@ def train(
     if not groups and not head:
         raise ValueError(f"the {method.name} trains nothing in a language model, whose head is pretrained")
     rows, trained = encode.rows(splits.train), net
-    look(method.method, net, head, encode, rows, seed=seed)
+    look(method.method, net, head, encode, rows, BATCH, seed=seed)
     plain = not groups and isinstance(net, Classifier)
     if plain and isinstance(net, Classifier):  # nothing below the head changes
         rows, trained = _features(net, encode, rows), Head(net.head)

@@ -23,6 +23,8 @@ CIRCUITS = {
     "4,096, all columns": (load("simplified_two_design").circuit(qubits=12, layers=2), 4096),
     "11,008 = 43 x 256, 8 columns": (load("simplified_two_design").circuit(dim=11008, layers=1), 8),
     "24 = 3 x 8, 5 columns": (load("simplified_two_design").circuit(dim=24, layers=1), 5),
+    "1,024 of five layers, 16 columns": (load("simplified_two_design").circuit(qubits=10, layers=5), 16),
+    "61 x 4, 1 column": (load("simplified_two_design").circuit(dim=244, layers=1), 1),
 }
 TYPES = {torch.float32: "*fp32", torch.int32: "*i32"}
 
@@ -36,7 +38,7 @@ def launches(circuit: Circuit, k: int) -> Iterator[tuple[str, dict[str, str], di
     def record(name: str, programs: int, *tensors: torch.Tensor, **sizes: Any) -> None:
         names = getattr(butterflies, name).arg_names
         given = dict(zip(names, tensors, strict=False)) | sizes
-        constants = {key: value for key, value in given.items() if key.isupper()}
+        constants = {key: value for key, value in given.items() if key.isupper() or (type(value), value) == (int, 1)}
         types = {key: TYPES[x.dtype] if isinstance(x, torch.Tensor) else "i32" for key, x in given.items()}
         types |= dict.fromkeys(constants, "constexpr")
         found.append((name, {key: types[key] for key in names}, constants))

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, L
 from qcircuit_peft.analysis import best_capture, gradient_capture
 from qcircuit_peft.methods import METHODS, UpdateConfig, load, save, stored, trained_numbers
 from qcircuit_peft.methods.base import Lisa
-from qcircuit_peft.methods.circuit import _loss, _trained_for_a_while
+from qcircuit_peft.methods.looking import loss_of, trained_for_a_while
 from qcircuit_peft.methods.method import MAX_SIZE, blocks
 from qcircuit_peft.methods.reft import LoReFT
 from qcircuit_peft.text import shown
@@ -448,7 +448,7 @@ def test_a_core_in_the_gradients_directions_holds_the_most_of_it():
     net = Net(attached("gradient_core"))
     heads, given = list(net.head.parameters()), batches()
     METHODS["gradient_core"].look(net, given, heads)
-    with _trained_for_a_while(net, given, heads):
-        found = gradient_capture(net, given, _loss)
-        best = best_capture(net, found.modules, given, size("gradient_core"), _loss)
+    with trained_for_a_while(net, given, heads):
+        found = gradient_capture(net, given, loss_of)
+        best = best_capture(net, found.modules, given, size("gradient_core"), loss_of)
     assert found.share == pytest.approx(best.share, rel=1e-4)  # whose singular vectors are float32

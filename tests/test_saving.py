@@ -154,9 +154,14 @@ def test_those_who_save_into_one_folder_and_load_from_it_take_turns(kind: str, t
 def test_who_holds_a_folder_for_ever_is_not_waited_for_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = circuit(7.0, 2)
     monkeypatch.setattr(files, "_PATIENCE", 0.1)
+    theirs = files.draft_of(tmp_path / "anything")
     with files.turn(tmp_path):
+        theirs.mkdir()
         net.save_pretrained(tmp_path)
         assert torch.equal(by_peft(tmp_path), logits(net, "llama"))
+        assert theirs.is_dir()  # who holds the folder may be amid a save
+    net.save_pretrained(tmp_path)
+    assert not theirs.exists()
 
 
 @pytest.mark.parametrize(

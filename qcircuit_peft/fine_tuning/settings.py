@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcircuit_peft import checks
-from qcircuit_peft.methods import CIRCUITS, RIVALS, Adapter
+from qcircuit_peft.methods import CIRCUITS, CORES, RIVALS, Adapter
 from qcircuit_peft.tasks.examples import Columns
 from qcircuit_peft.text import did_you_mean, shown
 from qcircuit_peft.training import BATCH
@@ -16,10 +16,11 @@ FORMS = ("lora", "merged")
 # Those that PEFT attaches to linear layers, and reads again where qcircuit_peft is imported. AdaLoRA is not among them:
 # PEFT warns when it saves and loads what has been pruned to rank 0.
 ADAPTERS = {
-    name: row for name, row in {**CIRCUITS, **RIVALS}.items() if isinstance(row.attach, Adapter) and name != "adalora"
+    name: row
+    for name, row in {**CORES, **CIRCUITS, **RIVALS}.items()
+    if isinstance(row.attach, Adapter) and name != "adalora"
 }
-_CORES = ("activation_core", "gradient_core")  # between directions alone
-LOW_RANK = (*CIRCUITS, "lora")  # of which a plain LoRA is an exact copy
+LOW_RANK = (*CORES, *CIRCUITS, "lora")  # of which a plain LoRA is an exact copy
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Settings:
             checks.whole_number("rank", self.rank, 1)
         if self.layers is not None:
             checks.whole_number("layers", self.layers, 0)
-            if self.method not in CIRCUITS or self.method in _CORES:
+            if self.method not in CIRCUITS:
                 raise ValueError(f"layers are of circuits, but the method is {self.method!r}")
         for name, most in (("epochs", 10_000), ("batch", 1 << 16), ("max_length", 1 << 20)):
             checks.whole_number(name, getattr(self, name), 1, most)

@@ -30,7 +30,7 @@ from qcircuit_peft.fine_tuning.settings import (
     Settings,
     place_of,
 )
-from qcircuit_peft.methods import CIRCUITS, shapes
+from qcircuit_peft.methods import CIRCUITS, CORES, look, shapes, some_batches
 from qcircuit_peft.rates import RATES
 from qcircuit_peft.tasks.data import Split, Splits
 from qcircuit_peft.tasks.examples import Examples, divided, examples
@@ -38,7 +38,7 @@ from qcircuit_peft.tasks.metrics import METRICS
 from qcircuit_peft.tasks.tables import Source, Table
 from qcircuit_peft.tasks.task import KINDS, Encoder, Task, load
 from qcircuit_peft.text import shown
-from qcircuit_peft.training import Fit, Progress, fit, look, predicted, some_batches
+from qcircuit_peft.training import Fit, Progress, fit, predicted
 
 _TARGETS = (
     ("query", "value"), ("q_proj", "v_proj"), ("query_proj", "value_proj"), ("q_lin", "v_lin"), ("q", "v"),
@@ -90,7 +90,7 @@ def adapted(settings: Settings, task: Task) -> PeftModel:
     shapes(model, targets)
     size = method.default_on(model, targets) if settings.rank is None else settings.rank
     more: dict[str, Any] = {"modules_to_save": list(heads) or None, "task_type": KINDS[task.kind].task_type}
-    if settings.method in CIRCUITS:
+    if settings.method in CIRCUITS or settings.method in CORES:
         more |= {"seed": settings.seed} | ({} if settings.layers is None else {"layers": settings.layers})
     found: Any = method.attach(model, targets, size, **more)
     found.active_peft_config.base_model_name_or_path = place_of(settings.model)
@@ -144,7 +144,7 @@ def headed(
         if not done.finished:
             raise KeyboardInterrupt
     device = next(model.parameters()).device
-    some = some_batches(encode, rows, device, seed=settings.seed, count=batches, batch=settings.batch)
+    some = some_batches(encode, rows, device, settings.batch, seed=settings.seed, count=batches)
     model.requires_grad_(False)
     return Headed(model, targets, some)
 
@@ -190,7 +190,7 @@ def fine_tune(
         files.write(draft / SETTINGS, signature)
     files.clear_drafts(out)
     method, heads = ADAPTERS[settings.method], [p for row in groups if row["kind"] == "heads" for p in row["params"]]
-    look(method, net, heads, encode, train, seed=settings.seed, batch=settings.batch, folder=out / CHECKPOINTS)
+    look(method, net, heads, encode, train, settings.batch, seed=settings.seed, folder=out / CHECKPOINTS)
 
     def measure() -> float:
         value = _measured(net, encode, held, splits.validation, task, numbers)

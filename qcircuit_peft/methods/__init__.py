@@ -2,7 +2,8 @@
 
 from qcircuit_peft.methods.base import BASE, Lisa
 from qcircuit_peft.methods.chosen import DEMO, HEAD_RATE, Chosen
-from qcircuit_peft.methods.circuit import CIRCUITS, UPDATED, circuits
+from qcircuit_peft.methods.circuit import CIRCUITS, CORES, UPDATED, circuits
+from qcircuit_peft.methods.looking import look, some_batches
 from qcircuit_peft.methods.method import (
     TRAINED,
     Adapter,
@@ -19,10 +20,11 @@ from qcircuit_peft.methods.reft import LOREFT
 from qcircuit_peft.methods.rivals import RIVALS
 from qcircuit_peft.methods.updates import UPDATES, UpdateConfig
 
-METHODS: dict[str, Method] = {**BASE, "loreft": LOREFT, **RIVALS, **UPDATED, **CIRCUITS}
+METHODS: dict[str, Method] = {**BASE, "loreft": LOREFT, **RIVALS, **UPDATED, **CORES, **CIRCUITS}
 
 __all__ = [
     "CIRCUITS",
+    "CORES",
     "DEMO",
     "HEAD_RATE",
     "METHODS",
@@ -37,9 +39,11 @@ __all__ = [
     "circuits",
     "load",
     "load_trained",
+    "look",
     "save",
     "save_trained",
     "shapes",
+    "some_batches",
     "stored",
     "trained_numbers",
 ]

@@ -2,24 +2,21 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from itertools import combinations
 from typing import Any
 
-import torch
 from peft import PeftConfig
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qcircuit_peft.ansatz import load, without_entanglers
-from qcircuit_peft.calibration import calibrate
 from qcircuit_peft.factorizations.quanta import quanta
 from qcircuit_peft.frames import CircuitFrame
-from qcircuit_peft.methods.method import MAX_SIZE, Adapter, Attach, Count, Method, Shape, shapes
+from qcircuit_peft.methods.looking import by_activations, by_gradient
+from qcircuit_peft.methods.method import MAX_SIZE, Adapter, Attach, Count, Look, Method, Shape, shapes
 from qcircuit_peft.methods.rivals import by_config, per_layer, up_to_width
 from qcircuit_peft.methods.updates import UpdateConfig
-from qcircuit_peft.rates import RATES
 from qcircuit_peft.tuner import QCircuitConfig
 from qcircuit_peft.tuner.plan import kind_of
 
@@ -61,41 +58,6 @@ def _inside_count(size: int, layers: int) -> Count:
         return 2 * len(kinds) * _angles(_directions(model, targets, size, r), layers) + r * r * len(found)
 
     return numbers
-
-
-def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return net(**batch)["loss"]
-
-
-def _by_activations(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> None:
-    """Let the directions be those in which each layer's outputs and inputs go together."""
-    calibrate(net, batches, _loss, goal="activations", directions=True, steps=1)
-
-
-def _by_gradient(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> None:
-    """Let the directions be the gradient's, through heads that have been trained for a while."""
-    with _trained_for_a_while(net, batches, heads):
-        calibrate(net, batches, _loss, directions=True, steps=1)
-
-
-@contextmanager
-def _trained_for_a_while(net: nn.Module, batches: list[dict[str, Tensor]], heads: list[nn.Parameter]) -> Iterator[None]:
-    """Within it new heads know something of the task; after it they are what they were."""
-    before = [head.detach().clone() for head in heads]
-    try:
-        if heads:  # a language model has none that are new
-            optimizer = torch.optim.AdamW(heads, lr=RATES["heads"])
-            for batch in 2 * batches:
-                slopes = torch.autograd.grad(_loss(net, batch), heads, materialize_grads=True)
-                for head, slope in zip(heads, slopes, strict=True):
-                    head.grad = slope
-                optimizer.step()
-        yield
-    finally:
-        with torch.no_grad():
-            for head, value in zip(heads, before, strict=True):
-                head.copy_(value)
-                head.grad = None
 
 
 def circuits(all_layers: bool = False, **settings: Any) -> Adapter:
@@ -226,6 +188,39 @@ UPDATED: dict[str, Method] = {  # what neither PEFT nor another kept library has
     ),
 }
 
+
+def _core(whose: str, directions: str, source: str, look: Look) -> Method:
+    """A full core between directions that are found once and kept."""
+    return Method(
+        f"core inside {whose} directions",
+        f"the control: U G V with a full r x r matrix G, zero at first, and U and V kept: {directions}",
+        f"the form is LoRA-XS's, arXiv 2405.17604; the directions are {source}",
+        (2e-3, 5e-3, 2e-2),
+        circuits_inside(layers=0, init="zeros", train_angles=False),
+        per_layer(lambda shape, r: r * r),
+        default=8,
+        sizes=up_to_width,
+        rates_of={"cores": 1.0},
+        look=look,
+    )
+
+
+CORES: dict[str, Method] = {  # adapters of this package, without a circuit
+    "activation_core": _core(
+        "activations'",
+        "the leading directions of a layer's outputs and inputs on 20 batches of the task",
+        "CorDA's, arXiv 2406.05223",
+        by_activations,
+    ),
+    "gradient_core": _core(
+        "the gradient's",
+        "the leading directions of the task's gradient on 20 batches, through a head that was trained on them first "
+        "and then put back",
+        "LoRA-GA's, arXiv 2407.05000",
+        by_gradient,
+    ),
+}
+
 CIRCUITS: dict[str, Method] = {
     "frozen": Method(
         "circuits, frozen",
@@ -282,32 +277,6 @@ CIRCUITS: dict[str, Method] = {
         sizes=up_to_width,
         rates_of={"cores": 1.0, "angles": 10.0},
     ),
-    "activation_core": Method(
-        "core inside activations' directions",
-        "the control: U G V with a full r x r matrix G, zero at first, and U and V kept: the leading directions of a "
-        "layer's outputs and inputs on 20 batches of the task",
-        "the form is LoRA-XS's, arXiv 2405.17604; the directions are CorDA's, arXiv 2406.05223",
-        (2e-3, 5e-3, 2e-2),
-        circuits_inside(layers=0, init="zeros", train_angles=False),
-        per_layer(lambda shape, r: r * r),
-        default=8,
-        sizes=up_to_width,
-        rates_of={"cores": 1.0},
-        look=_by_activations,
-    ),
-    "gradient_core": Method(
-        "core inside the gradient's directions",
-        "the control: U G V with a full r x r matrix G, zero at first, and U and V kept: the leading directions of the "
-        "task's gradient on 20 batches, through a head that was trained on them first and then put back",
-        "the form is LoRA-XS's, arXiv 2405.17604; the directions are LoRA-GA's, arXiv 2407.05000",
-        (2e-3, 5e-3, 2e-2),
-        circuits_inside(layers=0, init="zeros", train_angles=False),
-        per_layer(lambda shape, r: r * r),
-        default=8,
-        sizes=up_to_width,
-        rates_of={"cores": 1.0},
-        look=_by_gradient,
-    ),
     "circuit_inside": Method(
         "circuits inside the gradient's directions",
         "U G V with a full core between circuits of four layers, shared by kind, that act inside the 16 leading "
@@ -319,7 +288,7 @@ CIRCUITS: dict[str, Method] = {
         default=8,
         sizes=_up_to_inside,
         rates_of={"cores": 1.0, "angles": 5.0},
-        look=_by_gradient,
+        look=by_gradient,
     ),
     "circuit_deep": Method(
         "circuits of four layers",

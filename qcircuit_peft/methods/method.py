@@ -193,27 +193,38 @@ def _trains(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def keep(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Write parameters as safetensors, whole or not at all; raises OSError if they cannot be written."""
+    draft = files.draft_of(path)
+    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, draft)
+    files.replace(draft, path)
+
+
+def restore(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Put what ``keep`` wrote into the same parameters; raises ValueError, before that, if there are others."""
+    found = load_file(path) if path.is_file() else {}
+    if {name: p.shape for name, p in parameters.items()} != {name: value.shape for name, value in found.items()}:
+        raise ValueError(
+            f"{path.parent} is a checkpoint of another model or method: what this one keeps is not in {path.name}"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(found[name])
+
+
 def save_trained(model: nn.Module, folder: Path) -> None:
     """What trains in a model, and nothing else, as ``TRAINED`` in a folder, whole or not at all; nothing if none does.
 
     Raises OSError if it cannot be written.
     """
     files.make_folder(folder)
-    if found := {name: p.detach().contiguous() for name, p in _trains(model).items()}:
-        draft = files.draft_of(folder / TRAINED)
-        save_file(found, draft)
-        files.replace(draft, folder / TRAINED)
+    if found := _trains(model):
+        keep(found, folder / TRAINED)
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
-    """Put what ``save_trained`` wrote into a model; raises ValueError, before that, if other parameters train in it."""
-    path, wanted = folder / TRAINED, _trains(model)
-    found = load_file(path) if path.is_file() else {}
-    if {name: p.shape for name, p in wanted.items()} != {name: value.shape for name, value in found.items()}:
-        raise ValueError(f"{folder} is a checkpoint of another model or method: what trains here is not there")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+    """Put what ``save_trained`` wrote into a model; raises ValueError as ``restore`` does."""
+    restore(_trains(model), folder / TRAINED)
 
 
 def save(model: nn.Module, folder: Path) -> None:

@@ -17,11 +17,11 @@ import torch
 
 from qcircuit_peft import checks
 from qcircuit_peft.checks import LARGEST, number, whole_number, whole_numbers
-from qcircuit_peft.methods import HEAD_RATE, METHODS, Chosen, save, stored, trained_numbers
+from qcircuit_peft.methods import HEAD_RATE, METHODS, Chosen, look, save, stored, trained_numbers
 from qcircuit_peft.study.folder import arranged, begin, check_keys, cut, keep, read_plan, results, task_of
 from qcircuit_peft.tasks import TASKS, Classifier, Encoder, Task, pretrained
 from qcircuit_peft.text import did_you_mean, shown
-from qcircuit_peft.training import BATCH, accuracy, fit, look
+from qcircuit_peft.training import BATCH, accuracy, fit
 
 _MAX_ENTRIES = 200
 SEARCH, SEED = "search", "seed"
@@ -227,7 +227,7 @@ def work(field: Field, trial: Trial, task: Task, steps: Callable[[int, int, floa
     trained = trained_numbers(net.model)
     rows = encode.rows(splits.train)
     heads = {"params": list(net.head.parameters()), "lr": HEAD_RATE}
-    look(row, net, heads["params"], encode, rows, seed=trial.seed)
+    look(row, net, heads["params"], encode, rows, BATCH, seed=trial.seed)
     with tempfile.TemporaryDirectory() as folder:
         done = fit(
             net,

@@ -96,14 +96,18 @@ def settle(folder: Path) -> None:
     files.remove(gone)
 
 
-def _exchange(draft: Path, target: Path) -> None:
-    """Put the files of a draft in the place of those that a folder has: all at once for who loads it."""
+def _exchange(draft: Path, target: Path, alone: bool) -> None:
+    """Put the files of a draft in the place of those that a folder has: all at once for who loads it.
+
+    Debris of killed processes goes, unless it may be the draft of one who is at work: where one is not ``alone``.
+    """
     settle(target)
     files.sync_folder(draft)
     files.replace(draft, target / COMMITTED)
     files.sync_folder(target)
     settle(target)
-    files.clear_drafts(target)
+    if alone:
+        files.clear_drafts(target)
     for path in [path for pattern in _OF_0_1 for path in target.glob(pattern)]:
         files.remove(path)
 
@@ -115,7 +119,7 @@ def replaced_at_once(target: Path) -> Iterator[Path]:
     Who saves into it meanwhile, or loads, waits.
     """
     files.make_folder(target)
-    with files.turn(target):
+    with files.turn(target) as alone:
         settle(target)
         draft = files.draft_of(target / COMMITTED)
         files.make_folder(draft)
@@ -125,10 +129,10 @@ def replaced_at_once(target: Path) -> Iterator[Path]:
             for name in reversed(inside):  # the innermost first
                 _sign(draft / name)
                 files.make_folder(target / name)
-                with files.turn(target / name):
-                    _exchange(draft / name, target / name)
+                with files.turn(target / name) as here:
+                    _exchange(draft / name, target / name, here)
             _sign(draft)
-            _exchange(draft, target)
+            _exchange(draft, target, alone)
         finally:
             files.remove(draft)
 

@@ -33,6 +33,7 @@ from qcircuit_peft.circuit import Circuit
 DEVICES = {"cuda"}  # kinds on which the kernels run; "cpu" too while Triton interprets them, as in tests
 CAPABILITY = (8, 0)  # the least of a GPU
 _TERMS, _ROWS = 32, 256  # most products, and most rows of a side, that are made here
+_LEVELS = 64  # most levels of a wire, whose matrix every number goes through
 _OPS = 1024  # most gates, each of which is made anew for every one before it on the way back
 _TILE = 1024  # numbers of a tile of a side
 _LEFT, _RIGHT = 16, 256  # the tile of the result
@@ -123,6 +124,8 @@ def runs_on(device: torch.device) -> bool:
 def _fits(circuit: Circuit, k: int) -> bool:
     """Whether the circuit is real, all of it a short sum of products, and its halves small."""
     if not circuit.is_real or len(circuit.ops) > _OPS or is_deep(circuit, k) or circuit.dim * k >= 1 << 31:
+        return False
+    if max(circuit.dims) > _LEVELS:
         return False
     (cut, done), levels = split(circuit, k), plan.levels(circuit)
     if max(prod(circuit.dims[:cut]), prod(circuit.dims[cut:])) > _ROWS:
@@ -265,8 +268,9 @@ def columns_backward(own: Plan, rows: Tensor, g: Tensor) -> Tensor:
     if own.positions is None:
         return found
     found = added(found, own.positions, rows.shape[1])
-    if own.odd is None or skews is None:
+    if own.odd is None:
         return found
+    assert skews is not None
     turned = own.odd.angles[len(own.odd.radius) :]
     return found + added(own.odd.pull(skews, of_odd.sum(1)[:, own.skip :]).to(rows.dtype), turned, rows.shape[1])
 
