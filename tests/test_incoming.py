@@ -16,6 +16,7 @@ from test_qpa import steps
 from tiny import CHAIN, adapted, base, logits, shake
 
 from qcircuit_peft import QCircuitConfig
+from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.generator import Recipe
 from qcircuit_peft.tuner.config import _CIRCUIT_KEYS
 
@@ -47,7 +48,17 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alpha_pattern": ({}, {"alpha_pattern": {".*layers.1.*q_proj": 3.0}}),
     "modules_to_save": ({}, {"modules_to_save": ["lm_head"]}),
     "bias": ({}, {"bias": "all"}),
+    # Where layers share all, no name tells which they are.
+    "layers_to_transform": (
+        {"factorization": "rotation", "share": "kind", "layers_to_transform": [0]},
+        {"layers_to_transform": [0, 1]},
+    ),
+    "target_modules": (
+        {"factorization": "rotation", "share": "shape", "target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj", "o_proj"]},
+    ),
 }
+TOLD_BY_KEYS = ("bias", "modules_to_save")  # of a state dict
 MEANT_THE_SAME = ("backend", "init", "seed", "train_angles")
 
 
@@ -87,6 +98,9 @@ def test_an_adapter_takes_what_means_the_same_and_refuses_the_rest_by_the_field(
         again = net_of(START | stay, seed=2)
         set_peft_model_state_dict(again, get_peft_model_state_dict(saved))
         close(logits(again, "llama"), expected, CHAIN)
+        again.load_state_dict(net_of(START | stay, seed=3).state_dict())
+        again.load_state_dict(saved.state_dict())
+        close(logits(again, "llama"), expected, CHAIN)
         close(logits(PeftModel.from_pretrained(base("llama"), tmp_path, config=mine), "llama"), expected, CHAIN)
         return
     named = "layers|ansatz" if field == "ansatz" else "alpha|r" if field == "r" else field
@@ -97,6 +111,8 @@ def test_an_adapter_takes_what_means_the_same_and_refuses_the_rest_by_the_field(
     ways = {
         "a state dict": lambda: set_peft_model_state_dict(other, state),
         "a state dict from a file": lambda: set_peft_model_state_dict(other, stored),
+        "a state dict of the whole model": lambda: other.load_state_dict(saved.state_dict()),
+        "a state dict of the whole model from a file": lambda: other.load_state_dict(pickled(saved.state_dict())),
         "weights of a folder": lambda: set_peft_model_state_dict(other, load_peft_weights(str(tmp_path))),
         "a state dict given to transformers": lambda: model.load_adapter(peft_config=mine, adapter_state_dict=state),
         "onto the name": lambda: other.load_adapter(tmp_path, "default"),
@@ -106,6 +122,8 @@ def test_an_adapter_takes_what_means_the_same_and_refuses_the_rest_by_the_field(
     for way, load_it in ways.items():
         if field == "bias" and way in ("a state dict", "a state dict from a file", "weights of a folder"):
             continue  # biases are taken as they come
+        if field in TOLD_BY_KEYS and "whole model" in way:
+            continue
         if field == "modules_to_save" and "given" in way:
             continue  # PEFT adds heads to a configuration that is given
         with pytest.raises(ValueError, match=says):
@@ -196,7 +214,35 @@ def test_a_generated_adapter_too(field: str, tmp_path: Path) -> None:
             ValueError, match=rf"made with (base\.\w+|generator\.{field}) = .*, but the adapter 'default'"
         ):
             set_peft_model_state_dict(other, state)
+    with pytest.raises(ValueError, match=rf"made with (base\.\w+|generator\.{field}) = .*, but the adapter 'default'"):
+        other.load_state_dict(saved.state_dict())
     assert torch.equal(logits(other, "llama"), before)
+
+
+@pytest.mark.parametrize("name", FACTORIZATIONS)
+def test_names_of_parameters_tell_the_layers_that_share_or_the_configuration_does(name: str) -> None:
+    settings = {"r": 4, "factorization": name, "share": "kind", "target_modules": ["q_proj"]}
+    if name == "quanta":
+        with pytest.raises(ValueError, match="has no circuit or other frame to share"):
+            get_peft_model(base("llama"), QCircuitConfig(**settings))
+        return
+    keys = [
+        set(get_peft_model_state_dict(get_peft_model(base("llama"), QCircuitConfig(**settings, layers_to_transform=n))))
+        for n in ([0], [0, 1])
+    ]
+    assert (keys[0] != keys[1]) == FACTORIZATIONS[name].own
+
+
+def test_state_dicts_of_models_in_transformers_and_of_unloaded_ones() -> None:
+    one, other = base("llama"), base("llama")
+    one.add_adapter(QCircuitConfig(**START))
+    other.add_adapter(QCircuitConfig(**START, alpha=3.0))
+    with pytest.raises(ValueError, match=r"^the checkpoint was made with alpha = 128.0, but the adapter 'default' has 3"):
+        other.load_state_dict(one.state_dict())
+    merged = [net_of({**START, **change}, seed=1).merge_and_unload() for change in ({}, {"alpha": 3.0})]
+    merged[0].load_state_dict(pickled(merged[1].state_dict()))
+    assert torch.equal(logits(merged[0], "llama"), logits(merged[1], "llama"))
+    assert not [name for model in merged for name in (*model._state_dict_hooks, *model._load_state_dict_pre_hooks)]
 
 
 def test_a_configuration_that_is_used_again_has_the_heads_of_its_task_once(tmp_path: Path) -> None:

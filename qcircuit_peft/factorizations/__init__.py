@@ -85,6 +85,7 @@ FACTORIZATIONS: dict[str, Kind] = {
         update="(R − 1) W or W (R − 1)",
         count="f(N, N)",
         options=("side",),
+        own=False,
     ),
 }
 

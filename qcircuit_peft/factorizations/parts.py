@@ -147,7 +147,8 @@ class Kind:
 
     make: a function of n_out, n_in, r, ``frame(n, k)``, scaling and options. about: what it is, in one line.
     update: delta W / scaling, as text. count: the number of its parameters, as text, where f(n, k) are those of a
-    frame. options: their names. share: what ``QCircuitConfig.share`` is where it is left out.
+    frame. options: their names. share: what ``QCircuitConfig.share`` is where it is left out. own: whether an
+    update has parameters beside its frames, which a layer has of its own where these are shared.
 
     ``FACTORIZATIONS[name](n_out, n_in, r, frame, scaling, **options)`` is a ``Factorization``; raises ValueError for an
     option that is not known, and what ``make`` refuses.
@@ -159,6 +160,7 @@ class Kind:
     count: str
     options: tuple[str, ...] = ()
     share: str | None = None
+    own: bool = True
 
     def __call__(
         self, n_out: int, n_in: int, r: int, frame: FrameOf, scaling: float = 1.0, **options: Any

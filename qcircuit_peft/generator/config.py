@@ -17,7 +17,7 @@ from qcircuit_peft.checks import boolean, is_number, is_whole, keys, one_of, ver
 from qcircuit_peft.generator.recipe import SCOPES, Recipe
 from qcircuit_peft.generator.targets import MARKS, SAVED, check_layout
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.config import read_config, write_config
+from qcircuit_peft.tuner.config import QCircuitConfig, read_config, write_config
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
 
 VERSION = 1
@@ -168,6 +168,8 @@ class QPAConfig(PeftConfig):
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
         mine, theirs = (meaning(config.to_dict(), self.incidental) for config in (self, stored))
         check_same(adapter, mine, theirs)
+        if isinstance(self.base, QCircuitConfig):
+            self.base.check_takes(stored.base, adapter)
         if self.layout is not None and stored.layout is not None:
             check_layout(self.layout, stored.layout, self.init == "zero")
 

@@ -18,7 +18,7 @@ from qcircuit_peft.frames import FRAMES, INITS
 from qcircuit_peft.frames.circuit import MAX_LAYERS, WIDTHS
 from qcircuit_peft.quantization import Quantization
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
+from qcircuit_peft.tuner.meaning import INCIDENTAL, WHICH, check_same, meaning
 from qcircuit_peft.tuner.saving import LIBRARY, MAX_CONFIG, VERSION, settle
 
 # Rank costs one number per layer, so it is not LoRA's small r; the update is scaled by alpha / r = 8.
@@ -295,7 +295,10 @@ class QCircuitConfig(PeftConfig):
 
     def check_takes(self, stored: PeftConfig, adapter: str) -> None:
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
-        check_same(adapter, meaning(self.to_dict(), self.incidental), meaning(stored.to_dict(), self.incidental))
+        incidental = self.incidental
+        if self.share is not None and not FACTORIZATIONS[self.factorization].own:
+            incidental = incidental - WHICH  # of layers that share all, names of parameters do not tell
+        check_same(adapter, meaning(self.to_dict(), incidental), meaning(stored.to_dict(), incidental))
 
     def wants_all_linear(self) -> bool:
         """Whether the targets are PEFT's "all-linear"."""

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from qcircuit_peft.tuner.heads import check_heads_apart
+from qcircuit_peft.tuner.meaning import know_configurations
 from qcircuit_peft.tuner.names import base_name, stripped
 
 _CONTAINERS = (dict, list, set)
@@ -101,6 +102,8 @@ def injecting(tuner: Any, adapter: str) -> Iterator[None]:
         with whole_or_nothing(tuner):
             yield
             check_heads_apart(tuner)
+            for module in (tuner, tuner.model):  # transformers keeps no tuner
+                know_configurations(module)
     except BaseException:
         tuner.peft_config.pop(adapter, None)
         raise

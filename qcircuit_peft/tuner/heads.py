@@ -11,17 +11,19 @@ from torch import nn
 
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
 from qcircuit_peft.text import shown
+from qcircuit_peft.tuner.meaning import forget_configurations
 from qcircuit_peft.tuner.names import tuner_layers
 
 _HIDDEN = "base_layer of the model"
 
 
 def unload_heads(model: nn.Module, **how: Any) -> None:
-    """Put what was trained whole where the model had it.
+    """Put what was trained whole where the model had it; its state dicts know of no adapter any more.
 
     PEFT does so when it unloads a model, and asks each for a weight; a head of several layers has none. ``how`` is what
     a tuner is told of merging.
     """
+    forget_configurations(model)
     adapted = tuple(f"{name}." for name in tuner_layers(model))
     for name, module in list(model.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper) and not name.startswith(adapted):

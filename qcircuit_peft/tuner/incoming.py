@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qcircuit_peft.text import printable, shortened, shown
 from qcircuit_peft.tuner.encoding import Encoding, Loaded, check_finite
 from qcircuit_peft.tuner.guard import whole_or_nothing
-from qcircuit_peft.tuner.meaning import configuration_of, is_kind
+from qcircuit_peft.tuner.meaning import check_means, configuration_of, is_kind
 from qcircuit_peft.tuner.names import GENERATORS, base_name, is_ours, own_names
 from qcircuit_peft.tuner.pruning import DTYPES
 from qcircuit_peft.tuner.saving import check_known, located
@@ -135,11 +135,6 @@ def _read(source: str, names: dict[str, str] | None, hub: dict[str, Any]) -> dic
         raise ValueError(f"{folder}: not a whole weights file ({told}); save or copy the checkpoint again") from None
 
 
-def _named(kind: Any) -> str:
-    """The name of a type of adapter, which PEFT has as an enum or as text."""
-    return str(getattr(kind, "value", kind))
-
-
 def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[str, Any]) -> None:
     """Raise ValueError if what is stored means something else by the configuration that it would be loaded with."""
     name = given.get("adapter_name") or "default"
@@ -160,16 +155,6 @@ def _check_meaning(source: str, given: dict[str, Any], config: Any, hub: dict[st
     for mine, whose in ((config, _GIVEN), (loaded, f"the adapter {name!r}")):
         if mine is not None:
             check_means(mine, stored, whose)
-
-
-def check_means(mine: Any, stored: Any, whose: str) -> None:
-    """Raise ValueError if the numbers of a ``stored`` configuration mean something else by another one."""
-    if mine.peft_type != stored.peft_type:
-        raise ValueError(
-            f"the checkpoint holds an adapter of type {_named(stored.peft_type)}, but {whose} is of type "
-            f"{_named(mine.peft_type)}; load it under another name"
-        )
-    mine.check_takes(stored, whose)
 
 
 def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,7 +190,7 @@ def look_first(load: Callable[..., Any]) -> Callable[..., Any]:
             check_means(config, known, _GIVEN)
         model = given.get("model", given.get("self"))
         own = own_names(model) if isinstance(model, nn.Module) else ()
-        incoming = Incoming(str(source or "adapter_state_dict"), _named(found), state, own)
+        incoming = Incoming(str(source or "adapter_state_dict"), str(getattr(found, "value", found)), state, own)
         takes_state = "adapter_state_dict" in signature.parameters
         if takes_state and any(value.dtype == torch.uint8 for value in state.values()):
             call.arguments["adapter_state_dict"] = incoming.state  # the tuner decodes it before it is loaded

@@ -6,17 +6,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcircuit_peft import files
 from qcircuit_peft.text import shown
 
 _CONFIGURATION = "_qcircuit_peft_configuration"  # an attribute of a state dict, which torch.save keeps, too
+_NOTE = "qcircuit_peft"  # a key in what a state dict of torch's notes of a module beside its version
 
+WHICH = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}  # modules are adapted
 # PEFT's notes, and which modules are adapted, which the names of the parameters tell.
 INCIDENTAL = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "library", "peft_version", "revision", "task_type"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *WHICH,
 }
 # Fields that older configurations of circuits, and the digests in their weights, lack; None or False means the same.
 _LATER = ("trainable_token_indices", "layer_replication", "ensure_weight_tying")
@@ -36,13 +38,20 @@ def of_ours(model: Any, adapter: str) -> Any:
 def with_configuration(state: Mapping[str, Tensor], data: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
     """A state dict of an adapter that knows the adapter's configuration, which is plain data."""
     known = OrderedDict(state)
-    setattr(known, _CONFIGURATION, json.dumps(data, default=sorted))
+    setattr(known, _CONFIGURATION, _text(data))
     return known
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, default=sorted)
 
 
 def configuration_of(state: Any) -> Any:
     """The configuration that a state dict knows; None if it knows none, as after it was rebuilt entry by entry."""
-    text = getattr(state, _CONFIGURATION, None)
+    return _configuration(getattr(state, _CONFIGURATION, None))
+
+
+def _configuration(text: Any) -> Any:
     if not isinstance(text, str):
         return None
     data = files.parse_json("a state dict", "configuration", text.encode())
@@ -51,6 +60,52 @@ def configuration_of(state: Any) -> Any:
         return None
     config_cls: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]  # type: ignore[index]
     return config_cls(**config_cls.check_kwargs(**data))
+
+
+def know_configurations(model: nn.Module) -> None:
+    """Have a state dict of a whole model, which torch makes and loads, know the configurations of its adapters."""
+    if _tell not in model._state_dict_hooks.values():
+        model.register_state_dict_post_hook(_tell)
+        model.register_load_state_dict_pre_hook(_look)
+
+
+def forget_configurations(model: nn.Module) -> None:
+    """Leave no hook of ours for state dicts."""
+    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) in (_tell, _look)]:
+            del hooks[key]
+
+
+def _tell(module: Any, state: Mapping[str, Any], prefix: str, notes: dict[str, Any]) -> None:
+    configs = getattr(module, "peft_config", None) or {}
+    if known := {name: _text(config.to_dict()) for name, config in configs.items() if is_kind(config.peft_type)}:
+        notes[_NOTE] = known
+
+
+def _look(module: Any, state: Mapping[str, Any], prefix: str, notes: Mapping[str, Any], *_: Any) -> None:
+    known = notes.get(_NOTE)
+    for name, text in known.items() if isinstance(known, Mapping) else ():
+        mine, stored = of_ours(module, name), _configuration(text)
+        if mine is not None and stored is not None:
+            for told in ("modules_to_save", "bias"):  # by the keys
+                if hasattr(mine, told):
+                    setattr(stored, told, getattr(mine, told))
+            check_means(mine, stored, f"the adapter {shown(name)}")
+
+
+def _named(kind: Any) -> str:
+    """The name of a type of adapter, which PEFT has as an enum or as text."""
+    return str(getattr(kind, "value", kind))
+
+
+def check_means(mine: Any, stored: Any, whose: str) -> None:
+    """Raise ValueError if the numbers of a ``stored`` configuration mean something else by another one."""
+    if mine.peft_type != stored.peft_type:
+        raise ValueError(
+            f"the checkpoint holds an adapter of type {_named(stored.peft_type)}, but {whose} is of type "
+            f"{_named(mine.peft_type)}; load it under another name"
+        )
+    mine.check_takes(stored, whose)
 
 
 def meaning(data: Mapping[str, Any], incidental: Collection[str]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from transformers.integrations import PeftAdapterMixin
 from qcircuit_peft.checks import number
 from qcircuit_peft.text import shown
 from qcircuit_peft.tuner.guard import whole_or_nothing
-from qcircuit_peft.tuner.incoming import Incoming, check_means, look_first
-from qcircuit_peft.tuner.meaning import configuration_of, is_kind, of_ours, with_configuration
+from qcircuit_peft.tuner.incoming import Incoming, look_first
+from qcircuit_peft.tuner.meaning import check_means, configuration_of, is_kind, of_ours, with_configuration
 from qcircuit_peft.tuner.names import following, placed, trained_biases
 from qcircuit_peft.tuner.saving import (
     check_known,
