@@ -97,6 +97,7 @@ def test_an_adapter_is_loaded_by_its_task_or_its_class(saved: Any, tmp_path: Pat
     for change, told in (
         ({"task_type": None, "auto_mapping": {"base_model_class": "system", "parent_library": "os"}}, "kind of model"),
         ({"base_model_name_or_path": None}, "does not say which model it adapts"),
+        ({"base_model_name_or_path": "/nonexistent/model"}, "'/nonexistent/model' is neither"),
     ):
         (moved / "adapter_config.json").write_text(json.dumps(written | change))
         with pytest.raises(ValueError, match=told):

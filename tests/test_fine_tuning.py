@@ -372,7 +372,9 @@ SOME = ("circuit_own", "lora", "dora", "tinylora", "fourierft", "ia3")
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/model", "a/b/c"])
 def test_a_model_that_is_neither_a_folder_nor_a_name_is_refused(model):
-    with pytest.raises(ValueError, match="a model is a folder, or a name on the hub such as 'owner/name', got '"):
+    with pytest.raises(
+        ValueError, match=r"a model is a folder, or a name on the hub such as 'owner/name', but '.*' is neither"
+    ):
         Settings(model, QUESTIONS)
     counted = CliRunner().invoke(app, ["count", model])
     assert counted.exit_code == 2 and "a model is a folder, or a name on the hub" in counted.output

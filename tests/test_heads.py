@@ -6,7 +6,7 @@ import bounds
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -83,6 +83,44 @@ def check(plain, trained):
     found = plain.classifier.state_dict()
     assert found.keys() == trained.keys() and all(torch.equal(found[key], value) for key, value in trained.items())
     assert logits(plain).isfinite().all()
+
+
+TASKS = {
+    "DistilBertForSequenceClassification": ("SEQ_CLS", {"pre_classifier", "classifier"}),
+    "BertForSequenceClassification": ("SEQ_CLS", {"classifier"}),
+    "BertForTokenClassification": ("TOKEN_CLS", {"classifier"}),
+    "BertForQuestionAnswering": ("QUESTION_ANS", {"qa_outputs"}),
+}
+
+
+@pytest.mark.parametrize("method", [QCircuitConfig, BottleneckConfig])
+@pytest.mark.parametrize("targets", ["all-linear", ["classifier", "pre_classifier", "qa_outputs", "q_lin", "query"]])
+@pytest.mark.parametrize("kind", TASKS)
+def test_what_a_task_trains_whole_is_not_adapted(kind, targets, method, tmp_path):
+    task, heads = TASKS[kind]
+
+    def plain():
+        torch.manual_seed(0)
+        name = kind.partition("For")[0]
+        sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4} if name == "DistilBert" else {}
+        config = getattr(transformers, f"{name}Config")(**SIZES | sizes)
+        return getattr(transformers, kind)(config).eval()
+
+    def out(model):
+        with torch.no_grad():
+            found = model(input_ids=torch.arange(2, 18).view(2, 8))
+        return found.start_logits if task == "QUESTION_ANS" else found.logits
+
+    net = get_peft_model(plain(), method(r=4, target_modules=targets, task_type=task, init_weights=False)).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter += 0.1 if ".modules_to_save." in name else 0
+    whole = {name.rpartition(".")[2] for name, m in net.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)}
+    adapted = {name for name, module in net.named_modules() if isinstance(module, BaseTunerLayer)}
+    assert whole == heads and adapted and not any(head in name for name in adapted for head in heads)
+    net.save_pretrained(tmp_path)
+    assert torch.equal(out(PeftModel.from_pretrained(plain(), tmp_path).eval()), out(net))
+    assert not torch.equal(out(net), out(plain()))
 
 
 @pytest.mark.parametrize("method", METHODS)

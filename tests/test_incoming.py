@@ -1,5 +1,6 @@
 """What a checkpoint brings in means what it meant when it was saved, whatever it is loaded onto."""
 
+import json
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bounds import close
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from test_qpa import adapted as generated
 from test_qpa import config as generator
@@ -237,7 +238,7 @@ def test_state_dicts_of_models_in_transformers_and_of_unloaded_ones() -> None:
     one, other = base("llama"), base("llama")
     one.add_adapter(QCircuitConfig(**START))
     other.add_adapter(QCircuitConfig(**START, alpha=3.0))
-    with pytest.raises(ValueError, match=r"^the checkpoint was made with alpha = 128.0, but the adapter 'default' has 3"):
+    with pytest.raises(ValueError, match=r"made with alpha = 128.0, but the adapter 'default' has 3"):
         other.load_state_dict(one.state_dict())
     merged = [net_of({**START, **change}, seed=1).merge_and_unload() for change in ({}, {"alpha": 3.0})]
     merged[0].load_state_dict(pickled(merged[1].state_dict()))
@@ -332,3 +333,24 @@ def test_biases_are_taken_where_the_adapter_trains_none_itself() -> None:
             parameter += 0.1
     set_peft_model_state_dict(nets[1], get_peft_model_state_dict(nets[0]))
     assert torch.equal(logits(nets[1].eval(), "bert"), logits(nets[0].eval(), "bert"))
+
+
+@pytest.mark.parametrize("kind", ["NOPE", "qcircuit", None, 3, ["QCIRCUIT"], {}, "x" * 5000])
+def test_a_type_that_nobody_knows_is_said_on_every_way(kind: Any, tmp_path: Path) -> None:
+    net = adapted("llama")
+    net.save_pretrained(tmp_path)
+    data = json.loads((tmp_path / "adapter_config.json").read_text())
+    ways: list[Any] = [
+        lambda: PeftModel.from_pretrained(base("llama"), tmp_path),
+        lambda: net.load_adapter(tmp_path, "other"),
+        lambda: base("llama").load_adapter(str(tmp_path)),
+        lambda: PeftConfig.from_pretrained(tmp_path),
+    ]
+    for content, told in (
+        (data | {"peft_type": kind}, r"^PEFT knows no adapters of type .{1,250}, which an adapter_config.json says"),
+        ([kind], "an adapter configuration is a table, got list"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        for load in ways:
+            with pytest.raises(ValueError, match=told):
+                load()

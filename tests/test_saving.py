@@ -328,3 +328,21 @@ def test_what_version_0_1_left_is_removed_and_what_is_not_ours_stays(tmp_path: P
         (tmp_path / name / WEIGHTS).write_bytes(b"x")
     circuit(7.0, 2).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == NAMES | {".git", "notes"}
+
+
+@pytest.mark.parametrize(
+    "how", ["a folder for weights", "for a configuration", "for other weights", "for a card", "a file"]
+)
+def test_what_is_in_the_way_is_named_and_nothing_is_changed(how: str, tmp_path: Path) -> None:
+    net = named(5.0, 5)  # two adapters, one of them in a folder of its own
+    names = {"a folder for weights": WEIGHTS, "for a configuration": CONFIG, "for other weights": BIN}
+    blocked = tmp_path / names.get(how, "README.md" if how == "for a card" else "other")
+    if how == "a file":
+        blocked.write_text("mine")
+    else:
+        blocked.mkdir()
+        (blocked / "mine").write_text("mine")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"{blocked.name} is a (folder|file), where a (file|folder) is to be saved"):
+        net.save_pretrained(tmp_path)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before

@@ -15,7 +15,7 @@ from transformers import CONFIG_NAME, AutoConfig, AutoTokenizer, PreTrainedModel
 
 from qcircuit_peft import checks, files
 from qcircuit_peft.fine_tuning.predict import refusing
-from qcircuit_peft.fine_tuning.settings import TASK
+from qcircuit_peft.fine_tuning.settings import TASK, place_of
 from qcircuit_peft.interop import lower
 from qcircuit_peft.qasm import to_qasm
 from qcircuit_peft.text import shown
@@ -58,6 +58,7 @@ def loaded(folder: str | Path, base: str | None = None) -> PeftModel:
         name = _AUTO.get(config.task_type) or (config.auto_mapping or {}).get("base_model_class")
     if not isinstance(place, str) or not place:
         raise ValueError(f"{told} does not say which model it adapts; name it as base")
+    place = place_of(place)
     auto: Any = getattr(transformers, str(name), None)
     known = isinstance(auto, type) and (issubclass(auto, PreTrainedModel) or name in _AUTO.values())
     if not known:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from qcircuit_peft import checks
 from qcircuit_peft.methods import CIRCUITS, CORES, RIVALS, Adapter
 from qcircuit_peft.tasks.examples import Columns
@@ -104,6 +107,10 @@ def place_of(model: str) -> str:
     """
     if Path(model).is_dir():
         return str(Path(model).resolve())
-    if model.count("/") > 1 or model.startswith(("/", ".", "~")):
-        raise ValueError(f"a model is a folder, or a name on the hub such as 'owner/name', got {shown(model)}")
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise ValueError(
+            f"a model is a folder, or a name on the hub such as 'owner/name', but {shown(model)} is neither"
+        ) from None
     return model

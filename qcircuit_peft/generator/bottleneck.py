@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcircuit_peft.checks import boolean, one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.guard import injecting
-from qcircuit_peft.tuner.heads import in_use, passed_by, unload_heads, watch_heads
+from qcircuit_peft.tuner.heads import in_use, is_target, passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.layer import check_linear
 from qcircuit_peft.tuner.maps import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
@@ -128,6 +128,7 @@ class BottleneckModel(BaseTuner):
 
     prefix: str = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
+    _check_target_module_exists = staticmethod(is_target)
     target_module_mapping: dict[str, list[str]] = {"gpt2": ["mlp.c_proj"], "llama": ["down_proj"]}  # noqa: RUF012
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
 from qcircuit_peft.tuner.guard import injecting
-from qcircuit_peft.tuner.heads import in_use, watch_heads
+from qcircuit_peft.tuner.heads import in_use, is_target, watch_heads
 from qcircuit_peft.tuner.layer import check_linear, targets
 from qcircuit_peft.tuner.maps import LINEAR, features, map_of
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
@@ -287,6 +287,7 @@ class UpdateModel(BaseTuner):
 
     prefix: str = "update_"
     tuner_layer_cls = UpdateLayer
+    _check_target_module_exists = staticmethod(is_target)
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:

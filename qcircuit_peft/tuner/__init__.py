@@ -16,6 +16,7 @@ from qcircuit_peft.tuner.outgoing import circuit_of, circuits
 from qcircuit_peft.tuner.register import (
     hook_checkpoints,
     hook_deletion,
+    hook_kinds,
     hook_mixed,
     hook_scales,
     hook_state_dicts,
@@ -28,6 +29,7 @@ hook_checkpoints()
 hook_conversion()
 hook_deletion()
 hook_hotswap()
+hook_kinds()
 hook_mixed()
 hook_scales(QCircuitLayer)
 hook_state_dicts()

@@ -5,7 +5,12 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _ExcludedModule,
+    check_target_module_exists,
+    onload_layer,
+)
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -15,6 +20,17 @@ from qcircuit_peft.tuner.meaning import forget_configurations
 from qcircuit_peft.tuner.names import tuner_layers
 
 _HIDDEN = "base_layer of the model"
+# Heads that PEFT trains whole by the task; a configuration names them only after adapters have been put in.
+_OF_TASK = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def is_target(config: Any, name: str) -> Any:
+    """PEFT's answer, which is no for what is trained whole, and for modules inside: it takes them by ends of names."""
+    heads = (*(getattr(config, "modules_to_save", None) or ()), *_OF_TASK.get(config.task_type, ()))
+    words = name.split(".")
+    places = (".".join(words[:n]) for n in range(1, len(words) + 1))
+    whole = any(place.endswith(heads) for place in places)
+    return _ExcludedModule() if whole else check_target_module_exists(config, name)
 
 
 def unload_heads(model: nn.Module, **how: Any) -> None:

@@ -23,7 +23,7 @@ from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
 from qcircuit_peft.tuner.guard import injecting
-from qcircuit_peft.tuner.heads import passed_by, unload_heads, watch_heads
+from qcircuit_peft.tuner.heads import is_target, passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, targets
 from qcircuit_peft.tuner.maps import LINEAR_MAPS, LinearMap, is_linear, map_of, parameter_map
@@ -103,6 +103,7 @@ class QCircuitModel(BaseTuner):
     tuner_layer_cls = QCircuitLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
+    _check_target_module_exists = staticmethod(is_target)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""

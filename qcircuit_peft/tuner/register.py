@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from peft import PeftConfig, PeftModel, helpers, mixed_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners import tuners_utils
 from peft.tuners.lora import LoraLayer
 from peft.tuners.mixed import COMPATIBLE_TUNER_TYPES
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import PeftAdapterMixin
 
 from qcircuit_peft.checks import number
-from qcircuit_peft.text import shown
+from qcircuit_peft.text import did_you_mean, printable, shortened, shown
 from qcircuit_peft.tuner.guard import whole_or_nothing
 from qcircuit_peft.tuner.incoming import Incoming, look_first
 from qcircuit_peft.tuner.meaning import check_means, configuration_of, is_kind, of_ours, with_configuration
@@ -111,6 +112,44 @@ def hook_checkpoints() -> None:
         saved._upload_modified_files = uploaded_when_saved(saved._upload_modified_files)
     for owner, name in ((PeftConfig, "from_pretrained"), (PeftConfig, "_get_peft_type"), (peft, "from_pretrained")):
         setattr(owner, name, classmethod(where_it_is(getattr(owner, name).__func__)))
+
+
+def _known(kind: Any) -> Any:
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = did_you_mean(str(kind), (str(name.value) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
+        raise ValueError(f"PEFT knows no adapters of type {shown(kind)}, which an adapter_config.json says; {known}")
+    return kind
+
+
+def hook_kinds() -> None:
+    """Let PEFT say what is wrong with a configuration that is no table, or of a type that it takes for a key."""
+    config: Any = PeftConfig
+    read, make, parse = (getattr(config, n).__func__ for n in ("_get_peft_type", "from_peft_type", "from_json_file"))
+
+    @functools.wraps(parse)
+    def from_json_file(cls: Any, path_json_file: Any, **kwargs: Any) -> Any:
+        data = parse(cls, path_json_file, **kwargs)
+        if not isinstance(data, dict):
+            told = shortened(printable(str(path_json_file)))
+            raise ValueError(f"{told}: an adapter configuration is a table, got {type(data).__name__}")
+        return data
+
+    @functools.wraps(read)
+    def _get_peft_type(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            kind = read(cls, *args, **kwargs)
+        except KeyError:  # it says none
+            kind = None
+        return _known(kind)
+
+    @functools.wraps(make)
+    def from_peft_type(cls: Any, **kwargs: Any) -> Any:
+        if "peft_type" in kwargs:
+            _known(kwargs["peft_type"])
+        return make(cls, **kwargs)
+
+    for made in (from_json_file, _get_peft_type, from_peft_type):
+        setattr(config, made.__name__, classmethod(made))
 
 
 def hook_scales(layer_cls: type) -> None:

@@ -112,6 +112,18 @@ def _exchange(draft: Path, target: Path, alone: bool) -> None:
         files.remove(path)
 
 
+def _check_room(draft: Path, target: Path) -> None:
+    """Raise ValueError if there is a folder where a draft has a file, or weights in another format; or a file."""
+    wanted = {path: path.is_dir() for path in sorted(draft.rglob("*"))}
+    others = {path.with_name(name): False for path in wanted if path.name in _WEIGHTS for name in _WEIGHTS}
+    for path, is_folder in (wanted | others).items():
+        place = target / path.relative_to(draft)
+        if place.exists() and place.is_dir() != is_folder:
+            found, wanted = ("a folder", "a file") if place.is_dir() else ("a file", "a folder")
+            told = shortened(printable(str(place)))
+            raise ValueError(f"{told} is {found}, where {wanted} is to be saved; move it away, nothing was changed")
+
+
 @contextmanager
 def replaced_at_once(target: Path) -> Iterator[Path]:
     """A folder to fill with files, which take the place of those that ``target`` has, all or none of them.
@@ -125,6 +137,7 @@ def replaced_at_once(target: Path) -> Iterator[Path]:
         files.make_folder(draft)
         try:
             yield draft
+            _check_room(draft, target)
             inside = [path.relative_to(draft) for path in draft.rglob("*") if path.is_dir()]
             for name in reversed(inside):  # the innermost first
                 _sign(draft / name)
