@@ -24,13 +24,13 @@ _HIDDEN = "base_layer of the model"
 _OF_TASK = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
-def is_target(config: Any, name: str) -> Any:
+def is_target(peft_config: Any, key: str) -> Any:
     """PEFT's answer, which is no for what is trained whole, and for modules inside: it takes them by ends of names."""
-    heads = (*(getattr(config, "modules_to_save", None) or ()), *_OF_TASK.get(config.task_type, ()))
-    words = name.split(".")
+    heads = (*(getattr(peft_config, "modules_to_save", None) or ()), *_OF_TASK.get(peft_config.task_type, ()))
+    words = key.split(".")
     places = (".".join(words[:n]) for n in range(1, len(words) + 1))
     whole = any(place.endswith(heads) for place in places)
-    return _ExcludedModule() if whole else check_target_module_exists(config, name)
+    return _ExcludedModule() if whole else check_target_module_exists(peft_config, key)
 
 
 def unload_heads(model: nn.Module, **how: Any) -> None:
