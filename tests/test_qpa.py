@@ -318,6 +318,19 @@ def test_a_prefix_may_start_at_the_keys_and_values_of_a_text(tmp_path: Path) -> 
         pass
 
 
+def test_a_start_that_checkpoints_cannot_hold_is_refused() -> None:
+    inside = QCircuitConfig(r=2, factorization="subspace", target_modules=["q_proj"])
+    net = get_peft_model(base("llama"), QPAConfig(base=inside, chunk_size=16))
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    refused = pytest.raises(ValueError, match=r"not saved with a generated adapter, but .*basis_out.* was written to")
+    with refused, torch.no_grad(), started_from(net) as plain:
+        for name, p in plain.named_parameters():
+            if "qcircuit_" in name:
+                p += 1
+    after = dict(net.named_parameters())
+    assert set(after) == set(before) and all(torch.equal(p, before[name]) for name, p in after.items())
+
+
 def test_paper_init_generates_everything_and_is_not_the_identity(tmp_path: Path) -> None:
     net = adapted(init="paper")
     expected = logits(net, "llama")

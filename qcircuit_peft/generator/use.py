@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 
 from qcircuit_peft.generator.model import QPAModel
 from qcircuit_peft.generator.targets import SAVED
+from qcircuit_peft.tuner.names import PREFIX
 
 
 def _tuner(model: nn.Module, adapter: str) -> QPAModel:
@@ -52,7 +54,8 @@ def started_from(model: nn.Module, adapter: str = "default") -> Iterator[PeftMod
 
     For initial values that come from data, such as a prefix that is the keys and values of a text. They are no longer
     drawn from the seed but saved with the adapter. Raises ValueError if the model has no such generated adapter, or one
-    with init="paper", which starts from nothing.
+    with init="paper", which starts from nothing; and, with all as it was, if a parameter of a circuit was written to
+    that is not trained, since checkpoints have none of these.
 
     >>> from peft import LoraConfig, get_peft_model
     >>> from qcircuit_peft import QPAConfig
@@ -69,8 +72,16 @@ def started_from(model: nn.Module, adapter: str = "default") -> Iterator[PeftMod
         raise ValueError(f"an adapter with init='zero' starts from other values, got init={config.init!r}")
     with tuner.settled() as wrapped:
         made = source.values() - source.generator.get_buffer("start")
+        still = {name: p for name, p in wrapped.named_parameters() if PREFIX in name and not p.requires_grad}
+        before = {name: p.detach().clone() for name, p in still.items()}
         yield wrapped
         start = source.values() - made
+        with torch.no_grad():
+            written = [name for name, p in still.items() if not torch.equal(p, before[name])]
+            for name in written:
+                still[name].copy_(before[name])
+    if written:
+        raise ValueError(f"what is not trained is not saved with a generated adapter, but {written[0]} was written to")
     source.restart(start, saved=True)
     config.layout["start"] = SAVED
 

@@ -325,7 +325,8 @@ class QCircuitModel(BaseTuner):
             adapted = QCircuitLinear(target, adapter_name, self.bank, **get_quantization_kwargs(self))
         factors, encodings = planned
         lenders = self._sharing.lenders(current_key, factors, adapted)
-        kept = {} if Incoming.is_loading() else adapted.directions(current_key, factors)  # a checkpoint brings its own
+        brought = Incoming.loading("QCIRCUIT") is not None  # a checkpoint has its own; one of a generator has none
+        kept = {} if brought else adapted.directions(current_key, factors)
         adapted.update_layer(adapter_name, current_key, factors, encodings, peft_config, lenders, kept)
         if adapted is target:
             return
