@@ -22,6 +22,7 @@ from qcircuit_peft.tuner.plan import kind_of
 
 ANSATZ, SCALE = "simplified_two_design", 8
 INSIDE = 16  # directions of a layer, where circuits act inside them
+_BASES = ("qcircuit_basis_out", "qcircuit_basis_in")  # which are saved, although the base model has them
 _RATES = (5e-3, 2e-2, 5e-2)  # of lambda
 _ANGLES = {"lambdas": 1.0, "angles": 2.5}
 _SOURCE = "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431"
@@ -189,7 +190,7 @@ UPDATED: dict[str, Method] = {  # what neither PEFT nor another kept library has
 }
 
 
-def _core(whose: str, directions: str, source: str, look: Look) -> Method:
+def _core(whose: str, directions: str, source: str, look: Look | None = None) -> Method:
     """A full core between directions that are found once and kept."""
     return Method(
         f"core inside {whose} directions",
@@ -201,11 +202,17 @@ def _core(whose: str, directions: str, source: str, look: Look) -> Method:
         default=8,
         sizes=up_to_width,
         rates_of={"cores": 1.0},
+        given_back=() if look else _BASES,
         look=look,
     )
 
 
 CORES: dict[str, Method] = {  # adapters of this package, without a circuit
+    "weight_core": _core(
+        "the weight's",
+        "the leading singular directions of the weight",
+        "its too, without their singular values",
+    ),
     "activation_core": _core(
         "activations'",
         "the leading directions of a layer's outputs and inputs on 20 batches of the task",
@@ -276,6 +283,19 @@ CIRCUITS: dict[str, Method] = {
         default=8,
         sizes=up_to_width,
         rates_of={"cores": 1.0, "angles": 10.0},
+    ),
+    "circuit_svd": Method(
+        "circuits inside the weight's directions",
+        "U G V with a full core between circuits of four layers, shared by kind, that act inside the 16 leading "
+        "singular directions of the weight, which are kept, and start at the first r of them",
+        "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the directions are LoRA-XS's, arXiv 2405.17604",
+        (2e-3, 5e-3, 2e-2),
+        circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
+        _inside_count(INSIDE, 4),
+        default=8,
+        sizes=_up_to_inside,
+        rates_of={"cores": 1.0, "angles": 5.0},
+        given_back=_BASES,
     ),
     "circuit_inside": Method(
         "circuits inside the gradient's directions",
