@@ -207,6 +207,24 @@ def _core(whose: str, directions: str, source: str, look: Look | None = None) ->
     )
 
 
+def _inside(whose: str, directions: str, source: str, look: Look | None = None) -> Method:
+    """A full core between circuits that act inside such directions."""
+    return Method(
+        f"circuits inside {whose} directions",
+        f"U G V with a full core between circuits of four layers, shared by kind, that act inside the {INSIDE} leading "
+        f"{directions}, which are kept, and start at the first r of them",
+        f"{_SOURCE}; the directions are {source}",
+        (2e-3, 5e-3, 2e-2),
+        circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
+        _inside_count(INSIDE, 4),
+        default=8,
+        sizes=_up_to_inside,
+        rates_of={"cores": 1.0, "angles": 5.0},
+        given_back=() if look else _BASES,
+        look=look,
+    )
+
+
 CORES: dict[str, Method] = {  # adapters of this package, without a circuit
     "weight_core": _core(
         "the weight's",
@@ -284,31 +302,9 @@ CIRCUITS: dict[str, Method] = {
         sizes=up_to_width,
         rates_of={"cores": 1.0, "angles": 10.0},
     ),
-    "circuit_svd": Method(
-        "circuits inside the weight's directions",
-        "U G V with a full core between circuits of four layers, shared by kind, that act inside the 16 leading "
-        "singular directions of the weight, which are kept, and start at the first r of them",
-        "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the directions are LoRA-XS's, arXiv 2405.17604",
-        (2e-3, 5e-3, 2e-2),
-        circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
-        _inside_count(INSIDE, 4),
-        default=8,
-        sizes=_up_to_inside,
-        rates_of={"cores": 1.0, "angles": 5.0},
-        given_back=_BASES,
-    ),
-    "circuit_inside": Method(
-        "circuits inside the gradient's directions",
-        "U G V with a full core between circuits of four layers, shared by kind, that act inside the 16 leading "
-        "directions of the task's gradient, which are kept, and start at the first r of them",
-        "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431; the directions are LoRA-GA's, arXiv 2407.05000",
-        (2e-3, 5e-3, 2e-2),
-        circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
-        _inside_count(INSIDE, 4),
-        default=8,
-        sizes=_up_to_inside,
-        rates_of={"cores": 1.0, "angles": 5.0},
-        look=by_gradient,
+    "circuit_svd": _inside("the weight's", "singular directions of the weight", "LoRA-XS's, arXiv 2405.17604"),
+    "circuit_inside": _inside(
+        "the gradient's", "directions of the task's gradient", "LoRA-GA's, arXiv 2407.05000", by_gradient
     ),
     "circuit_deep": Method(
         "circuits of four layers",
