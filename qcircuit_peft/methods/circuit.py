@@ -23,7 +23,7 @@ from qcircuit_peft.tuner.plan import kind_of
 ANSATZ, SCALE = "simplified_two_design", 8
 INSIDE = 16  # directions of a layer, where circuits act inside them
 _BASES = ("qcircuit_basis_out", "qcircuit_basis_in")  # which are saved, although the base model has them
-_RATES = (5e-3, 2e-2, 5e-2)  # of lambda
+_RATES = (5e-3, 2e-2, 5e-2)  # of lambda, and of cores inside directions that were not chosen for the task
 _ANGLES = {"lambdas": 1.0, "angles": 2.5}
 _SOURCE = "Koike-Akino et al. 2025, Quantum-PEFT, arXiv 2503.05431"
 
@@ -196,7 +196,7 @@ def _core(whose: str, directions: str, source: str, look: Look | None = None) ->
         f"core inside {whose} directions",
         f"the control: U G V with a full r x r matrix G, zero at first, and U and V kept: {directions}",
         f"the form is LoRA-XS's, arXiv 2405.17604; the directions are {source}",
-        (2e-3, 5e-3, 2e-2),
+        (2e-3, 5e-3, 2e-2) if look else _RATES,
         circuits_inside(layers=0, init="zeros", train_angles=False),
         per_layer(lambda shape, r: r * r),
         default=8,
@@ -214,7 +214,7 @@ def _inside(whose: str, directions: str, source: str, look: Look | None = None) 
         f"U G V with a full core between circuits of four layers, shared by kind, that act inside the {INSIDE} leading "
         f"{directions}, which are kept, and start at the first r of them",
         f"{_SOURCE}; the directions are {source}",
-        (2e-3, 5e-3, 2e-2),
+        (2e-3, 5e-3, 2e-2) if look else _RATES,
         circuits_inside(INSIDE, share="kind", layers=4, init="zeros"),
         _inside_count(INSIDE, 4),
         default=8,
