@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/test_,$(addsuffix .py,gates svd frames_diagonal fra
 AVX2 := $(shell grep -qsw avx2 /proc/cpuinfo && echo yes)
 PINS := pyproject.toml .ci/constraints.txt .ci/packages.txt
 
-.PHONY: help demo test numerics lint soak peft-suite bench tutorials docs clean
+.PHONY: help demo test numerics lint soak peft-suite matrix bench tutorials docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ soak: .venv/full.stamp  ## ten minutes of work on every kind of adapter: make so
 
 peft-suite: .venv/full.stamp  ## run PEFT's own tests on our adapters (downloads its source package)
 	@$(ONE_THREAD) PYTHONPATH=tests $(BIN)/python tests/peft_suite.py
+
+matrix:  ## test on every Python there is, with the oldest and newest versions allowed (downloads gigabytes)
+	@$(PYTHON) tests/matrix.py
 
 bench: .venv/full.stamp  ## time the native backend and a training step
 	@$(BIN)/python benchmarks/native.py

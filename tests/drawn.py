@@ -183,9 +183,9 @@ def of_method(name: str, **more: Any) -> PeftConfig:
 
 
 @st.composite
-def generators(draw: Draw, method: str) -> QPAConfig:
+def generators(draw: Draw, base: Callable[..., PeftConfig]) -> QPAConfig:
     return QPAConfig(
-        base=of_method(method, **({"modules_to_save": ["head"]} if draw(st.booleans()) else {})),
+        base=base(**({"modules_to_save": ["head"]} if draw(st.booleans()) else {})),
         scope=draw(st.sampled_from(SCOPES)),
         chunk_size=draw(st.integers(8, 64)),
         layers=draw(st.integers(1, 2)),

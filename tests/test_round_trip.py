@@ -224,10 +224,24 @@ def test_bottlenecks() -> None:
 
 @pytest.mark.parametrize("method", drawn.BY_CONFIG)
 def test_every_method_and_what_generates_it(method: str) -> None:
-    found = walked(st.data(), 2, lambda data: [lambda: data.draw(drawn.generators(method))])
+    found = walked(st.data(), 2, lambda data: [lambda: data.draw(drawn.generators(partial(drawn.of_method, method)))])
     if is_kind(drawn.of_method(method).peft_type):
         found += walked(st.just(method), 1, lambda name: [partial(drawn.of_method, name)])
     assert found["made"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"frame": name} for name in FRAMES] + [{"factorization": name} for name in FACTORIZATIONS],
+    ids=lambda kind: next(iter(kind.values())),
+)
+def test_generated_circuits_of_every_kind(kind: dict[str, str]) -> None:
+    def generated(data: Any) -> list[Callable[[], Any]]:
+        fields = data.draw(drawn.circuits(**kind))
+        fields.pop("modules_to_save", None)
+        return [lambda: data.draw(drawn.generators(partial(QCircuitConfig, **fields)))]
+
+    assert walked(st.data(), 3, generated)["made"]
 
 
 # Adapters whose first target fits, but not the last one.
