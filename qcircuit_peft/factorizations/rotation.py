@@ -41,11 +41,6 @@ def _at_zero(spec: Spec) -> tuple[Tensor, Tensor]:
     return sources, signs[sources, None]
 
 
-@torch.compiler.assume_constant_result
-def _start(spec: Spec) -> tuple[Tensor, Tensor]:
-    return _at_zero(spec)
-
-
 @dataclass(frozen=True)
 class Rotation:
     """delta W = (R - I) W on the ``side`` "out", W (R - I) on "in"; R = C(angles) C(0)^T for the circuit C, ``spec``.
@@ -62,13 +57,14 @@ class Rotation:
     spec: Spec
     side: str = "out"
     parts: dict[str, Part] = field(init=False, repr=False, compare=False)
+    start: tuple[Tensor, Tensor] = field(init=False, repr=False, compare=False)  # here, where torch.compile finds it
 
     uses_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.side not in SIDES:
             raise ValueError(f"rotation: side is one of {', '.join(SIDES)}, got {self.side!r}")
-        _start(self.spec)
+        object.__setattr__(self, "start", _at_zero(self.spec))
         object.__setattr__(self, "parts", {"angles": Acting(self.spec)})
 
     @property
@@ -85,7 +81,7 @@ class Rotation:
         dtype = torch.promote_types(torch.promote_types(z.dtype, angles.dtype), torch.float32)
         with no_autocast(z):
             columns = z.reshape(-1, self.spec.n).mT.to(dtype)
-            sources, signs = (part.to(z.device) for part in _start(self.spec))
+            sources, signs = (part.to(z.device) for part in self.start)
             back = columns.index_select(0, sources) * signs.to(dtype)  # C(0)^T z
             turned = _act(self.spec)(angles.to(dtype), back) - columns
         return turned.mT.reshape(z.shape).to(z.dtype)
