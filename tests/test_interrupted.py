@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import close
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from test_recomputation import Net, X, config, made, plainly
@@ -105,3 +106,54 @@ def test_an_adapter_is_loaded_whole_or_not_at_all(kind: str, tmp_path: Path) -> 
         load = load.__wrapped__
     for name in ("more", "two"):  # a new one, and in the place of another
         check(lambda: changed(made(kind).eval()), lambda net, name=name: net.load_adapter(tmp_path / "two", name), load)
+
+
+UNDONE: dict[str, Callable[[Any], Any]] = {
+    "merge_adapter": lambda net: net.merge_adapter(),
+    "unmerge_adapter": lambda net: net.unmerge_adapter(),
+    "merge_and_unload": lambda net: net.merge_and_unload(),
+    "unload": lambda net: net.unload(),
+    "delete_adapter": lambda net: net.delete_adapter("two"),
+}
+
+
+CASES = [("circuit", how) for how in UNDONE] + [("bottleneck", "unload"), ("generated lora", "merge_and_unload")]
+
+
+@pytest.mark.parametrize(("kind", "how"), CASES)
+def test_a_model_is_merged_or_taken_apart_whole_or_not_at_all(kind: str, how: str) -> None:
+    """Weights are as they were up to the rounding of an unmerged update; all else is."""
+    work, unloads = UNDONE[how], "unload" in how
+
+    def start() -> Any:
+        net = made(kind).eval()
+        if how == "unmerge_adapter":
+            net.merge_adapter()
+        return net
+
+    def within(net: Any) -> Any:
+        return getattr(type(net.base_model), "_unload_and_optionally_merge" if unloads else how)
+
+    def end(net: Any) -> dict[str, Any]:
+        found = work(net)
+        return seen(found if unloads else net)
+
+    def check_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+        for value, wanted in zip(one.pop("values"), other["values"], strict=True):
+            close(torch.tensor(value), torch.tensor(wanted), 100)
+
+    expected, stopped = end(start()), 0
+    net = start()
+    calls = interrupted(lambda: work(net), within(net), 0)
+    for step in range(1, STEPS // 2 + 1):
+        net = start()
+        before = seen(net)
+        try:
+            interrupted(lambda net=net: work(net), within(net), calls * step // (STEPS // 2 + 1))
+        except KeyboardInterrupt:
+            stopped += 1
+            after = seen(net)
+            check_close(after, before)
+            assert after == {key: value for key, value in before.items() if key != "values"}, step
+            check_close(end(net), expected)
+    assert stopped > 2  # Python swallows those in callbacks

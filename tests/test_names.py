@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from bounds import close
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -24,7 +24,7 @@ ALL = ("weight", "bias", "base_layer", "original_module", "modules_to_save")
 NAMES = {
     "circuit": (
         *("qcircuit_", "qcircuit_u", "qcircuit_lambda", "qpa_generators", "bottleneck_up", "u", "lambda", "angles"),
-        *("base_model", "model", "default", "mine", "lora_A", "0", *ALL),
+        *("base_model", "model", "default", "mine", "lora_A", "0", "encodings", "generated", *ALL),
     ),
     "qpa": ("qpa_", "qpa_generators", "qcircuit_u", "lora_A", "base_model", "default", "mine", *ALL),
     "bottleneck": ("bottleneck_down", "qcircuit_u", "base_model", "default", "mine", *ALL),
@@ -223,6 +223,24 @@ def test_adapters_of_names_that_torch_cannot_hold_are_refused_and_others_are_not
         net = changed(get_peft_model(made("x"), config("x", kind, 1), adapter_name=name), name, 1)
         net.save_pretrained(tmp_path)
         assert torch.equal(out(PeftModel.from_pretrained(made("x"), tmp_path / name, adapter_name=name)), out(net))
+        expected = out(net)
+        plain = net.unload() if kind == "bottleneck" else net.merge_and_unload()
+        assert list(plain.state_dict()) == list(made("x").state_dict())
+        if kind != "bottleneck":
+            close(out(plain), expected, 100)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_attributes_of_modules_that_are_called_as_ours(kind: str) -> None:
+    model = made("x")
+    for module in model.modules():
+        module.encodings, module.generated, module.scales, module.factors = {"a": 1}, 3, None, "b"  # type: ignore
+    net = changed(get_peft_model(model, config("x", kind, 1)), "default", 1)
+    expected = out(net)
+    net.load_state_dict(net.state_dict())
+    set_peft_model_state_dict(net, get_peft_model_state_dict(net))
+    assert torch.equal(out(net), expected)
+    assert out(net.unload()).shape == expected.shape
 
 
 @pytest.mark.parametrize("kind", ["circuit", "bottleneck"])

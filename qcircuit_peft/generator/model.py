@@ -21,7 +21,7 @@ from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.guard import injecting
+from qcircuit_peft.tuner.guard import injecting, merging
 from qcircuit_peft.tuner.heads import head_in_use, in_use, passed_by, unload_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer
@@ -271,10 +271,10 @@ class QPAModel(BaseTuner):
     @contextmanager
     def settled(self, for_good: bool = False) -> Iterator[PeftModel]:
         """The model as PEFT adapts it by the base method, with the generated tensors as parameters of its own."""
-        for source in self.sources.values():
-            source.settle()
         stays = False
         try:
+            for source in self.sources.values():
+                source.settle()
             yield self.wrapped
             stays = for_good
         finally:
@@ -312,11 +312,13 @@ class QPAModel(BaseTuner):
                     f"adapter {name!r} is drawn anew at every pass, with shots, so that a merge could not be undone; "
                     "use merge_and_unload, or measured_with(model, shots=None)"
                 )
-        self._still(self.wrapped.base_model.merge_adapter, adapter_names, safe_merge)
+        with merging(self.model):
+            self._still(self.wrapped.base_model.merge_adapter, adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:
         """Undo ``merge_adapter``."""
-        self._still(self.wrapped.base_model.unmerge_adapter)
+        with merging(self.model):
+            self._still(self.wrapped.base_model.unmerge_adapter)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """False: ``save_base_adapter`` writes the adapter of the base method."""
@@ -338,7 +340,7 @@ class QPAModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self._check_merge(adapter_names, safe_merge)
-        with self.settled(for_good=True):
+        with self.settled(for_good=True), merging(self.model):
             model = self.wrapped.get_base_model()
             if self.prompt is None:
                 unload_heads(model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)

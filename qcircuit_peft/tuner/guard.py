@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -51,8 +52,8 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None, keys: Collect
             module,
             dict(vars(module)),
             [(held, _copied(held)) for held in _containers(module)],
-            [(held, dict(held.generated)) for held in vars(module).values() if hasattr(held, "generated")],
-            [(own, dict(vars(own))) for parts in getattr(module, "encodings", {}).values() for own in parts.values()],
+            [(held, dict(held.generated)) for held in vars(module).values() if hasattr(type(held), "generated")],
+            [(own, dict(vars(own))) for parts in _encodings(module).values() for own in parts.values()],
         )
         for module in _held_by(model)
     ]
@@ -81,6 +82,33 @@ def whole_or_nothing(model: nn.Module, adapter: str | None = None, keys: Collect
             for tensor, value in values:
                 tensor.copy_(value)
         raise
+
+
+@contextmanager
+def merging(model: nn.Module) -> Iterator[None]:
+    """``whole_or_nothing`` for weights, too: what layers had merged is merged, and no more, up to rounding."""
+    layers = [(m, list(m.merged_adapters)) for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    with whole_or_nothing(model):
+        try:
+            yield
+        except BaseException:
+            for layer, names in layers:
+                if list(layer.merged_adapters) != names:
+                    _merge_again(layer, names)
+            raise
+
+
+def _merge_again(layer: Any, names: list[str]) -> None:
+    with onload_layer(layer):
+        if layer.merged_adapters:
+            layer.unmerge()
+        if names:
+            layer.merge(adapter_names=names)
+
+
+def _encodings(module: nn.Module) -> dict[str, Any]:
+    """Those that a layer of a circuit adapter has; the user's modules may have something else of the name."""
+    return vars(module).get("encodings", {}) if isinstance(module, BaseTunerLayer) else {}
 
 
 def _held_by(model: nn.Module) -> list[nn.Module]:

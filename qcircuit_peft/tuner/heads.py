@@ -64,7 +64,9 @@ def check_heads_apart(model: nn.Module) -> None:
 def passed_by(model: nn.Module) -> Iterator[None]:
     """Within it, PEFT unloads no module of the user's that has a ``base_layer``, by which it knows a tuner's."""
     ours = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    named = [m for m in model.modules() if not isinstance(m, ours) and "base_layer" in m._modules]
+    holders = (m for m in model.modules() if isinstance(m, ours))  # of adapters, which may have the name, too
+    held = {id(m) for holder in holders for m in holder._modules.values() if m not in _wrapped(holder)}
+    named = [m for m in model.modules() if not isinstance(m, ours) and "base_layer" in m._modules and id(m) not in held]
     for module in named:
         _rename(module, "base_layer", _HIDDEN)
     try:
@@ -72,6 +74,11 @@ def passed_by(model: nn.Module) -> Iterator[None]:
     finally:
         for module in named:
             _rename(module, _HIDDEN, "base_layer")
+
+
+def _wrapped(holder: nn.Module) -> list[nn.Module | None]:
+    """What a tuner's layer or a head has been put around."""
+    return [holder._modules.get(name) for name in ("base_layer", "original_module")]
 
 
 def _rename(module: nn.Module, old: str, new: str) -> None:

@@ -339,8 +339,20 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
             merged = self.merged_weight(names, safe_merge)
             if any(self.factors[name].uses_base for name in names):  # such an update cannot be taken away again
                 self._unmerged = self._original().clone()
-            self.set_base_weight(merged)
-            self.merged_adapters += names
+            with self._whole():
+                self.set_base_weight(merged)
+                self.merged_adapters += names
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Within it, the base weight and what is merged into it change together, or not at all."""
+        weight, names, unmerged = self.get_base_weight(), list(self.merged_adapters), self._unmerged
+        try:
+            yield
+        except BaseException:
+            self.set_base_weight(weight)
+            self.merged_adapters, self._unmerged = names, unmerged
+            raise
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -349,10 +361,11 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.merged_adapters = [name for name in self.merged_adapters if name in self.factors]
-        self.set_base_weight(self._original())
-        self._unmerged = None
-        self.merged_adapters.clear()
+        with self._whole():
+            self.merged_adapters = [name for name in self.merged_adapters if name in self.factors]
+            self.set_base_weight(self._original())
+            self._unmerged = None
+            self.merged_adapters = []
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the updates of the active adapters."""

@@ -22,7 +22,7 @@ from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
-from qcircuit_peft.tuner.guard import injecting
+from qcircuit_peft.tuner.guard import injecting, merging, whole_or_nothing
 from qcircuit_peft.tuner.heads import is_target, passed_by, unload_heads, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, targets
@@ -368,7 +368,18 @@ class QCircuitModel(BaseTuner):
         merged weight; nothing is merged then.
         """
         self._check_before_merge(adapter_names, safe_merge)
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        with merging(self.model):
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Take all that is merged out of the base weights."""
+        with merging(self.model):
+            super().unmerge_adapter()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """PEFT's, whole or not at all."""
+        with whole_or_nothing(self):
+            super().delete_adapter(adapter_name)
 
     def _unload_and_optionally_merge(
         self,
@@ -379,10 +390,11 @@ class QCircuitModel(BaseTuner):
     ) -> Any:
         if merge:
             self._check_before_merge(adapter_names, safe_merge)
-        unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
-        with passed_by(self.model):
-            model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        self.bank.passes.unwatch(self.model)
+        with merging(self.model):
+            unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
+            with passed_by(self.model):
+                model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+            self.bank.passes.unwatch(self.model)
         return model
 
     def add_weighted_adapter(
