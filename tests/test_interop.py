@@ -11,8 +11,18 @@ from bounds import close, gates
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from peft import PeftModel, get_peft_model
-from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit, library
-from qiskit.quantum_info import Operator
+from qiskit.circuit import (
+    AnnotatedOperation,
+    ControlModifier,
+    Gate,
+    InverseModifier,
+    Parameter,
+    ParameterVector,
+    QuantumCircuit,
+    library,
+)
+from qiskit.quantum_info import Operator, SparsePauliOp, random_clifford
+from qiskit.synthesis import MatrixExponential
 from test_circuit import circuits
 from torch import nn
 
@@ -195,6 +205,30 @@ def test_a_gate_of_qiskit_keeps_its_matrix_and_its_phase(gate):
     close(matrix(found, angles), wanted, 10 * gates(found), size=1)
 
 
+def evolution(terms, **settings):
+    return library.PauliEvolutionGate([SparsePauliOp(term) for term in terms], time=0.4, **settings)
+
+
+def of_the_transpiler():
+    """What has no definition, or one that is empty, or stands below modifiers: the transpiler's alone."""
+    inside = QuantumCircuit(1, name="sx", global_phase=0.4)
+    inside.h(0)
+    yield from (library.PermutationGate([2, 0, 1]), random_clifford(3, seed=1), library.UCGate([np.eye(2)] * 4))
+    for base in (inside.to_gate(), library.QFTGate(2)):
+        yield AnnotatedOperation(base, [ControlModifier(1, 0), InverseModifier()])
+    yield from (evolution(["XX", "ZZ"]), evolution(["XI", "ZZ"], synthesis=MatrixExponential()))
+    yield evolution(["XYZ"]).control(1)
+
+
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")  # of Qiskit's exponential
+@pytest.mark.parametrize("operation", list(of_the_transpiler()), ids=lambda operation: operation.name)
+def test_what_only_the_transpiler_takes_apart_keeps_its_matrix(operation):
+    theirs = QuantumCircuit(operation.num_qubits)
+    theirs.append(operation, range(operation.num_qubits))
+    found = from_qiskit(theirs)
+    close(matrix(found, NONE), qiskits(theirs), 20 * (1 + len(found.ops)), size=1)
+
+
 def test_a_gate_is_known_by_what_it_does_and_not_by_its_name():
     inside = QuantumCircuit(1, name="sx", global_phase=0.4)
     inside.h(0)
@@ -246,6 +280,22 @@ def test_a_quantum_function_keeps_its_matrix():
     angles = uniform(found)
     tape = qml.tape.make_qscript(their_template)(angles[:6].reshape(2, 3), angles[6:])
     close(matrix(found, angles), qml.matrix(tape, wire_order=range(3)), 10 * gates(found), size=1)
+
+
+def test_what_takes_no_tensors_is_read_by_differences():
+    """PennyLane itself, or numpy within the function."""
+
+    def theirs(t, u):
+        qml.evolve(qml.X(0) @ qml.Y(1), t)
+        qml.RX(np.dot([1.0, 2.0], u) + np.pi / 3, 0)
+        qml.RY(float(t) / 2, 1)
+
+    found = from_pennylane(theirs, 0.1, np.zeros(2))
+    angles = uniform(found)
+    tape = qml.tape.make_qscript(theirs)(float(angles[0]), angles[1:].numpy())
+    close(matrix(found, angles), qml.matrix(tape, wire_order=range(2)), 20 * gates(found), size=1)
+    with pytest.raises(ImportError, match="torch"):  # a trace for every number would take too long
+        from_pennylane(lambda u: qml.evolve(qml.X(0) @ qml.Y(1), u[0]), np.zeros(501))
 
 
 def test_a_qnode_and_a_template_are_read_as_they_are():
@@ -375,6 +425,7 @@ def test_a_circuit_that_came_in_is_measured_as_a_family_is():
 # --- refused ------------------------------------------------------------------------------------------------
 
 HEAD = 'OPENQASM 3.0;\ninclude "stdgates.inc";\n'
+HEAD2 = 'OPENQASM 2.0;\ninclude "qelib1.inc";\n'
 DEEP = "".join(f"gate g{k + 1} a {{ g{k} a; }}\n" for k in range(70))
 DOUBLED = "".join(f"gate g{k + 1} a {{ {f'g{k} a; ' * 10} }}\n" for k in range(20))
 
@@ -400,13 +451,33 @@ REFUSED: dict[str, tuple[object, str]] = {
     "deep": (f"{HEAD}gate g0 a {{ x a; }}\n{DEEP}", "gate g64 on line 67 is defined more than 64 deep"),
     "recursion": (f"{HEAD}gate g a {{ g a; }} qubit q; g q;", "Qiskit does not read this OpenQASM: "),
     "pow": (f"{HEAD}qubit q;\npow(1000000000) @ x q;", "line 4 has pow: of the modifiers inv and ctrl are read"),
-    "unknown": (f"{HEAD}qubit q;\nfoo q;", "Qiskit does not read this OpenQASM: 4,0: gate 'foo' is not defined"),
-    "not affine": (f"{HEAD}input float w; qubit q;\nrx(w * w) q;", r"rx takes w\*w, which is not a sum"),
-    "function": (f"{HEAD}input float w; qubit q;\nrx(sin(w)) q;", "Qiskit does not read this OpenQASM: 4,3: "),
+    "unknown": (f"{HEAD}qubit q;\nfoo q;", "Qiskit does not read this OpenQASM: line 4: gate 'foo' is not defined"),
+    "unknown 2": (f"{HEAD2}qreg q[1];\nfoo q;", "Qiskit does not read this OpenQASM: line 4: 'foo' is not defined"),
+    "not affine": (f"{HEAD}input float w; qubit q;\nrx(w * w) q;", r"^rx .instruction 0. takes w\*w, which is not"),
+    "function": (f"{HEAD}input float w; qubit q;\nrx(sin(w)) q;", "Qiskit does not read this OpenQASM: line 4: "),
     "unused": (f"{HEAD}input float w; qubit q;\nx q;", "w is a parameter of the circuit, but turns none of its"),
     "not QASM": ("qubit q\nx q;", "this is not OpenQASM: line 2 has 'x' out of place"),
-    "nested": (f"{HEAD}qubit q; rx({'(' * 5000}1{')' * 5000}) q;", "this is not OpenQASM: "),
-    "escape": ("OPENQASM 3.0;\n\x1b[31m", r"this is not OpenQASM: .*L2:C0: .*\\x1b"),
+    "nested": (f"{HEAD}qubit q;\nrx({'(' * 99999}1) q;", "^line 4 has what is nested more than 50 deep, which is not"),
+    "signs": (f"{HEAD2}qreg q[1];\nrx({'-' * 99999}1) q[0];", "^line 4 has signs, 50 or more in a row, which is not"),
+    "digits": (f"{HEAD}qubit q;\nrx({'9' * 5000}) q;", "^line 4 has a number of more than 300 digits, which is not"),
+    "parts": (f"{HEAD}qubit q;\nrx({'1.0+' * 3000}1) q;", "OpenQASM: line 4: an expression of too many parts$"),
+    "definitions": (HEAD2 + "gate g a { }\n" * 5000, "^line 4099 has a definition after 4,096 others, which is not"),
+    "physical": (f"{HEAD}x $99999999999;", "^line 3 has a qubit beyond .1023, which is not read$"),
+    "ctrl": (f"{HEAD}qubit[2] q;\nctrl(1000000000) @ x q[0], q[1];", "^line 4 has ctrl of more than 1024 qubits$"),
+    "index": (f"{HEAD2}qreg q[1];\nx q[99999999999999999999];", "^line 4 has an index of ten digits or more$"),
+    "size 2": (f"{HEAD2}qreg q[1000000000];", "has 1 to 1024 qubits, got 1000000000"),
+    "broadcast 2": (f"{HEAD2}qreg q[1000];\n" + "h q;\n" * 101, "at most 100,000 gates, but line 104 goes beyond"),
+    "doubled 2": (f"{HEAD2}gate g0 a {{ x a; }}\n{DOUBLED}qreg q[1];\ng20 q;", "100,000 gates, but line 25 goes"),
+    "deep 2": (f"{HEAD2}gate g0 a {{ x a; }}\n{DEEP}qreg q[1];\ng70 q;", "gate g64 on line 67 is defined more than"),
+    "hidden": (f'{HEAD2}include "a//b"; qreg q[1000000000];', "^line 3 includes 'a//b'; only qelib1.inc"),
+    "aside": (f"{HEAD2}/* qreg q[9]; */ // qreg q[9];\n/*\n*/ qreg q[1000000000];", "1 to 1024 qubits, got 1000000000"),
+    "zero": (f"{HEAD}qubit q;\nrx(1 / 0) q;", "OpenQASM: line 4: integer division or modulo by zero$"),
+    "zero 2": (f"{HEAD2}qreg q[1];\nrx(1 / 0) q;", "OpenQASM: line 4: cannot divide by zero$"),
+    "zero later": (f"{HEAD2}gate g(t) a {{ rx(1 / t) a; }}\nqreg q[1];\ng(0) q;", "take g .instruction 0. apart: "),
+    "infinite": (f"{HEAD}qubit q;\nx q;\nrx(1e999) q;", "^rx .instruction 1. takes an angle that is not finite: inf$"),
+    "empty": ("  // nothing", "this is not OpenQASM: there is no statement in it"),
+    "version": ("OPENQASM 9.0;\nqubit q;", "^OpenQASM is read in version 2 or 3, got 9.0$"),
+    "escape": ("OPENQASM 3.0;\n\x1b[31m", r"this is not OpenQASM: line 2: .*\\x1b"),
     "no text": (b"x", "OpenQASM is text, got bytes"),
     "long": ("//" + "x" * (1 << 20), "at most 1,048,576 characters, got 1,048,578"),
 }  # fmt: skip
@@ -424,9 +495,20 @@ def qiskit_refused():
     yield from (
         (lambda c: c.measure_all(), "measure .instruction 2. is not a gate"),
         (lambda c: c.reset(0), "reset .instruction 1. is not a gate"),
-        (lambda c: c.rx(t * u, 0), "rx takes .*, which is not a sum of multiples of parameters"),
-        (lambda c: c.rx(t.sin(), 0), r"rx takes sin\(t\), which is not"),
-        (lambda c: c.rx(1j * t, 0), "rx takes a real number, got"),
+        (lambda c: c.rx(t * u, 0), "rx .instruction 1. takes .*, which is not a sum of multiples of parameters"),
+        (lambda c: c.rx(t.sin(), 0), r"rx .instruction 1. takes sin\(t\), which is not"),
+        (lambda c: c.rx(float("nan"), 0), "rx .instruction 1. takes an angle that is not finite: nan"),
+        (lambda c: c.append(library.RVGate(t, 0.1, 0.2), [0]), "Qiskit cannot take rv .instruction 1. apart: "),
+        (
+            lambda c: c.append(library.HamiltonianGate(np.eye(2), t), [0]),
+            "Qiskit cannot take hamiltonian .instruction 1.",
+        ),
+        (lambda c: c.append(Gate("\x1b[31m\n", 1, []), [0]), r"^\\x1b\[31m .instruction 1. is not a gate: only"),
+        (
+            lambda c: c.append(evolution(["X", "Z"]), [0]),
+            "PauliEvolution .instruction 1. has a definition that is only",
+        ),
+        (lambda c: c.rx(1j * t, 0), "rx .instruction 1. takes a real number, got"),
         (lambda c: c.initialize([0, 1], 0), "is not a gate"),
     )
 
@@ -474,6 +556,11 @@ def measured(t):
         (measured, [0.1], "MidMeasure.* is not a gate"),
         (branching, [0.1], "are the same for all values of its parameters"),
         (lambda t: qml.RX(torch.sin(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(abs(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(t % 6.0, 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(np.sin(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(t + 0j, 0), [0.1], "RX takes a real number, got"),
+        (lambda t: (qml.RX(t, 0), qml.RX(float("nan"), 0)), [0.1], "RX takes an angle that is not finite: nan"),
         (lambda t: qml.RX(t + torch.floor(2 * t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(t[0] * t[1], 0), [np.zeros(2)], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(t, 0), [np.zeros(2)], "RX takes one angle in a circuit that is read, got several at once"),

@@ -1,20 +1,24 @@
-"""PennyLane's operations, in and out; a function is traced twice, so that what is not affine in its arguments shows."""
+"""PennyLane's operations, in and out; a function is traced often, so that what is not affine in its arguments shows."""
 
-from collections.abc import Callable, Sequence
-from math import isclose
+from collections.abc import Callable, Iterator, Sequence
+from math import isclose, isfinite, prod
 from typing import Any
 
 import numpy as np
 import sympy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qcircuit_peft.backends import find_backend
 from qcircuit_peft.backends.simulator import check
 from qcircuit_peft.circuit import Affine, Circuit
 from qcircuit_peft.gates import GATES
-from qcircuit_peft.interop.reading import Reading, check_size, needed
+from qcircuit_peft.interop.reading import Reading, check_size, needed, said
 from qcircuit_peft.qasm import names_of
+
+_MOST_DIFFERENCES = 500  # numbers among the arguments of a function that takes no tensors
+Step = tuple[str, tuple[int, ...], bool, list[Any]]  # a gate of ours or "phase", its wires, adjoint, what it takes
 
 
 def from_pennylane(source: Any, *args: Any, **kwargs: Any) -> Circuit:
@@ -47,24 +51,91 @@ def from_pennylane(source: Any, *args: Any, **kwargs: Any) -> Circuit:
         found = type(source).__name__
         raise ValueError(f"a QNode, function, template, tape or list of operations is wanted, got {found}")
     function = source.func if isinstance(source, qml.QNode) else source
+    device = source.device.wires if isinstance(source, qml.QNode) else None
+    sizes: list[int] = []
+    _leaves((args, kwargs), lambda shape: sizes.append(prod(shape)))
+    size = sum(sizes)
+    draw = np.random.default_rng(0).integers
 
-    def traced(draw: Callable[[int], Sequence[float]]) -> tuple[Any, list[Tensor]]:
-        free: list[Tensor] = []
-        made = [_leaves(value, free, draw) for value in (args, kwargs)]
-        return qml.tape.make_qscript(function)(*made[0], **made[1]), free
+    def traced(point: NDArray, leaf: Callable[[NDArray], Any]) -> tuple[Reading, list[Step]]:
+        parts = iter(np.split(point, np.cumsum(sizes)))
+        given, named = _leaves((args, kwargs), lambda shape: leaf(next(parts).reshape(shape)))
+        tape = qml.tape.make_qscript(function)(*given, **named)
+        wires = _wires(tape, device)
+        return Reading(len(wires)), _steps(qml, tape.operations, wires)
 
-    random = np.random.default_rng(0)
-    traces = [traced(lambda n: random.uniform(0.5, 1.5, n).tolist()) for _ in range(2)]
-    wires = _wires(traces[0][0], source.device.wires if isinstance(source, qml.QNode) else None)
-    here, there = (_steps(qml, tape.operations, wires) for tape, _ in traces)
-    if [step[:3] for step in here] != [step[:3] for step in there]:
+    # signs, sizes: so that what is a sum of multiples only in places shows; eighths: so that differences are exact
+    points = [scale * draw(4, 13, size) / 8 for scale in (1, -10, 30)]
+    try:
+        return _by_slopes(traced, points)
+    except Exception as error:  # of what takes no tensors of torch
+        if size > _MOST_DIFFERENCES:
+            raise
+        try:
+            return _by_differences(traced, points)
+        except ValueError:
+            raise
+        except Exception:  # of what takes nothing else
+            raise error from None
+
+
+Traced = Callable[[NDArray, Callable[[NDArray], Any]], tuple[Reading, list[Step]]]
+
+
+def _by_slopes(traced: Traced, points: list[NDArray]) -> Circuit:
+    """The circuit of a function of tensors, by their gradients."""
+    frees: list[list[Tensor]] = []
+
+    def leaf(values: NDArray) -> Tensor:
+        frees[-1].append(torch.tensor(values, dtype=torch.float64).requires_grad_())
+        return frees[-1][-1]
+
+    traces = []
+    for point in points:
+        frees.append([])
+        traces.append(traced(point, leaf))
+    (found, _), steps = traces[0], [steps for _, steps in traces]
+    for gate, on, adjoint, values in _alike(steps):
+        _add(found, gate, on, adjoint, [_traced(several, frees, gate) for several in values])
+    return found.circuit(_names(points[0]))
+
+
+def _by_differences(traced: Traced, points: list[NDArray]) -> Circuit:
+    """The circuit of a function of numbers, from a trace more than there are numbers."""
+
+    def leaf(values: NDArray) -> Any:
+        return values if values.ndim else values.item()
+
+    first, *others = points
+    moved = [first + unit for unit in np.eye(len(first))]
+    found, _ = (traces := [traced(point, leaf) for point in (first, *moved, *others)])[0]
+    for gate, on, adjoint, values in _alike([steps for _, steps in traces]):
+        angles = []
+        for several in values:
+            numbers = np.array([_number(value, gate) for value in several])
+            at, there = numbers[0], numbers[1 : 1 + len(first)]
+            near = 8 * np.finfo(float).eps * (abs(at) + np.abs(there))
+            slopes = np.where(np.abs(there - at) > near, there - at, 0.0)
+            shift = at - slopes @ first
+            angles.append(_affine(slopes, 0.0 if abs(shift) <= near.sum() and slopes.any() else shift))
+            wanted = [shift + slopes @ point for point in others]
+            if not np.allclose(numbers[1 + len(first) :], wanted, rtol=1e-9, atol=1e-9 * (1 + np.abs(slopes).sum())):
+                raise _not_affine(gate)
+        _add(found, gate, on, adjoint, angles)
+    return found.circuit(_names(first))
+
+
+def _names(point: NDArray) -> list[str]:
+    return [f"number {position} of the arguments" for position in range(len(point))]
+
+
+def _alike(traces: list[list[Step]]) -> Iterator[tuple[str, tuple[int, ...], bool, list[tuple[Any, ...]]]]:
+    """The gates of all traces, with what each takes in each; raises ValueError if they are not the same."""
+    if any([step[:3] for step in steps] != [step[:3] for step in traces[0]] for steps in traces):
         raise ValueError("the gates of a circuit that is read are the same for all values of its parameters")
-    found = Reading(len(wires))
-    for (gate, on, adjoint, first), (*_, second) in zip(here, there, strict=True):
-        pairs = zip(first, second, strict=True)
-        _add(found, gate, on, adjoint, [_traced(pair, [free for _, free in traces], gate) for pair in pairs])
-    size = sum(leaf.numel() for leaf in traces[0][1])
-    return found.circuit([f"number {position} of the arguments" for position in range(size)])
+    for several in zip(*traces, strict=True):
+        gate, on, adjoint, _ = several[0]
+        yield gate, on, adjoint, list(zip(*(step[3] for step in several), strict=True))
 
 
 def _from_operations(qml: Any, source: Any) -> Circuit:
@@ -84,9 +155,6 @@ def _from_operations(qml: Any, source: Any) -> Circuit:
     return found.circuit(list(map(str, symbols)))
 
 
-Step = tuple[str, tuple[int, ...], bool, list[Any]]  # a gate of ours or "phase", its wires, adjoint, what it takes
-
-
 def _steps(qml: Any, operations: Sequence[Any], wires: dict[Any, int]) -> list[Step]:
     """The operations as our gates, taken apart as PennyLane does where they are not."""
     ours = {getattr(qml, gate.names.pennylane): name for name, gate in GATES.items() if gate.names.pennylane}
@@ -104,7 +172,7 @@ def _steps(qml: Any, operations: Sequence[Any], wires: dict[Any, int]) -> list[S
         elif isinstance(base, qml.GlobalPhase):
             found.append(("phase", (), not adjoint, base.parameters))  # e^(-i phi)
         elif isinstance(operation, qml.ops.MidMeasure | qml.ops.Conditional) or not operation.has_decomposition:
-            raise ValueError(f"{operation.name} is not a gate, nor made of gates that are known here")
+            raise ValueError(f"{said(operation.name)} is not a gate, nor made of gates that are known here")
         else:
             waiting += reversed(operation.decomposition())
         check_size(len(wires), max(len(found), len(waiting)))
@@ -117,26 +185,21 @@ def _wires(tape: Any, device: Any) -> dict[Any, int]:
     return {label: wire for wire, label in enumerate(sorted(labels) if whole else labels)}
 
 
-def _leaves(value: Any, free: list[Tensor], draw: Callable[[int], Sequence[float]]) -> Any:
-    """An argument with every real number in it replaced by a drawn one that wants a gradient, put into ``free``."""
+def _leaves(value: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
+    """An argument with every real number or array of them in it replaced by what is made of its shape."""
     if isinstance(value, list | tuple):
-        return type(value)(_leaves(one, free, draw) for one in value)
+        return type(value)(_leaves(one, make) for one in value)
     if isinstance(value, dict):
-        return {key: _leaves(one, free, draw) for key, one in value.items()}
+        return {key: _leaves(one, make) for key, one in value.items()}
     if isinstance(value, Tensor):
-        real, shape = value.is_floating_point(), value.shape
-    else:
-        real = isinstance(value, float | np.floating | np.ndarray) and np.asarray(value).dtype.kind == "f"
-        shape = np.shape(value) if real else ()
-    if not real:
-        return value
-    drawn = torch.tensor(draw(torch.Size(shape).numel()), dtype=torch.float64).reshape(shape)
-    free.append(drawn.requires_grad_())
-    return free[-1]
+        return make(tuple(value.shape)) if value.is_floating_point() else value
+    if isinstance(value, float | np.floating | np.ndarray) and np.asarray(value).dtype.kind == "f":
+        return make(np.shape(value))
+    return value
 
 
-def _traced(values: tuple[Any, Any], free: list[list[Tensor]], gate: str) -> Affine:
-    """A parameter of a gate as a sum of multiples of arguments: its slopes are those of both traces, and its shift."""
+def _traced(values: tuple[Any, ...], free: list[list[Tensor]], gate: str) -> Affine:
+    """A parameter of a gate as a sum of multiples of arguments: its slopes are those of all traces, and its shift."""
     found = []
     for value, leaves in zip(values, free, strict=True):
         slopes = [torch.zeros(leaf.numel(), dtype=torch.float64) for leaf in leaves]
@@ -148,10 +211,20 @@ def _traced(values: tuple[Any, Any], free: list[list[Tensor]], gate: str) -> Aff
         number = _number(value, gate)
         shift, noise = number - sum(terms), 8 * np.finfo(float).eps * (abs(number) + sum(map(abs, terms)))
         found.append((flat[0].numpy() if flat else np.zeros(0), 0.0 if abs(shift) <= noise and terms else shift))
-    (slopes, shift), (others, other) = found
-    if not np.allclose(slopes, others, rtol=1e-9, atol=1e-12) or not isclose(shift, other, rel_tol=1e-9, abs_tol=1e-9):
-        raise ValueError(f"{gate} takes an angle that is not a sum of multiples of the arguments and a number")
-    return Affine(tuple((position, float(slope)) for position, slope in enumerate(slopes) if slope), shift)
+    slopes, shift = found[0]
+    for others, other in found[1:]:
+        same = np.allclose(slopes, others, rtol=1e-9, atol=1e-12)
+        if not same or not isclose(shift, other, rel_tol=1e-9, abs_tol=1e-9 * (1 + np.abs(slopes).sum())):
+            raise _not_affine(gate)
+    return _affine(slopes, shift)
+
+
+def _affine(slopes: NDArray, shift: float) -> Affine:
+    return Affine(tuple((position, float(slope)) for position, slope in enumerate(slopes) if slope), float(shift))
+
+
+def _not_affine(gate: str) -> ValueError:
+    return ValueError(f"{gate} takes an angle that is not a sum of multiples of the arguments and a number")
 
 
 def _symbolic(value: Any, symbols: Sequence[Any], gate: str) -> Affine:
@@ -160,7 +233,9 @@ def _symbolic(value: Any, symbols: Sequence[Any], gate: str) -> Affine:
         return Affine(shift=_number(value, gate))
     slopes = [(position, sympy.diff(value, symbol)) for position, symbol in enumerate(symbols) if value.has(symbol)]
     if any(slope.free_symbols for _, slope in slopes):
-        raise ValueError(f"{gate} takes {str(value)[:80]}, which is not a sum of multiples of symbols and a number")
+        raise ValueError(
+            f"{gate} takes {said(str(value)[:80])}, which is not a sum of multiples of symbols and a number"
+        )
     terms = tuple((position, _number(slope, gate)) for position, slope in slopes)
     return Affine(terms, _number(value.subs(dict.fromkeys(symbols, 0)), gate))
 
@@ -170,9 +245,12 @@ def _number(value: Any, gate: str) -> float:
     if np.shape(value) != ():
         raise ValueError(f"{gate} takes one angle in a circuit that is read, got several at once (a broadcast)")
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{gate} takes a real number, got {str(value)[:80]}") from None
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(f"{gate} takes a real number, got {said(str(value)[:80])}") from None
+    if not isfinite(number):
+        raise ValueError(f"{gate} takes an angle that is not finite: {number}")
+    return number
 
 
 def _add(found: Reading, gate: str, on: tuple[int, ...], adjoint: bool, angles: Sequence[Affine]) -> None:

@@ -1,7 +1,8 @@
-"""OpenQASM 2 and 3, read: checked on the syntax tree of ``openqasm3``, built by Qiskit's own readers."""
+"""OpenQASM, read: version 2 checked as text, 3 on the syntax tree of ``openqasm3``; built by Qiskit's own readers."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -9,12 +10,11 @@ from warnings import catch_warnings, simplefilter
 from qcircuit_peft.checks import boolean
 from qcircuit_peft.circuit import Circuit
 from qcircuit_peft.interop.qiskit import read
-from qcircuit_peft.interop.reading import MAX_GATES, check_size, needed
-from qcircuit_peft.text import printable, shortened
+from qcircuit_peft.interop.reading import MAX_QUBITS, check_size, needed, said
+from qcircuit_peft.interop.scan import LIBRARIES, Text, acts_after, check_deep, check_total, no_gate, no_library
 
-MAX_TEXT, MAX_DEPTH = 1 << 20, 64  # characters; definitions within definitions
+MAX_TEXT = 1 << 20  # characters
 Qubits = Sequence[int | str]  # in the order of their declaration; a name that is not declared
-_LIBRARIES = ("qelib1.inc", "stdgates.inc")
 _REFUSED = {
     "QuantumMeasurementStatement": "measurement",
     "QuantumReset": "reset",
@@ -27,6 +27,13 @@ _REFUSED = {
     "ConstantDeclaration": "a constant",
     "DelayInstruction": "timing",
     "Box": "timing",
+    "IODeclaration": "an output, or an input that is not a float or angle",
+    "ExternDeclaration": "a subroutine",
+    "ClassicalDeclaration": "a variable",
+    "CompoundStatement": "a block",
+    "EndStatement": "an end",
+    "Pragma": "a pragma",
+    "CalibrationGrammarDeclaration": "a calibration",
     "CalibrationDefinition": "a calibration",
 }
 
@@ -58,27 +65,29 @@ def from_qasm(text: str, drop_measurements: bool = False) -> Circuit:
     if len(text) > MAX_TEXT:
         raise ValueError(f"a text of OpenQASM that is read has at most {MAX_TEXT:,} characters, got {len(text):,}")
     needed("qiskit", "from_qasm", "qiskit")
-    tree = needed("openqasm3", "from_qasm", "qiskit")
-    converter = needed("qiskit_qasm3_import", "from_qasm", "qiskit")
-    qasm2 = needed("qiskit.qasm2", "from_qasm", "qiskit")
-    try:
-        with redirect_stderr(StringIO()):  # where the parser prints
-            program = tree.parse(text)
-    except Exception as error:  # the errors of the parser have no class in common
-        raise ValueError(f"this is not OpenQASM: {_said(_place(error) or error)}") from None
-    names, declared = _checked(tree.ast, program, boolean("drop_measurements", drop_measurements))
-    old = any(isinstance(one, tree.ast.Include) and one.filename == _LIBRARIES[0] for one in program.statements)
-    try:
-        if str(program.version or (2 if old else 3)).startswith("2"):
-            known = [one for one in qasm2.LEGACY_CUSTOM_INSTRUCTIONS if one.name not in declared]
+    drop = boolean("drop_measurements", drop_measurements)
+    text = text.removeprefix("\ufeff")  # as editors begin a file
+    seen = Text(text)
+    names: list[str] = []
+    if seen.version.startswith("2"):
+        qasm2 = needed("qiskit.qasm2", "from_qasm", "qiskit")
+        declared = seen.names_of_2(drop)
+        known = [one for one in qasm2.LEGACY_CUSTOM_INSTRUCTIONS if one.name not in declared]
+        with _qiskit_reads():
             made = qasm2.loads(text, include_path=(), custom_instructions=known)
-        else:
-            with catch_warnings():
-                simplefilter("ignore", DeprecationWarning)  # of Qiskit, on what its own reader does
-                made = converter.convert(program)
-    except Exception as error:
-        raise ValueError(f"Qiskit does not read this OpenQASM: {_said(error)}") from None
-    if drop_measurements:
+    else:
+        tree = needed("openqasm3", "from_qasm", "qiskit")
+        converter = needed("qiskit_qasm3_import", "from_qasm", "qiskit")
+        try:
+            with redirect_stderr(StringIO()):  # where the parser prints
+                program = tree.parse(text)
+        except Exception as error:  # the errors of the parser have no class in common
+            raise ValueError(f"this is not OpenQASM: {_place(error)}") from None
+        names = _checked(tree.ast, program, drop)
+        with _qiskit_reads(), catch_warnings():
+            simplefilter("ignore", DeprecationWarning)  # of Qiskit, on what its own reader does
+            made = converter.convert(program)
+    if drop:
         whole, made = made, made.copy_empty_like()
         for instruction in whole.data:
             if instruction.operation.name != "measure":
@@ -87,24 +96,47 @@ def from_qasm(text: str, drop_measurements: bool = False) -> Circuit:
     return read(made, [inputs.get(name, name) for name in names])
 
 
+@contextmanager
+def _qiskit_reads() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = str(getattr(error, "message", error))
+        where = re.match(r"(?:<input>:)?(\d+),\d+: ", message)
+        line = where[1] if where else _line(error)
+        what = said(message[where.end() :] if where else message)
+        raise ValueError(f"Qiskit does not read this OpenQASM: {line and f'line {line}: '}{what}") from None
+
+
+def _line(error: Exception) -> str:
+    """The line that a reader was at, which it keeps in what it was reading."""
+    trace, line = error.__traceback__, ""
+    while trace:
+        here = trace.tb_frame.f_locals
+        for at in (getattr(here.get("node"), "span", None), getattr(here.get("ctx"), "start", None)):
+            line = getattr(at, "start_line", getattr(at, "line", line))
+        trace = trace.tb_next
+    return line
+
+
 def _place(error: Exception) -> str:
     """Where a text stops being OpenQASM, which the parser tells by the cause of its error only."""
     cause = error.__cause__
     token = getattr(cause.args[0] if cause and cause.args else cause, "offendingToken", None)
-    return f"line {token.line} has {token.text[:50]!r} out of place" if token else ""
+    if token:
+        return f"line {token.line} has {said(token.text[:50])!r} out of place"
+    if isinstance(error, AttributeError):  # as no token has a line
+        return "there is no statement in it"
+    line = _line(error)
+    what = "an expression of too many parts" if isinstance(error, RecursionError) else said(error)
+    return re.sub(r"^L(\d+):C\d+", r"line \1", f"{line and f'line {line}: '}{what}")
 
 
-def _said(error: object) -> str:
-    """What a reader says, on one line, without what a terminal would obey."""
-    return shortened(printable(" ".join(str(error).split()))) or type(error).__name__
-
-
-def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
-    """The names of the inputs in their order, and all names declared; refuses what is no circuit, or is too large."""
+def _checked(ast: Any, program: Any, drop: bool) -> list[str]:
+    """The names of the inputs in their order; refuses what is no circuit, or is too large."""
     inputs: list[str] = []
     qubits, bits = 0, 0
     registers: dict[str, Qubits] = {}  # and aliases
-    others: set[str] = set()
     gates: dict[str, tuple[int, int]] = {}  # how many gates a definition is, and how deep
     measured: dict[int | str, int] = {}  # qubits, and the line
     total = 0
@@ -112,16 +144,13 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
         line = statement.span.start_line
         match statement:
             case ast.Include(filename=name):
-                if name not in _LIBRARIES:
-                    raise ValueError(
-                        f"line {line} includes {_said(name[:50])!r}; only {' and '.join(_LIBRARIES)} are read"
-                    )
+                if name not in LIBRARIES:
+                    raise no_library(line, name)
             case ast.QubitDeclaration(qubit=qubit, size=size):
                 before, qubits = qubits, qubits + _size(ast, size, line)
                 check_size(qubits, total)
                 registers[qubit.name] = range(before, qubits)
-            case ast.ClassicalDeclaration(type=ast.BitType(size=size), init_expression=None, identifier=name):
-                others.add(name.name)
+            case ast.ClassicalDeclaration(type=ast.BitType(size=size), init_expression=None):
                 bits += _size(ast, size, line)
                 check_size(max(bits, 1), total)
             case ast.AliasStatement(target=ast.Identifier(name=name), value=value):
@@ -134,8 +163,7 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
             case ast.QuantumGateDefinition(name=name, body=body):
                 counts = [_calls(ast, one, gates, {}) for one in body]
                 depth = 1 + max((depth for _, depth in counts), default=0)
-                if depth > MAX_DEPTH:
-                    raise ValueError(f"gate {name.name[:50]} on line {line} is defined more than {MAX_DEPTH} deep")
+                check_deep(name.name, line, depth)
                 gates[name.name] = sum(count for count, _ in counts), depth
             case ast.QuantumMeasurementStatement(measure=ast.QuantumMeasurement(qubit=qubit)) if drop:
                 meant = _qubits(ast, qubit, registers)
@@ -146,16 +174,12 @@ def _checked(ast: Any, program: Any, drop: bool) -> tuple[list[str], set[str]]:
                 idle = isinstance(statement, ast.QuantumGate) and statement.name.name == "id" and "id" not in gates
                 for qubit in () if idle or not measured else statement.qubits:
                     for one in measured.keys() & _qubits(ast, qubit, registers):
-                        raise ValueError(
-                            f"line {line} acts on what line {measured[one]} measured: only measurements at the end "
-                            "can be left out"
-                        )
+                        raise acts_after(line, measured[one])
             case _:
                 kind = type(statement).__name__
-                raise ValueError(f"line {line} has {_REFUSED.get(kind, kind)}: a circuit that is read is gates only")
-        if total > MAX_GATES:
-            raise ValueError(f"a circuit that is read has at most {MAX_GATES:,} gates, but line {line} goes beyond")
-    return inputs, {*gates, *registers, *others}
+                raise no_gate(line, _REFUSED.get(kind, kind))
+        check_total(total, line)
+    return inputs
 
 
 def _size(ast: Any, size: Any, line: int) -> int:
@@ -171,12 +195,14 @@ def _calls(ast: Any, call: Any, gates: dict[str, tuple[int, int]], registers: Ma
         return 0, 0
     if not isinstance(call, ast.QuantumGate | ast.QuantumPhase):
         kind = type(call).__name__
-        raise ValueError(f"line {line} has {_REFUSED.get(kind, kind)}: a circuit that is read is gates only")
+        raise no_gate(line, _REFUSED.get(kind, kind))
     for modifier in call.modifiers:
         if modifier.modifier not in (ast.GateModifierName.inv, ast.GateModifierName.ctrl, ast.GateModifierName.negctrl):
             raise ValueError(f"line {line} has pow: of the modifiers inv and ctrl are read")
         if modifier.argument is not None and not isinstance(modifier.argument, ast.IntegerLiteral):
             raise ValueError(f"line {line} has ctrl of a number that is not written out")
+        if modifier.argument is not None and modifier.argument.value > MAX_QUBITS:
+            raise ValueError(f"line {line} has ctrl of more than {MAX_QUBITS} qubits")
     width = max((len(_qubits(ast, qubit, registers)) for qubit in call.qubits), default=1)
     count, depth = gates.get(call.name.name, (1, 0)) if isinstance(call, ast.QuantumGate) else (1, 0)
     return count * width, depth

@@ -1,20 +1,30 @@
 """Qiskit's ``QuantumCircuit``, in and out; Qiskit's own transpiler takes apart what is not one of our gates."""
 
 from collections.abc import Iterable, Mapping
-from math import pi
+from dataclasses import dataclass
+from math import isfinite, pi
 from typing import Any
 
 from qcircuit_peft.backends import find_backend
 from qcircuit_peft.backends.simulator import check
 from qcircuit_peft.circuit import Affine, Circuit
 from qcircuit_peft.gates import GATES
-from qcircuit_peft.interop.reading import Reading, check_size, needed
+from qcircuit_peft.interop.reading import MAX_DEPTH, Reading, check_size, needed, said
 from qcircuit_peft.qasm import Angles, vector_of
 
 _OURS = {gate.names.qiskit: (name, False) for name, gate in GATES.items() if gate.names.qiskit}
 _OURS |= {gate.names.dagger: (name, True) for name, gate in GATES.items() if gate.names.dagger}
 _MORE = ("u", "u1", "u2", "u3", "id", "global_phase")  # which Reading can say as they are
 _NO_GATES = ("measure", "reset", "delay")  # among those that Qiskit calls standard gates
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What Qiskit has a row for: its standard gates by name, evolutions, and what only its transpiler takes apart."""
+
+    standard: Mapping[str, Any]
+    evolution: type
+    synthesized: tuple[type, ...]
 
 
 def from_qiskit(circuit: Any) -> Circuit:
@@ -47,15 +57,18 @@ def read(circuit: Any, parameters: Iterable[Any]) -> Circuit:
     qiskit = needed("qiskit", "from_qiskit", "qiskit")
     check_size(circuit.num_qubits, 0)
     plain = qiskit.QuantumCircuit(circuit.num_qubits)
-    standard = needed("qiskit.circuit.library", "from_qiskit", "qiskit").get_standard_gate_name_mapping()
-    _write(circuit, plain.qubits, plain, standard, [0])
+    library, info = (needed(f"qiskit.{name}", "from_qiskit", "qiskit") for name in ("circuit.library", "quantum_info"))
+    gates = library.get_standard_gate_name_mapping()
+    known = _Known(gates, library.PauliEvolutionGate, (library.PermutationGate, info.Clifford))
+    _write(circuit, plain.qubits, plain, known, [0])
     positions = {parameter: position for position, parameter in enumerate(parameters)}
     try:
         if not {*_OURS, *_MORE}.issuperset(plain.count_ops()):
             plain = qiskit.transpile(plain, basis_gates=[*_OURS, *_MORE], optimization_level=0)
     except (qiskit.exceptions.QiskitError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"Qiskit cannot take this circuit apart into gates that are known here: {said}") from None
+        raise ValueError(
+            f"Qiskit cannot take this circuit apart into gates that are known here: {said(error)}"
+        ) from None
     found = Reading(circuit.num_qubits)
     for instruction in plain.data:
         name = instruction.operation.name
@@ -78,10 +91,13 @@ def read(circuit: Any, parameters: Iterable[Any]) -> Circuit:
     return found.circuit([str(parameter) for parameter in positions])
 
 
-def _write(circuit: Any, qubits: list[Any], into: Any, standard: Mapping[str, Any], seen: list[int]) -> None:
+def _write(
+    circuit: Any, qubits: list[Any], into: Any, known: _Known, seen: list[int], deep: int = 0, top: int | None = None
+) -> None:
     """Write a circuit on these qubits, with the definitions of all but Qiskit's standard gates written out.
 
-    A gate is standard by its class: Qiskit's transpiler goes by names, which any other gate may have too.
+    A gate is standard by its class: Qiskit's transpiler goes by names, which any other gate may have too. ``top`` is
+    the instruction of the whole circuit that is written.
     """
     into.global_phase += circuit.global_phase
     for position, instruction in enumerate(circuit.data):
@@ -90,15 +106,53 @@ def _write(circuit: Any, qubits: list[Any], into: Any, standard: Mapping[str, An
         check_size(into.num_qubits, seen[0])
         on = [qubits[circuit.find_bit(qubit).index] for qubit in instruction.qubits]
         bare = getattr(operation, "base_op", operation)  # without the modifiers of an annotated operation
-        known = standard.get(bare.name)
+        place = position if top is None else top
+        where = f"{said(bare.name[:50])} (instruction {place})"
         if bare.name == "barrier":
             continue
-        if known is not None and bare.base_class is known.base_class and bare.name not in _NO_GATES:
+        if deep > MAX_DEPTH:
+            raise ValueError(f"{where} is defined more than {MAX_DEPTH} deep")
+        if isinstance(bare, known.evolution):
+            _check_evolution(bare, where)
+        standard = known.standard.get(bare.name)
+        if standard is not None and bare.base_class is standard.base_class and bare.name not in _NO_GATES:
+            for value in bare.params:
+                _affine(value, {one: number for number, one in enumerate(getattr(value, "parameters", ()))}, where)
             into.append(operation, on)
-        elif bare is operation and not getattr(operation, "blocks", None) and getattr(operation, "definition", None):
-            _write(operation.definition, on, into, standard, seen)
+            continue
+        if isinstance(operation, known.synthesized):
+            into.append(operation, on)
+            continue
+        definition = None if getattr(bare, "blocks", None) else _definition(bare, where)
+        if definition is None:
+            raise ValueError(f"{where} is not a gate: only gates make a matrix")
+        if bare is operation:
+            _write(definition, on, into, known, seen, deep + 1, place)
         else:
-            raise ValueError(f"{bare.name[:50]} (instruction {position}) is not a gate: only gates make a matrix")
+            inner = type(into)(definition.num_qubits)
+            _write(definition, inner.qubits, inner, known, seen, deep + 1, place)
+            into.append(type(operation)(inner.to_gate(), operation.modifiers), on)
+
+
+def _definition(operation: Any, where: str) -> Any:
+    try:
+        return getattr(operation, "definition", None)
+    except Exception as error:  # whatever makes a definition, in a gate of anyone's
+        raise ValueError(f"Qiskit cannot take {where} apart: {said(error)}") from None
+
+
+def _check_evolution(gate: Any, where: str) -> None:
+    """Raise ValueError for an evolution whose definition is not its matrix, but a product near it."""
+    synthesis, info = (needed(f"qiskit.{name}", "from_qiskit", "qiskit") for name in ("synthesis", "quantum_info"))
+    if isinstance(gate.synthesis, synthesis.MatrixExponential):
+        return
+    parts = gate.operator if isinstance(gate.operator, list) else [gate.operator]
+    pauli, sparse = info.SparsePauliOp, info.SparseObservable
+    terms = pauli.sum([pauli.from_sparse_observable(x) if isinstance(x, sparse) else pauli(x) for x in parts])
+    if len(terms.group_commuting()) > 1 or isinstance(gate.synthesis, synthesis.QDrift):
+        raise ValueError(
+            f"{where} has a definition that is only near its matrix; if that is meant, read circuit.decompose()"
+        )
 
 
 def _affine(value: Any, positions: Mapping[Any, int], where: str) -> Affine:
@@ -107,17 +161,20 @@ def _affine(value: Any, positions: Mapping[Any, int], where: str) -> Affine:
     for parameter in getattr(value, "parameters", ()):
         slope = value.gradient(parameter)
         if getattr(slope, "parameters", None):
-            raise ValueError(f"{where} takes {str(value)[:80]}, which is not a sum of multiples of parameters")
+            raise ValueError(f"{where} takes {said(str(value)[:80])}, which is not a sum of multiples of parameters")
         terms.append((positions[parameter], _real(slope, where)))
     shift = value.bind(dict.fromkeys(value.parameters, 0.0)) if terms else value
     return Affine(tuple(terms), _real(shift, where))
 
 
-def _real(number: Any, where: str) -> float:
+def _real(value: Any, where: str) -> float:
     try:
-        return float(number)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where} takes a real number, got {str(number)[:80]}") from None
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{where} takes a real number, got {said(str(value)[:80])}") from None
+    if not isfinite(number):
+        raise ValueError(f"{where} takes an angle that is not finite: {number}")
+    return number
 
 
 def to_qiskit(circuit: Circuit, angles: Angles | None = None) -> Any:

@@ -7,8 +7,15 @@ from math import isclose, pi, remainder
 from types import ModuleType
 
 from qcircuit_peft.circuit import Affine, Circuit, Op
+from qcircuit_peft.text import printable, shortened
 
 MAX_QUBITS, MAX_GATES = 1024, 100_000  # of a circuit that comes in, its gates counted in the gates of ``GATES``
+MAX_DEPTH = 64  # of definitions within definitions
+
+
+def said(text: object) -> str:
+    """What comes from elsewhere, on one line and short, without what a terminal would obey."""
+    return shortened(printable(" ".join(str(text).split()))) or type(text).__name__
 
 
 def needed(module: str, what: str, extra: str) -> ModuleType:
@@ -63,7 +70,7 @@ class Reading:
         taken = {position for angle in self.slots for position, _ in angle.terms}
         for position, name in enumerate(parameters):
             if position not in taken:
-                raise ValueError(f"{name[:50]} is a parameter of the circuit, but turns none of its gates")
+                raise ValueError(f"{said(name[:50])} is a parameter of the circuit, but turns none of its gates")
         dims, own = (2,) * self.qubits, {slot: _own(angle) for angle, slot in self.slots.items()}
         if None in own.values():
             return Circuit(dims, self.ops, self.slots)
