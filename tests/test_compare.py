@@ -90,10 +90,22 @@ def test_a_size_past_the_memory_or_refused_says_so(monkeypatch, capsys, error, s
 
     monkeypatch.setattr(worker, "measured", fails)
     monkeypatch.setattr("sys.stdin", ["{}"])
-    monkeypatch.setattr(worker.psutil.Process, "rlimit", lambda *arguments: None)
+    monkeypatch.setattr(worker.psutil.Process, "rlimit", lambda *arguments: (-1, -1))
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back after the test
     worker.main()
     assert json.loads(capsys.readouterr().out) == {"status": said}
+
+
+def test_a_hard_limit_of_memory_is_not_raised(monkeypatch):
+    def rlimit(process, resource, limits=None):
+        if limits is not None:
+            raise worker.psutil.AccessDenied(process.pid)
+        return 1 << 20, 1 << 20
+
+    monkeypatch.setattr("sys.stdin", [])
+    monkeypatch.setattr(worker.psutil.Process, "rlimit", rlimit)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    worker.main()
 
 
 def test_a_process_that_ends_is_one_row(monkeypatch):

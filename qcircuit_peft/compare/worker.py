@@ -106,8 +106,9 @@ def main() -> None:
     out, sys.stdout = sys.stdout, sys.stderr
     process = psutil.Process()
     if hasattr(process, "rlimit"):  # Linux: fail by itself before the system has to choose a process to end
-        most = process.memory_info().vms + psutil.virtual_memory().available
-        process.rlimit(psutil.RLIMIT_AS, (most, most))
+        most, hard = process.memory_info().vms + psutil.virtual_memory().available, process.rlimit(psutil.RLIMIT_AS)[1]
+        if hard == psutil.RLIM_INFINITY or most < hard:  # nobody may raise it
+            process.rlimit(psutil.RLIMIT_AS, (most, most))
     for line in sys.stdin:
         case = json.loads(line)
         try:
