@@ -329,13 +329,13 @@ HOSTILE: dict[str, tuple[Provoked, str]] = {
         "a table of tensors, got {'a': 'b'}",
     ),
     # adapters
-    "a configuration that is a list": (prediction("adapter_config.json", "[]"), "'a' cannot be loaded"),
+    "a configuration that is a list": (prediction("adapter_config.json", "[]"), "is a table, got list"),
     "a configuration of two megabytes": (configured(revision="x" * (2 << 20)), "at most 1048576 bytes"),
     "a configuration with a key that steers": (configured(**{EVIL_KEY: 1}), "unknown key"),
     "a circuit that is a text": (configured(circuit=EVIL_KEY), "is a table"),
     "a kind of adapter that steers": (
         prediction("adapter_config.json", json.dumps({"peft_type": EVIL_KEY})),
-        "'a' cannot be loaded",
+        "PEFT knows no adapters of type",
     ),
     "targets that are numbers": (configured(target_modules=[1, 2]), "target_modules"),
     "a pattern without end": (configured(target_modules="a{99999999999999}"), "target_modules"),
