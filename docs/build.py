@@ -513,7 +513,7 @@ def factorizations() -> str:
 
 def compared() -> str:
     """The tables of the methods' comparisons in studies/, within what people wrote."""
-    return _within("results/methods.md", TREC_900=_compared("trec_900"))
+    return _within("results/methods.md", TREC_900=_compared("trec_900"), DIGITS_900=_compared("digits_900"))
 
 
 def _compared(study: str) -> list[str]:
