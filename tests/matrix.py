@@ -38,6 +38,11 @@ def oldest() -> list[str]:
     return found
 
 
+def answers(python: str) -> bool:
+    """Whether there is such a Python, and not only a name for one that is not chosen."""
+    return bool(shutil.which(python)) and not subprocess.run([python, "-c", ""], capture_output=True).returncode
+
+
 def quiet(*command: str | Path, **more: object) -> None:
     """Run a command; its output is shown if it fails."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **more)
@@ -88,7 +93,7 @@ def main(pythons: list[str], ends: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    found = [f"3.{minor}" for minor in range(11, 20) if shutil.which(f"python3.{minor}")]
+    found = [f"3.{minor}" for minor in range(11, 20) if answers(f"python3.{minor}")]
     parser.add_argument("--python", nargs="+", default=found, dest="pythons")
     parser.add_argument("--ends", nargs="+", default=["oldest", "newest"], choices=["oldest", "newest"])
     given = parser.parse_args()
