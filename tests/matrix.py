@@ -24,7 +24,7 @@ TESTS = (
     "tuner_factorizations", "tuner_io", "tuner_merge", "tuner_quantization", "weighted",
 )  # fmt: skip
 SHOWN = ("torch", "transformers", "peft", "numpy", "scipy")
-OURS = ("-W", "ignore::DeprecationWarning")  # old releases beside new ones have their own
+OURS = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")  # of releases about each other
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "beartype")
 
 
