@@ -119,9 +119,9 @@ def _check_room(draft: Path, target: Path) -> None:
     for path, is_folder in (wanted | others).items():
         place = target / path.relative_to(draft)
         if place.exists() and place.is_dir() != is_folder:
-            found, wanted = ("a folder", "a file") if place.is_dir() else ("a file", "a folder")
+            here, there = ("a file", "a folder") if is_folder else ("a folder", "a file")
             told = shortened(printable(str(place)))
-            raise ValueError(f"{told} is {found}, where {wanted} is to be saved; move it away, nothing was changed")
+            raise ValueError(f"{told} is {here}, where {there} is to be saved; move it away, nothing was changed")
 
 
 @contextmanager
