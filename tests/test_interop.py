@@ -214,7 +214,7 @@ def of_the_transpiler():
     inside = QuantumCircuit(1, name="sx", global_phase=0.4)
     inside.h(0)
     yield from (library.PermutationGate([2, 0, 1]), random_clifford(3, seed=1), library.UCGate([np.eye(2)] * 4))
-    for base in (inside.to_gate(), library.QFTGate(2)):
+    for base in (inside.to_gate(), library.QFTGate(2), library.PermutationGate([1, 2, 0]), random_clifford(2, seed=2)):
         yield AnnotatedOperation(base, [ControlModifier(1, 0), InverseModifier()])
     yield from (evolution(["XX", "ZZ"]), evolution(["XI", "ZZ"], synthesis=MatrixExponential()))
     yield evolution(["XYZ"]).control(1)
@@ -469,6 +469,12 @@ REFUSED: dict[str, tuple[object, str]] = {
     "broadcast 2": (f"{HEAD2}qreg q[1000];\n" + "h q;\n" * 101, "at most 100,000 gates, but line 104 goes beyond"),
     "doubled 2": (f"{HEAD2}gate g0 a {{ x a; }}\n{DOUBLED}qreg q[1];\ng20 q;", "100,000 gates, but line 25 goes"),
     "deep 2": (f"{HEAD2}gate g0 a {{ x a; }}\n{DEEP}qreg q[1];\ng70 q;", "gate g64 on line 67 is defined more than"),
+    "empty gates": (f"{HEAD2}gate e a {{ }}\nqreg q[1000];\n" + "e q;\n" * 101, "100,000 gates, but line 105 goes"),
+    "empty gates 3": (f"{HEAD}gate e a {{ }}\nqubit[1000] q;\n" + "e q;\n" * 101, "100,000 gates, but line 105 goes"),
+    "a block": (f"{HEAD2}qreg q[1];\n{{ h q[0]; }}", "^line 4 has a block that is no gate's$"),
+    "a block of a name": (f"{HEAD2}gate g a {{ h a; }}\nqreg q[1];\nfoo {{ h q[0]; }}", "^line 5 has a block"),
+    "comments without an end": (HEAD2 + "/* " * 300_000, "Qiskit does not read this OpenQASM: line 3: "),
+    "a carriage return": (f"{HEAD}// a\rx $99999999999;", "has a qubit beyond .1023, which is not read$"),
     "hidden": (f'{HEAD2}include "a//b"; qreg q[1000000000];', "^line 3 includes 'a//b'; only qelib1.inc"),
     "aside": (f"{HEAD2}/* qreg q[9]; */ // qreg q[9];\n/*\n*/ qreg q[1000000000];", "1 to 1024 qubits, got 1000000000"),
     "zero": (f"{HEAD}qubit q;\nrx(1 / 0) q;", "OpenQASM: line 4: integer division or modulo by zero$"),
@@ -558,6 +564,9 @@ def measured(t):
         (lambda t: qml.RX(torch.sin(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(abs(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(t % 6.0, 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(round(8 * float(t)) / 8, 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(np.round(t, 3), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
+        (lambda t: qml.RX(t - t % 0.125, 0), [0.1], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(np.sin(t), 0), [0.1], "RX takes an angle that is not a sum of multiples"),
         (lambda t: qml.RX(t + 0j, 0), [0.1], "RX takes a real number, got"),
         (lambda t: (qml.RX(t, 0), qml.RX(float("nan"), 0)), [0.1], "RX takes an angle that is not finite: nan"),

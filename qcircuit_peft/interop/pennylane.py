@@ -55,7 +55,7 @@ def from_pennylane(source: Any, *args: Any, **kwargs: Any) -> Circuit:
     sizes: list[int] = []
     _leaves((args, kwargs), lambda shape: sizes.append(prod(shape)))
     size = sum(sizes)
-    draw = np.random.default_rng(0).integers
+    draw = np.random.default_rng(0)
 
     def traced(point: NDArray, leaf: Callable[[NDArray], Any]) -> tuple[Reading, list[Step]]:
         parts = iter(np.split(point, np.cumsum(sizes)))
@@ -64,12 +64,12 @@ def from_pennylane(source: Any, *args: Any, **kwargs: Any) -> Circuit:
         wires = _wires(tape, device)
         return Reading(len(wires)), _steps(qml, tape.operations, wires)
 
-    # signs, sizes: so that what is a sum of multiples only in places shows; eighths: so that differences are exact
-    points = [scale * draw(4, 13, size) / 8 for scale in (1, -10, 30)]
+    # eighths first, so that differences are exact; other signs and sizes, so that what is affine only in places shows
+    points = [draw.integers(4, 13, size) / 8, *(scale * draw.uniform(0.5, 1.5, size) for scale in (-10, 30))]
     try:
         return _by_slopes(traced, points)
     except Exception as error:  # of what takes no tensors of torch
-        if size > _MOST_DIFFERENCES:
+        if size > _MOST_DIFFERENCES or isinstance(error, _NotAffineError):
             raise
         try:
             return _by_differences(traced, points)
@@ -120,7 +120,7 @@ def _by_differences(traced: Traced, points: list[NDArray]) -> Circuit:
             angles.append(_affine(slopes, 0.0 if abs(shift) <= near.sum() and slopes.any() else shift))
             wanted = [shift + slopes @ point for point in others]
             if not np.allclose(numbers[1 + len(first) :], wanted, rtol=1e-9, atol=1e-9 * (1 + np.abs(slopes).sum())):
-                raise _not_affine(gate)
+                raise _NotAffineError(gate)
         _add(found, gate, on, adjoint, angles)
     return found.circuit(_names(first))
 
@@ -215,7 +215,7 @@ def _traced(values: tuple[Any, ...], free: list[list[Tensor]], gate: str) -> Aff
     for others, other in found[1:]:
         same = np.allclose(slopes, others, rtol=1e-9, atol=1e-12)
         if not same or not isclose(shift, other, rel_tol=1e-9, abs_tol=1e-9 * (1 + np.abs(slopes).sum())):
-            raise _not_affine(gate)
+            raise _NotAffineError(gate)
     return _affine(slopes, shift)
 
 
@@ -223,8 +223,9 @@ def _affine(slopes: NDArray, shift: float) -> Affine:
     return Affine(tuple((position, float(slope)) for position, slope in enumerate(slopes) if slope), float(shift))
 
 
-def _not_affine(gate: str) -> ValueError:
-    return ValueError(f"{gate} takes an angle that is not a sum of multiples of the arguments and a number")
+class _NotAffineError(ValueError):
+    def __init__(self, gate: str) -> None:
+        super().__init__(f"{gate} takes an angle that is not a sum of multiples of the arguments and a number")
 
 
 def _symbolic(value: Any, symbols: Sequence[Any], gate: str) -> Affine:

@@ -205,7 +205,7 @@ def _calls(ast: Any, call: Any, gates: dict[str, tuple[int, int]], registers: Ma
             raise ValueError(f"line {line} has ctrl of more than {MAX_QUBITS} qubits")
     width = max((len(_qubits(ast, qubit, registers)) for qubit in call.qubits), default=1)
     count, depth = gates.get(call.name.name, (1, 0)) if isinstance(call, ast.QuantumGate) else (1, 0)
-    return count * width, depth
+    return max(1, count) * width, depth  # Qiskit keeps empty ones, too
 
 
 def _qubits(ast: Any, operand: Any, registers: Mapping[str, Qubits]) -> Qubits:

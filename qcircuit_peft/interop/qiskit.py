@@ -120,7 +120,7 @@ def _write(
                 _affine(value, {one: number for number, one in enumerate(getattr(value, "parameters", ()))}, where)
             into.append(operation, on)
             continue
-        if isinstance(operation, known.synthesized):
+        if isinstance(bare, known.synthesized):
             into.append(operation, on)
             continue
         definition = None if getattr(bare, "blocks", None) else _definition(bare, where)
@@ -151,7 +151,8 @@ def _check_evolution(gate: Any, where: str) -> None:
     terms = pauli.sum([pauli.from_sparse_observable(x) if isinstance(x, sparse) else pauli(x) for x in parts])
     if len(terms.group_commuting()) > 1 or isinstance(gate.synthesis, synthesis.QDrift):
         raise ValueError(
-            f"{where} has a definition that is only near its matrix; if that is meant, read circuit.decompose()"
+            f"{where} has a definition that is only near its matrix; if that is meant, read circuit.decompose(), once "
+            "for every definition that it stands in"
         )
 
 

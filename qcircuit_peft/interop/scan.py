@@ -12,7 +12,7 @@ from qcircuit_peft.interop.reading import MAX_DEPTH, MAX_GATES, MAX_QUBITS, chec
 
 LIBRARIES = ("qelib1.inc", "stdgates.inc")
 _MOST_NESTED, _MOST_DIGITS, _MOST_DEFINED = 50, 300, 4096
-_ASIDE = re.compile(r"//[^\n]*|/\*.*?\*/|\"[^\"\n]*\"?|'[^'\n]*'?", re.DOTALL)
+_ASIDE = re.compile(r"//[^\r\n]*|/\*.*?(?:\*/|\Z)|\"[^\"\n]*\"?|'[^'\n]*'?", re.DOTALL)
 _TOO_MUCH = re.compile(rf"(?P<signs>(?:[-~!]\s*){{{_MOST_NESTED},}})|\d{{{_MOST_DIGITS + 1},}}|[()\[\]{{}}]", re.ASCII)
 _STATEMENT = re.compile(r"[^;{}]*(?:[;{}]|\Z)")
 _HEAD = re.compile(r"\s*(?P<word>[A-Za-z_]\w*)(?P<rest>.*)", re.DOTALL | re.ASCII)
@@ -105,12 +105,14 @@ class Text:
         """Of every statement of version 2 its line, its first word, the rest, and whether it is within a gate."""
         line, within = 1, False
         for found in _STATEMENT.finditer(self.bare):
-            piece = found[0]
+            piece, lines = found[0], found[0].count("\n")
             head = _HEAD.match(piece)
             if head:
                 yield line + piece.count("\n", 0, head.start("word")), head["word"], head["rest"].rstrip(";{}"), within
+            if piece[-1:] == "{" and (within or not head or head["word"] != "gate"):
+                raise ValueError(f"line {line + lines} has a block that is no gate's")
             within = piece[-1:] == "{" or (within and piece[-1:] != "}")
-            line += piece.count("\n")
+            line += lines
 
     def names_of_2(self, drop: bool) -> set[str]:
         """All names that a text of version 2 declares; refuses what is no circuit, or is too large."""
@@ -152,7 +154,7 @@ class Text:
                     raise no_gate(line, _REFUSED[word])
                 operands = rest.partition("->")[0] if word == "measure" else rest.rpartition(")")[2]
                 meant = [_meant(one, registers) for one in operands.split(",")]
-                total += max(map(len, meant)) * gates.get(word, (1, 0))[0]
+                total += max(map(len, meant)) * max(1, gates.get(word, (1, 0))[0])  # Qiskit keeps empty ones, too
                 check_total(total, line)
                 if word == "measure":
                     measured.update((qubit, line) for qubit in meant[0])
