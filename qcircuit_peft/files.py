@@ -142,18 +142,18 @@ def turn(folder: Path, reads: bool = False) -> Iterator[bool]:
     """Within it, other processes and threads that take turns on a folder wait; those that read do with each other.
 
     The lock is the system's, on the folder itself: it goes with a process that is killed, and leaves nothing behind.
-    Where a system or a disk has none, and after a minute, the work is done without; it gives whether one is alone.
+    Where a system or a disk has none, and after a minute, the work is done without. It gives False after that minute:
+    another one is at work.
     """
-    handle, alone = None, False
+    handle, alone = None, True
     try:
         if fcntl is not None and folder.is_dir():
             kind, end = fcntl.LOCK_SH if reads else fcntl.LOCK_EX, time.monotonic() + _PATIENCE
             with suppress(OSError):
                 handle = os.open(folder, os.O_RDONLY)
-                while time.monotonic() < end:
+                while alone := time.monotonic() < end:
                     try:
                         fcntl.flock(handle, kind | fcntl.LOCK_NB)
-                        alone = True
                         break
                     except BlockingIOError:
                         time.sleep(0.01)

@@ -121,6 +121,9 @@ def test_what_a_task_trains_whole_is_not_adapted(kind, targets, method, tmp_path
     net.save_pretrained(tmp_path)
     assert torch.equal(out(PeftModel.from_pretrained(plain(), tmp_path).eval()), out(net))
     assert not torch.equal(out(net), out(plain()))
+    by_itself = plain()  # transformers trains no head whole, whatever the task
+    by_itself.add_adapter(method(r=2, target_modules=sorted(heads), task_type=task))
+    assert heads & {n.rpartition(".")[2] for n, m in by_itself.named_modules() if isinstance(m, BaseTunerLayer)}
 
 
 @pytest.mark.parametrize("method", METHODS)

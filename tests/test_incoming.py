@@ -16,9 +16,10 @@ from test_qpa import config as generator
 from test_qpa import steps
 from tiny import CHAIN, adapted, base, logits, shake
 
-from qcircuit_peft import QCircuitConfig
+from qcircuit_peft import BottleneckConfig, QCircuitConfig
 from qcircuit_peft.factorizations import FACTORIZATIONS
 from qcircuit_peft.generator import Recipe
+from qcircuit_peft.methods import UpdateConfig
 from qcircuit_peft.tuner.config import _CIRCUIT_KEYS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
@@ -243,7 +244,36 @@ def test_state_dicts_of_models_in_transformers_and_of_unloaded_ones() -> None:
     merged = [net_of({**START, **change}, seed=1).merge_and_unload() for change in ({}, {"alpha": 3.0})]
     merged[0].load_state_dict(pickled(merged[1].state_dict()))
     assert torch.equal(logits(merged[0], "llama"), logits(merged[1], "llama"))
+    update = UpdateConfig(update="svf", size=4, target_modules=["q_proj"])
+    merged += [get_peft_model(base("llama"), update).unload(), get_peft_model(base("llama"), update).merge_and_unload()]
     assert not [name for model in merged for name in (*model._state_dict_hooks, *model._load_state_dict_pre_hooks)]
+
+
+def test_a_whole_state_dict_of_which_no_adapter_is_taken_is_not_judged_by_its_adapters() -> None:
+    one, other = net_of(START, seed=1), net_of({**START, "alpha": 3.0}, seed=2)
+    before = logits(other, "llama")
+    state = one.state_dict()
+    for key in [key for key in state if "qcircuit_" in key]:
+        del state[key]
+    other.load_state_dict(state, strict=False)
+    bottleneck = get_peft_model(base("llama"), BottleneckConfig(target_modules=["q_proj"]))
+    other.load_state_dict(bottleneck.state_dict(), strict=False)
+    assert torch.equal(logits(other, "llama"), before)
+
+
+def test_a_state_dict_is_made_whatever_stands_in_the_configuration() -> None:
+    net = net_of(START, seed=1)
+    net.peft_config["default"].base_model_name_or_path = Path("anywhere")
+    net.load_state_dict(net.state_dict())
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj"]])
+def test_shared_rotations_are_loaded_with_the_configuration_that_made_them(targets: Any, tmp_path: Path) -> None:
+    settings = {"factorization": "rotation", "share": "kind", "target_modules": targets}
+    net = net_of(settings, seed=1)
+    net.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(base("llama"), tmp_path, config=QCircuitConfig(**settings))
+    assert torch.equal(logits(again, "llama"), logits(net, "llama"))
 
 
 def test_a_configuration_that_is_used_again_has_the_heads_of_its_task_once(tmp_path: Path) -> None:

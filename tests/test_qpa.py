@@ -327,6 +327,11 @@ def test_a_start_that_checkpoints_cannot_hold_is_refused() -> None:
         for name, p in plain.named_parameters():
             if "qcircuit_" in name:
                 p += 1
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), started_from(net) as plain:
+        for name, p in plain.named_parameters():
+            if "qcircuit_" in name:
+                p += 1
+        raise KeyboardInterrupt
     after = dict(net.named_parameters())
     assert set(after) == set(before) and all(torch.equal(p, before[name]) for name, p in after.items())
 

@@ -164,6 +164,14 @@ def test_who_holds_a_folder_for_ever_is_not_waited_for_so_long(tmp_path: Path, m
     assert not theirs.exists()
 
 
+def test_where_a_system_locks_nothing_debris_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    debris = files.draft_of(tmp_path / "anything")
+    debris.mkdir()
+    circuit(7.0, 2).save_pretrained(tmp_path)
+    assert not debris.exists()
+
+
 @pytest.mark.parametrize(
     ("way", "lasting"), [("auto", False), ("transformers", True), ("qpa", False), ("subfolder", True)]
 )

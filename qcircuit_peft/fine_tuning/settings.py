@@ -18,12 +18,11 @@ FORMS = ("lora", "merged")
 
 # Those that PEFT attaches to linear layers, and reads again where qcircuit_peft is imported. AdaLoRA is not among them:
 # PEFT warns when it saves and loads what has been pruned to rank 0.
+OURS = {**CORES, **CIRCUITS}
 ADAPTERS = {
-    name: row
-    for name, row in {**CORES, **CIRCUITS, **RIVALS}.items()
-    if isinstance(row.attach, Adapter) and name != "adalora"
+    name: row for name, row in {**OURS, **RIVALS}.items() if isinstance(row.attach, Adapter) and name != "adalora"
 }
-LOW_RANK = (*CORES, *CIRCUITS, "lora")  # of which a plain LoRA is an exact copy
+LOW_RANK = (*OURS, "lora")  # of which a plain LoRA is an exact copy
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from qcircuit_peft.fine_tuning.settings import (
     FORMS,
     LOW_RANK,
     MOST_TASK,
+    OURS,
     PLOT,
     SETTINGS,
     TASK,
@@ -30,7 +31,7 @@ from qcircuit_peft.fine_tuning.settings import (
     Settings,
     place_of,
 )
-from qcircuit_peft.methods import CIRCUITS, CORES, look, shapes, some_batches
+from qcircuit_peft.methods import look, shapes, some_batches
 from qcircuit_peft.rates import RATES
 from qcircuit_peft.tasks.data import Split, Splits
 from qcircuit_peft.tasks.examples import Examples, divided, examples
@@ -90,7 +91,7 @@ def adapted(settings: Settings, task: Task) -> PeftModel:
     shapes(model, targets)
     size = method.default_on(model, targets) if settings.rank is None else settings.rank
     more: dict[str, Any] = {"modules_to_save": list(heads) or None, "task_type": KINDS[task.kind].task_type}
-    if settings.method in CIRCUITS or settings.method in CORES:
+    if settings.method in OURS:
         more |= {"seed": settings.seed} | ({} if settings.layers is None else {"layers": settings.layers})
     found: Any = method.attach(model, targets, size, **more)
     found.active_peft_config.base_model_name_or_path = place_of(settings.model)

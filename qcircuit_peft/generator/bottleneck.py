@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from qcircuit_peft.checks import boolean, one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
-from qcircuit_peft.tuner.guard import injecting, merging
-from qcircuit_peft.tuner.heads import in_use, is_target, passed_by, unload_heads, watch_heads
+from qcircuit_peft.tuner.guard import injecting, unloading
+from qcircuit_peft.tuner.heads import in_use, is_target, watch_heads
 from qcircuit_peft.tuner.layer import check_linear
 from qcircuit_peft.tuner.maps import features
 from qcircuit_peft.tuner.meaning import INCIDENTAL, check_same, meaning
@@ -155,10 +155,8 @@ class BottleneckModel(BaseTuner):
     ) -> Any:
         if merge:
             self.refuse_merge()
-        with merging(self.model):
-            unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
-            with passed_by(self.model):
-                return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        with unloading(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names):
+            return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

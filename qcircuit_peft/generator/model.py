@@ -21,8 +21,8 @@ from qcircuit_peft.generator.source import Source
 from qcircuit_peft.generator.targets import SAVED, check_layout, find_targets, layout_of
 from qcircuit_peft.recomputation import InUse, check_unchanged, may_run_again
 from qcircuit_peft.text import shown
-from qcircuit_peft.tuner.guard import injecting, merging
-from qcircuit_peft.tuner.heads import head_in_use, in_use, passed_by, unload_heads
+from qcircuit_peft.tuner.guard import injecting, merging, unloading
+from qcircuit_peft.tuner.heads import head_in_use, in_use
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer
 from qcircuit_peft.tuner.model import QCircuitModel, check_untied
@@ -340,12 +340,11 @@ class QPAModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self._check_merge(adapter_names, safe_merge)
-        with self.settled(for_good=True), merging(self.model):
+        with self.settled(for_good=True):
             model = self.wrapped.get_base_model()
             if self.prompt is None:
-                unload_heads(model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
                 unload = self.wrapped.base_model._unload_and_optionally_merge
-                with passed_by(model):
+                with unloading(model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names):
                     model = unload(merge, progressbar, safe_merge, adapter_names)
         self.passes.unwatch(self.model)
         return model

@@ -54,8 +54,8 @@ def started_from(model: nn.Module, adapter: str = "default") -> Iterator[PeftMod
 
     For initial values that come from data, such as a prefix that is the keys and values of a text. They are no longer
     drawn from the seed but saved with the adapter. Raises ValueError if the model has no such generated adapter, or one
-    with init="paper", which starts from nothing; and, with all as it was, if a parameter of a circuit was written to
-    that is not trained, since checkpoints have none of these.
+    with init="paper", which starts from nothing; and if a parameter of a circuit was written to that is not trained, of
+    which checkpoints have none: it has its value again, and the adapter starts where it did.
 
     >>> from peft import LoraConfig, get_peft_model
     >>> from qcircuit_peft import QPAConfig
@@ -74,14 +74,18 @@ def started_from(model: nn.Module, adapter: str = "default") -> Iterator[PeftMod
         made = source.values() - source.generator.get_buffer("start")
         still = {name: p for name, p in wrapped.named_parameters() if PREFIX in name and not p.requires_grad}
         before = {name: p.detach().clone() for name, p in still.items()}
-        yield wrapped
-        start = source.values() - made
-        with torch.no_grad():
-            written = [name for name, p in still.items() if not torch.equal(p, before[name])]
-            for name in written:
-                still[name].copy_(before[name])
-    if written:
-        raise ValueError(f"what is not trained is not saved with a generated adapter, but {written[0]} was written to")
+        try:
+            yield wrapped
+            start = source.values() - made
+        finally:
+            with torch.no_grad():
+                written = [name for name, p in still.items() if not torch.equal(p, before[name])]
+                for name in written:
+                    still[name].copy_(before[name])
+        if written:
+            raise ValueError(
+                f"what is not trained is not saved with a generated adapter, but {written[0]} was written to"
+            )
     source.restart(start, saved=True)
     config.layout["start"] = SAVED
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qcircuit_peft.checks import number, one_of, whole_number
 from qcircuit_peft.recomputation import check_unchanged, may_run_again
-from qcircuit_peft.tuner.guard import injecting
+from qcircuit_peft.tuner.guard import injecting, unloading
 from qcircuit_peft.tuner.heads import in_use, is_target, watch_heads
 from qcircuit_peft.tuner.layer import check_linear, targets
 from qcircuit_peft.tuner.maps import LINEAR, features, map_of
@@ -289,6 +289,16 @@ class UpdateModel(BaseTuner):
     tuner_layer_cls = UpdateLayer
     _check_target_module_exists = staticmethod(is_target)
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        with unloading(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names):
+            return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's; raises ValueError before anything else for a name that no adapter can have."""

@@ -16,6 +16,7 @@ from qcircuit_peft.tuner.outgoing import circuit_of, circuits
 from qcircuit_peft.tuner.register import (
     hook_checkpoints,
     hook_deletion,
+    hook_heads,
     hook_kinds,
     hook_mixed,
     hook_scales,
@@ -28,6 +29,7 @@ hook_cards(PeftModel)
 hook_checkpoints()
 hook_conversion()
 hook_deletion()
+hook_heads()
 hook_hotswap()
 hook_kinds()
 hook_mixed()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -295,10 +296,11 @@ class QCircuitConfig(PeftConfig):
 
     def check_takes(self, stored: PeftConfig, adapter: str) -> None:
         """Raise ValueError, naming a field, if the numbers of a stored adapter mean something else in this one."""
+        mine, theirs = self.to_dict(), stored.to_dict()
         incidental = self.incidental
-        if self.share is not None and not FACTORIZATIONS[self.factorization].own:
+        if self.share is not None and not FACTORIZATIONS[self.factorization].own and _are_named(mine, theirs):
             incidental = incidental - WHICH  # of layers that share all, names of parameters do not tell
-        check_same(adapter, meaning(self.to_dict(), incidental), meaning(stored.to_dict(), incidental))
+        check_same(adapter, meaning(mine, incidental), meaning(theirs, incidental))
 
     def wants_all_linear(self) -> bool:
         """Whether the targets are PEFT's "all-linear"."""
@@ -358,3 +360,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: an adapter configuration is a table, got {type(data).__name__}")
     return data
+
+
+def _are_named(*configs: Mapping[str, Any]) -> bool:
+    """Whether all name the modules that they adapt: PEFT writes names in the place of none, and of "all-linear"."""
+    return all(isinstance(config["target_modules"], list | set) for config in configs)

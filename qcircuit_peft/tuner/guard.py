@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
 from torch import nn
 from transformers import PreTrainedConfig
 
-from qcircuit_peft.tuner.heads import check_heads_apart
+from qcircuit_peft.tuner.heads import check_heads_apart, passed_by, unload_heads
 from qcircuit_peft.tuner.meaning import know_configurations
 from qcircuit_peft.tuner.names import base_name, stripped
 
@@ -96,6 +96,19 @@ def merging(model: nn.Module) -> Iterator[None]:
                 if list(layer.merged_adapters) != names:
                     _merge_again(layer, names)
             raise
+
+
+@contextmanager
+def unloading(model: nn.Module, **how: Any) -> Iterator[None]:
+    """``merging`` for a tuner that unloads a model: heads have been, and what the user calls as PEFT does is not.
+
+    ``how`` is what the tuner is told of merging. Until it has come to its end, base weights that are replaced, as
+    quantized ones and those before a rotation are, are held beside the merged ones.
+    """
+    with merging(model):
+        unload_heads(model, **how)
+        with passed_by(model):
+            yield
 
 
 def _merge_again(layer: Any, names: list[str]) -> None:

@@ -20,13 +20,11 @@ from qcircuit_peft.tuner.meaning import forget_configurations
 from qcircuit_peft.tuner.names import tuner_layers
 
 _HIDDEN = "base_layer of the model"
-# Heads that PEFT trains whole by the task; a configuration names them only after adapters have been put in.
-_OF_TASK = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def is_target(peft_config: Any, key: str) -> Any:
     """PEFT's answer, which is no for what is trained whole, and for modules inside: it takes them by ends of names."""
-    heads = (*(getattr(peft_config, "modules_to_save", None) or ()), *_OF_TASK.get(peft_config.task_type, ()))
+    heads = tuple(getattr(peft_config, "modules_to_save", None) or ())
     words = key.split(".")
     places = (".".join(words[:n]) for n in range(1, len(words) + 1))
     whole = any(place.endswith(heads) for place in places)

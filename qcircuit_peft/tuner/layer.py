@@ -337,9 +337,9 @@ class QCircuitLinear(nn.Module, QCircuitLayer):
         _check_exact()
         if names := [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.factors]:
             merged = self.merged_weight(names, safe_merge)
-            if any(self.factors[name].uses_base for name in names):  # such an update cannot be taken away again
-                self._unmerged = self._original().clone()
             with self._whole():
+                if any(self.factors[name].uses_base for name in names):  # such an update cannot be taken away again
+                    self._unmerged = self._original().clone()
                 self.set_base_weight(merged)
                 self.merged_adapters += names
 

@@ -12,6 +12,7 @@ from qcircuit_peft import files
 from qcircuit_peft.text import shown
 
 _CONFIGURATION = "_qcircuit_peft_configuration"  # an attribute of a state dict, which torch.save keeps, too
+_HEADS = "modules_to_save"  # where PEFT keeps what is trained whole, a part of the names of its parameters
 _NOTE = "qcircuit_peft"  # a key in what a state dict of torch's notes of a module beside its version
 
 WHICH = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}  # modules are adapted
@@ -43,7 +44,7 @@ def with_configuration(state: Mapping[str, Tensor], data: Mapping[str, Any]) -> 
 
 
 def _text(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, default=sorted)
+    return json.dumps(data, default=lambda value: sorted(value) if isinstance(value, set | frozenset) else str(value))
 
 
 def configuration_of(state: Any) -> Any:
@@ -83,10 +84,13 @@ def _tell(module: Any, state: Mapping[str, Any], prefix: str, notes: dict[str, A
 
 
 def _look(module: Any, state: Mapping[str, Any], prefix: str, notes: Mapping[str, Any], *_: Any) -> None:
-    known = notes.get(_NOTE)
+    known, keys = notes.get(_NOTE), [key.split(".") for key in state if key.startswith(prefix)]
     for name, text in known.items() if isinstance(known, Mapping) else ():
         mine, stored = of_ours(module, name), _configuration(text)
-        if mine is not None and stored is not None:
+        brought = any(
+            name in parts and _HEADS not in parts for parts in keys
+        )  # state dicts are also cut down to a part
+        if brought and mine is not None and stored is not None and mine.peft_type == stored.peft_type:
             for told in ("modules_to_save", "bias"):  # by the keys
                 if hasattr(mine, told):
                     setattr(stored, told, getattr(mine, told))

@@ -22,8 +22,8 @@ from qcircuit_peft.tuner.bank import FrameBank
 from qcircuit_peft.tuner.config import QCircuitConfig
 from qcircuit_peft.tuner.encoding import Encoding
 from qcircuit_peft.tuner.fast_path import inside_attention, keep_off_fast_path
-from qcircuit_peft.tuner.guard import injecting, merging, whole_or_nothing
-from qcircuit_peft.tuner.heads import is_target, passed_by, unload_heads, watch_heads
+from qcircuit_peft.tuner.guard import injecting, merging, unloading, whole_or_nothing
+from qcircuit_peft.tuner.heads import is_target, watch_heads
 from qcircuit_peft.tuner.incoming import Incoming
 from qcircuit_peft.tuner.layer import QCircuitLayer, QCircuitLinear, adapted_layers, targets
 from qcircuit_peft.tuner.maps import LINEAR_MAPS, LinearMap, is_linear, map_of, parameter_map
@@ -390,10 +390,8 @@ class QCircuitModel(BaseTuner):
     ) -> Any:
         if merge:
             self._check_before_merge(adapter_names, safe_merge)
-        with merging(self.model):
-            unload_heads(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
-            with passed_by(self.model):
-                model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        with unloading(self.model, merge=merge, safe_merge=safe_merge, adapter_names=adapter_names):
+            model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
             self.bank.passes.unwatch(self.model)
         return model
 

@@ -2,12 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
-from peft import PeftConfig, PeftModel, helpers, mixed_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftModelForQuestionAnswering,
+    PeftModelForTokenClassification,
+    helpers,
+    mixed_model,
+)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners import tuners_utils
 from peft.tuners.lora import LoraLayer
@@ -150,6 +157,33 @@ def hook_kinds() -> None:
 
     for made in (from_json_file, _get_peft_type, from_peft_type):
         setattr(config, made.__name__, classmethod(made))
+
+
+def _with_heads(stock: Callable[..., None], heads: Sequence[str]) -> Callable[..., None]:
+    @functools.wraps(stock)
+    def __init__(self: Any, model: Any, peft_config: Any = None, *args: Any, **kwargs: Any) -> None:
+        if not is_kind(getattr(peft_config, "peft_type", None)) or "modules_to_save" not in vars(peft_config):
+            stock(self, model, peft_config, *args, **kwargs)
+            return
+        before = peft_config.modules_to_save
+        peft_config.modules_to_save = [*(before or ()), *heads]
+        try:
+            stock(self, model, peft_config, *args, **kwargs)
+        except BaseException:
+            peft_config.modules_to_save = before
+            raise
+        peft_config.modules_to_save = list(dict.fromkeys(peft_config.modules_to_save))
+
+    return __init__
+
+
+def hook_heads() -> None:
+    """Let the heads of a task that PEFT trains whole be named before an adapter is put in, not after it."""
+    for cls, heads in (
+        (PeftModelForTokenClassification, ("classifier", "score")),
+        (PeftModelForQuestionAnswering, ("qa_outputs",)),
+    ):
+        cls.__init__ = _with_heads(cls.__init__, heads)  # type: ignore[method-assign]
 
 
 def hook_scales(layer_cls: type) -> None:
