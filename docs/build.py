@@ -520,14 +520,15 @@ def _compared(study: str) -> list[str]:
     path = HERE.parent / "studies" / study
     runs = from_csv(path.with_suffix(".csv").read_text(encoding="utf-8"), Outcome)
     lines = [
-        "| method | name, size | numbers | stored | rate | validation | test (95 %) | to `circuit`, paired (95 %) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | name, size | numbers | stored | file, kB | rate | validation | test (95 %) "
+        "| to `circuit`, paired (95 %) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in front.lines(Field.from_file(path.with_suffix(".toml")), runs):
         over = "" if row.over is None else f"{100 * row.over:+.1f}{_between(row.over_low, row.over_high)}"
         name = f"`{row.entry.partition('-')[0]}`" + (f", {row.size}" if row.size else "")
         test = f"{100 * row.test:.1f}{_between(row.low, row.high)}"
-        counts = f"{row.numbers:,} | {row.kept:,} | {row.rate:g}"
+        counts = f"{row.numbers:,} | {row.kept:,} | {row.checkpoint_bytes / 1e3:,.0f} | {row.rate:g}"
         lines.append(f"| {row.method} | {name} | {counts} | {100 * row.validation:.1f} | {test} | {over} |")
     return lines
 

@@ -80,15 +80,18 @@ def row(python: str, end: str, folder: Path) -> list[str]:
 
 def main(pythons: list[str], ends: list[str]) -> None:
     print(f"| Python | versions | {' | '.join(SHOWN)} | tests |\n|{'---|' * (len(SHOWN) + 3)}", flush=True)
+    good = True
     for version in pythons:
         for end in ends:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     cells = row(f"python{version}", end, Path(folder))
-                except RuntimeError as error:
+                except (RuntimeError, subprocess.CalledProcessError) as error:
                     print(error, file=sys.stderr)
                     cells = [*["" for _ in SHOWN], "not installed"]
             print(f"| {version} | {end} | {' | '.join(cells)} |", flush=True)
+            good &= "passed" in cells[-1] and not re.search("failed|error", cells[-1])
+    sys.exit(not good)
 
 
 if __name__ == "__main__":
